@@ -1,0 +1,215 @@
+"""From timings to statements: Samples -> Stats -> Comparison. Pure functions, times in seconds.
+
+Contenders are timed in alternation. A block runs every contender once forth and once back (A B C C B A),
+a few runs at each turn, so that anything that drifts linearly hits all contenders of a block alike. One
+block yields one time per contender, hence one ratio per pair; the speedup is the median of these ratios,
+and its interval comes from resampling the blocks, which keeps what is correlated together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesparse.errors import UsageError
+
+Floats = NDArray[np.float64]
+
+TRIM = 0.1
+"""Share of the fastest, and of the slowest, runs that the trimmed mean leaves out."""
+
+MAX_SPREAD = 0.15
+"""Interquartile range over median above which timings count as unstable."""
+
+MAX_DRIFT = 0.10
+"""Change from the first to the last third of the blocks, over the median, above which timings count
+as unstable.
+"""
+
+MAX_TAIL = 3.0
+"""p99 over p50 above which timings count as unstable."""
+
+MIN_BLOCKS = 6
+"""Blocks below which an order statistic of blocks cannot give a 95 % interval."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Timings of one contender: for each block its turns (forth and back), each the times of its
+    runs in seconds.
+    """
+
+    name: str
+    blocks: tuple[tuple[tuple[float, ...], ...], ...]
+
+    def __post_init__(self) -> None:
+        if not self.blocks or any(not turn for block in self.blocks for turn in block):
+            raise UsageError(f"there are no timings of {self.name}")
+        if not all(0 < value < np.inf for value in self.flat):
+            raise UsageError(f"timings of {self.name} are not all positive and finite")
+
+    @property
+    def flat(self) -> Floats:
+        """All runs, in the order in which they were made."""
+        return np.array(
+            [value for block in self.blocks for turn in block for value in turn], dtype=np.float64
+        )
+
+    @property
+    def block_times(self) -> Floats:
+        """One time per block: the mean of its turns' medians, so spikes drop out and linear drift cancels."""
+        return np.array([np.mean([np.median(turn) for turn in block]) for block in self.blocks])
+
+    @classmethod
+    def of(cls, name: str, seconds: Sequence[float]) -> Samples:
+        """Return samples of runs that were made one after the other: every run is a block of its own."""
+        return cls(name, tuple(((float(value),),) for value in seconds))
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What is said about one contender; times in seconds.
+
+    Attributes
+    ----------
+    spread:
+        Interquartile range over median.
+    drift:
+        Median of the last third of the blocks over that of the first third, minus 1. 0 with fewer than 6
+        blocks.
+    unstable:
+        Why the timings should not be trusted; empty if they may be.
+    """
+
+    n: int
+    min: float
+    p50: float
+    p90: float
+    p99: float
+    trimmed_mean: float
+    spread: float
+    drift: float
+    unstable: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much faster `base` is than `other`: a ratio above 1 says that `base` is faster.
+
+    `low` and `high` bound the ratio with `confidence`; `blocks` is the number of pairs it comes from.
+    """
+
+    base: str
+    other: str
+    ratio: float
+    low: float
+    high: float
+    confidence: float
+    blocks: int
+
+    @property
+    def verdict(self) -> str:
+        """Return "faster", "slower" or, where the interval holds 1, "no difference"."""
+        if self.low > 1:
+            return "faster"
+        return "slower" if self.high < 1 else "no difference"
+
+
+def summarize(samples: Samples) -> Stats:
+    """Return the statistics of one contender's timings."""
+    flat = samples.flat
+    p25, p50, p75, p90, p99 = (float(value) for value in np.percentile(flat, [25, 50, 75, 90, 99]))
+    spread = (p75 - p25) / p50
+    drift = _drift(samples.block_times)
+    causes = []
+    if spread > MAX_SPREAD:
+        causes.append(f"spread: the middle half of the runs spans {100 * spread:.0f} % of the median")
+    if abs(drift) > MAX_DRIFT:
+        word = "slower" if drift > 0 else "faster"
+        causes.append(f"drift: the last third of the runs is {100 * abs(drift):.0f} % {word} than the first")
+    if p99 > MAX_TAIL * p50:
+        causes.append(f"spikes: one run in a hundred takes {p99 / p50:.1f} times the median")
+    return Stats(
+        n=len(flat),
+        min=float(flat.min()),
+        p50=p50,
+        p90=p90,
+        p99=p99,
+        trimmed_mean=trimmed_mean(flat),
+        spread=spread,
+        drift=drift,
+        unstable=tuple(causes),
+    )
+
+
+def trimmed_mean(values: Floats, share: float = TRIM) -> float:
+    """Return the mean without the lowest and highest `share` (0 to below 0.5) of the values."""
+    cut = int(share * len(values))
+    return float(np.sort(values)[cut : len(values) - cut].mean())
+
+
+def compare(
+    base: Samples, other: Samples, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Comparison:
+    """Return how much faster `base` is than `other`, from their paired blocks.
+
+    The interval is the percentile bootstrap of the median over blocks; with fewer than `MIN_BLOCKS`
+    blocks it is the whole range of the ratios, as no narrower one could be defended.
+
+    Raises
+    ------
+    UsageError
+        If the two were not timed in the same number of blocks.
+    """
+    if len(base.blocks) != len(other.blocks):
+        raise UsageError(
+            f"cannot pair {base.name} with {other.name}",
+            why=f"they have {len(base.blocks)} and {len(other.blocks)} blocks",
+        )
+    ratios = other.block_times / base.block_times
+    low, high = median_interval(ratios, confidence=confidence, resamples=resamples, seed=seed)
+    return Comparison(base.name, other.name, float(np.median(ratios)), low, high, confidence, len(ratios))
+
+
+def median_interval(
+    values: Floats, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Return a bootstrap interval of the median; the same for the same seed."""
+    if len(values) < MIN_BLOCKS:
+        return float(values.min()), float(values.max())
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(0, len(values), size=(resamples, len(values)))
+    medians = np.median(values[picks], axis=1)
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(medians, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def settled(seconds: Sequence[float], *, window: int = 10, tolerance: float = 0.02) -> bool:
+    """Return whether warm-up is over: the medians of the last two windows of runs differ by at most
+    `tolerance`.
+    """
+    if len(seconds) < 2 * window:
+        return False
+    last = float(np.median(seconds[-window:]))
+    before = float(np.median(seconds[-2 * window : -window]))
+    return abs(last - before) <= tolerance * before
+
+
+def _drift(block_times: Floats) -> float:
+    third = len(block_times) // 3
+    if len(block_times) < MIN_BLOCKS:
+        return 0.0
+    return float(np.median(block_times[-third:]) / np.median(block_times[:third]) - 1)
+
+
+def as_dict(value: Stats | Comparison) -> dict[str, Any]:
+    """Return the fields as plain values for a JSON report; a comparison also says its verdict."""
+    fields = {key: list(item) if isinstance(item, tuple) else item for key, item in vars(value).items()}
+    if isinstance(value, Comparison):
+        fields["verdict"] = value.verdict
+    return fields
