@@ -1,0 +1,246 @@
+/* The runtime: one model is a table of kernel calls over one arena and one mapped weights file.
+ *
+ * Freestanding C: what needs a system is in platform_*.c. */
+#include "edgesparse.h"
+#include "platform.h"
+#include "program.h"
+
+#include <stddef.h>
+
+#ifndef ES_VERSION
+#define ES_VERSION "unversioned" /* the builder gives the real one */
+#endif
+
+/* The model's own record lies in a page of its own before the arena, so that one allocation serves both. */
+#define RECORD_BYTES 4096
+
+struct es_model {
+    const es_program *program;
+    /* Indexed by the top bit of a reference: the arena, the weights. */
+    uint8_t *bases[2];
+    uint64_t mapped_bytes; /* 0 where the weights belong to the caller */
+};
+
+int32_t es_abi(void) {
+    return ES_ABI;
+}
+
+const char *es_version(void) {
+    return ES_VERSION;
+}
+
+const char *es_error(int status) {
+    switch (status) {
+    case ES_OK: return "no error";
+    case ES_CANNOT_OPEN: return "the weights file is missing, empty or cannot be read";
+    case ES_WRONG_SIZE: return "the weights file is truncated or has extra bytes";
+    case ES_NOT_WEIGHTS: return "the file is not a weights file of this version";
+    case ES_OTHER_MODEL: return "the weights file belongs to another model";
+    case ES_NO_MEMORY: return "not enough memory for the arena";
+    case ES_BAD_ARGUMENT: return "a null pointer was given";
+    default: return "unknown status";
+    }
+}
+
+static int bytes_differ(const uint8_t *a, const uint8_t *b, int count) {
+    int differ = 0;
+    for (int i = 0; i < count; i++)
+        differ |= a[i] ^ b[i];
+    return differ;
+}
+
+static int check_weights(const es_program *program, const void *weights, uint64_t bytes) {
+    const es_weights_header *header = weights;
+    if (bytes < ES_HEADER_BYTES)
+        return ES_WRONG_SIZE;
+    if (bytes_differ(header->magic, (const uint8_t *)ES_WEIGHTS_MAGIC, 8) ||
+        header->version != ES_WEIGHTS_VERSION || header->header_bytes != ES_HEADER_BYTES)
+        return ES_NOT_WEIGHTS;
+    if (header->file_bytes != bytes)
+        return ES_WRONG_SIZE;
+    if (bytes != program->weights_bytes || bytes_differ(header->digest, program->digest, 32))
+        return ES_OTHER_MODEL;
+    return ES_OK;
+}
+
+int es_create_from_memory(const void *weights, uint64_t bytes, es_model **out) {
+    const es_program *program = &es_main_program;
+    if (!out)
+        return ES_BAD_ARGUMENT;
+    *out = NULL;
+    if (!weights)
+        return ES_BAD_ARGUMENT;
+    int status = check_weights(program, weights, bytes);
+    if (status != ES_OK)
+        return status;
+    uint8_t *memory = es_allocate(RECORD_BYTES + program->arena_bytes);
+    if (!memory)
+        return ES_NO_MEMORY;
+    es_model *model = (es_model *)memory;
+    model->program = program;
+    model->bases[0] = memory + RECORD_BYTES;
+    model->bases[1] = (uint8_t *)(uintptr_t)weights;
+    model->mapped_bytes = 0;
+    *out = model;
+    return ES_OK;
+}
+
+int es_create(const char *weights_path, es_model **out) {
+    uint64_t bytes;
+    if (!out)
+        return ES_BAD_ARGUMENT;
+    *out = NULL;
+    if (!weights_path)
+        return ES_BAD_ARGUMENT;
+    const void *weights = es_map_file(weights_path, &bytes);
+    if (!weights)
+        return ES_CANNOT_OPEN;
+    int status = es_create_from_memory(weights, bytes, out);
+    if (status == ES_OK)
+        (*out)->mapped_bytes = bytes;
+    else
+        es_unmap_file(weights, bytes);
+    return status;
+}
+
+void es_destroy(es_model *model) {
+    if (!model)
+        return;
+    if (model->mapped_bytes)
+        es_unmap_file(model->bases[1], model->mapped_bytes);
+    es_release(model, RECORD_BYTES + model->program->arena_bytes);
+}
+
+int32_t es_input_count(const es_model *model) {
+    return model->program->input_count;
+}
+
+int32_t es_output_count(const es_model *model) {
+    return model->program->output_count;
+}
+
+const es_port *es_input_info(const es_model *model, int32_t index) {
+    return index < 0 || index >= model->program->input_count ? NULL : &model->program->inputs[index];
+}
+
+const es_port *es_output_info(const es_model *model, int32_t index) {
+    return index < 0 || index >= model->program->output_count ? NULL : &model->program->outputs[index];
+}
+
+void *es_input(es_model *model, int32_t index) {
+    if (index < 0 || index >= model->program->input_count)
+        return NULL;
+    return model->bases[0] + model->program->input_offsets[index];
+}
+
+void *es_output(es_model *model, int32_t index) {
+    if (index < 0 || index >= model->program->output_count)
+        return NULL;
+    return model->bases[0] + model->program->output_offsets[index];
+}
+
+int32_t es_layer_count(const es_model *model) {
+    return model->program->layer_count;
+}
+
+const char *es_layer_name(const es_model *model, int32_t index) {
+    return index < 0 || index >= model->program->layer_count ? NULL : model->program->layers[index];
+}
+
+uint64_t es_arena_bytes(const es_model *model) {
+    return model->program->arena_bytes;
+}
+
+uint64_t es_weights_bytes(const es_model *model) {
+    return model->program->weights_bytes;
+}
+
+/* One call form for each number of pointers: WebAssembly traps when a function is called through another type. */
+#define T0
+#define T1 T0 void *,
+#define T2 T1 void *,
+#define T3 T2 void *,
+#define T4 T3 void *,
+#define T5 T4 void *,
+#define T6 T5 void *,
+#define T7 T6 void *,
+#define T8 T7 void *,
+#define T9 T8 void *,
+#define T10 T9 void *,
+#define T11 T10 void *,
+#define T12 T11 void *,
+#define T13 T12 void *,
+#define T14 T13 void *,
+#define T15 T14 void *,
+#define T16 T15 void *,
+
+#define P(i) (void *)(bases[refs[i] >> 31] + (refs[i] & ~ES_IN_WEIGHTS))
+#define P0
+#define P1 P0 P(0),
+#define P2 P1 P(1),
+#define P3 P2 P(2),
+#define P4 P3 P(3),
+#define P5 P4 P(4),
+#define P6 P5 P(5),
+#define P7 P6 P(6),
+#define P8 P7 P(7),
+#define P9 P8 P(8),
+#define P10 P9 P(9),
+#define P11 P10 P(10),
+#define P12 P11 P(11),
+#define P13 P12 P(12),
+#define P14 P13 P(13),
+#define P15 P14 P(14),
+#define P16 P15 P(15),
+
+#define FORM(n)                                                                                                        \
+    case n:                                                                                                            \
+        ((void (*)(T##n const int32_t *, int32_t, int32_t))function)(P##n args, begin, end);                           \
+        return;
+
+/* Run the part [begin, end) of one call. */
+static void run_slice(const es_model *model, const es_call *call, int32_t begin, int32_t end) {
+    const es_program *program = model->program;
+    const es_kernel *kernel = &program->kernels[call->kernel];
+    const es_function function = kernel->function;
+    const uint32_t *refs = program->refs + call->refs;
+    const int32_t *args = program->args + call->args;
+    uint8_t *const *bases = model->bases;
+    switch (kernel->arity) {
+        FORM(0) FORM(1) FORM(2) FORM(3) FORM(4) FORM(5) FORM(6) FORM(7) FORM(8)
+        FORM(9) FORM(10) FORM(11) FORM(12) FORM(13) FORM(14) FORM(15) FORM(16)
+    }
+}
+
+/* Run the calls [first, last) in their order. */
+static void run_calls(const es_model *model, uint32_t first, uint32_t last) {
+    for (const es_call *call = model->program->calls + first, *end = model->program->calls + last; call < end; call++)
+        run_slice(model, call, call->begin, call->end);
+}
+
+int es_run(es_model *model) {
+    if (!model)
+        return ES_BAD_ARGUMENT;
+    run_calls(model, 0, model->program->call_count);
+    return ES_OK;
+}
+
+int es_profile(es_model *model, uint64_t *ns) {
+    if (!model || !ns)
+        return ES_BAD_ARGUMENT;
+    const es_program *program = model->program;
+    for (int32_t i = 0; i < program->layer_count; i++)
+        ns[i] = 0;
+    uint64_t before = es_clock_ns();
+    for (uint32_t first = 0, last; first < program->call_count; first = last) {
+        const uint16_t layer = program->calls[first].layer;
+        /* The clock is read where the layer changes, not at each call: short calls would drown in it. */
+        for (last = first + 1; last < program->call_count && program->calls[last].layer == layer; last++)
+            ;
+        run_calls(model, first, last);
+        const uint64_t after = es_clock_ns();
+        ns[layer] += after - before;
+        before = after;
+    }
+    return ES_OK;
+}
