@@ -1,0 +1,151 @@
+"""The measuring protocol, on contenders with a simulated clock."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgesparse import bench, environment
+from edgesparse.bench import QUICK, Plan, measure, pinned, quietest_cores
+from edgesparse.errors import UsageError
+
+
+class Fake:
+    """A contender that takes `seconds` of simulated time, three times as long at first, and logs
+    its turns.
+    """
+
+    load_seconds = 0.25
+
+    def __init__(self, name: str, seconds: float, log: list[str], *, never_settles: bool = False) -> None:
+        self.name, self.seconds, self.log, self.never_settles = name, seconds, log, never_settles
+        self.calls = 0
+        self.rng = np.random.default_rng(len(name))
+
+    def run_once(self) -> float:
+        self.calls += 1
+        self.log.append(self.name)
+        if self.never_settles:
+            return self.seconds * self.calls
+        warm = 3.0 if self.calls < 30 else 1.0
+        return self.seconds * warm * float(np.exp(0.01 * self.rng.standard_normal()))
+
+
+def turns(log: list[str]) -> str:
+    return "".join(name for i, name in enumerate(log) if i == 0 or log[i - 1] != name)
+
+
+def test_blocks_go_forth_and_back_after_warm_up() -> None:
+    log: list[str] = []
+    contenders = [Fake("a", 1e-3, log), Fake("b", 2e-3, log), Fake("c", 5e-3, log)]
+    outcome = measure(contenders, Plan(seconds=0.5, runs=100))
+    assert turns(log).startswith("abc" + "abcba" + "bcba" * 3)
+    assert [item.name for item in outcome.measured] == ["a", "b", "c"]
+    by_name = {item.other: item for item in outcome.comparisons}
+    assert by_name["b"].ratio == pytest.approx(2.0, rel=0.02)
+    assert by_name["c"].ratio == pytest.approx(5.0, rel=0.02)
+    for item in outcome.measured:
+        assert item.stats.n >= 100
+        assert sum(item.samples.flat) >= 0.5
+        assert item.settled
+        assert item.first_seconds == pytest.approx(3 * item.stats.p50, rel=0.1)
+        assert item.load_seconds == 0.25
+        assert item.warm_up_runs > 30
+        assert max(item.samples.flat) < 2 * item.stats.p50, "warm-up must not be in the samples"
+    assert outcome["b"].stats.p50 == pytest.approx(2e-3, rel=0.02)
+
+
+def test_a_slow_contender_ends_at_the_limit() -> None:
+    log: list[str] = []
+    outcome = measure([Fake("a", 1.0, log), Fake("b", 2.0, log)], Plan(limit=20.0, warm_up=3.0))
+    assert "ended after 20 s" in outcome.notes[0]
+    assert outcome["a"].stats.n < 100
+
+
+def test_times_that_never_settle_are_called_unstable() -> None:
+    outcome = measure([Fake("a", 1e-4, [], never_settles=True)], Plan(seconds=0.2, runs=20, warm_up=0.1))
+    assert not outcome["a"].settled
+    assert outcome["a"].unstable[0].startswith("warm-up")
+
+
+def test_progress_rises_to_one() -> None:
+    told: list[float] = []
+    measure([Fake("a", 1e-3, [])], QUICK, progress=lambda share, _text: told.append(share))
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+
+
+def test_settings_and_names_are_checked() -> None:
+    with pytest.raises(UsageError, match="make no sense"):
+        Plan(seconds=0)
+    with pytest.raises(UsageError, match="names of their own"):
+        measure([])
+    with pytest.raises(UsageError, match="names of their own"):
+        measure([Fake("a", 1.0, []), Fake("a", 1.0, [])])
+
+
+def test_pinning_is_undone() -> None:
+    before = os.sched_getaffinity(0)
+    with pinned(1) as cores:
+        assert os.sched_getaffinity(0) == set(cores)
+        assert len(cores) == 1
+    assert os.sched_getaffinity(0) == before
+
+
+def test_where_the_system_does_not_pin(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    with pinned(1) as cores:
+        assert cores == ()
+
+
+def test_the_quietest_core_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([{0: 100, 1: 500, 2: 7}, {0: 110, 1: 501, 2: 8}])
+    monkeypatch.setattr(bench, "_busy_ticks", lambda: next(ticks))
+    assert quietest_cores({0, 1, 2}, 1, watch=0.0) == (2,)
+    monkeypatch.setattr(bench, "_busy_ticks", dict)
+    assert quietest_cores({0, 1, 2}, 5, watch=0.0) == (0, 1, 2)
+
+
+def test_ticks_of_this_machine() -> None:
+    assert set(bench._busy_ticks()) >= os.sched_getaffinity(0) or not Path("/proc/stat").exists()
+    assert bench._busy_ticks("/does/not/exist") == {}
+
+
+def test_the_environment_is_read_from_files(tmp_path: Path) -> None:
+    files = {
+        "proc/cpuinfo": "model name\t: Maker X1\ncpu MHz\t: 2400.5\nflags\t: fpu avx2 fma hypervisor\n"
+        "model name\t: other\n",
+        "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave\n",
+        "sys/class/thermal/thermal_zone0/temp": "45500\n",
+        "sys/class/thermal/thermal_zone1/temp": "61000\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = environment.record(tmp_path)
+    assert found["cpu"] == "Maker X1"
+    assert found["features"] == ["avx2", "fma"]
+    assert found["governor"] == "powersave"
+    assert found["frequency_mhz"] == 2400.5
+    assert found["temperature_c"] == 61.0
+    assert found["virtual"] is True
+    assert found["tools"]["numpy"] == np.__version__
+    (tmp_path / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq").write_text("1800000")
+    assert environment.frequency(tmp_path) == 1800.0
+
+
+def test_an_environment_that_tells_nothing(tmp_path: Path) -> None:
+    found = environment.record(tmp_path)
+    assert (found["governor"], found["frequency_mhz"], found["temperature_c"]) == (None, None, None)
+    assert environment.version("no-such-package") is None
+
+
+def test_digest(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    assert environment.sha256(tmp_path / "x").startswith("ba7816bf")
