@@ -1,9 +1,9 @@
 """Sparsity patterns: their grammar, the best mask under each, and which one a weight already keeps.
 
 Every function here works on the canonical view of a weight, `[Cout, Cin, taps]`: rows are output channels,
-columns are the input channels that the row reads (`Cin / groups` for a grouped convolution), taps are the kernel
-positions (`kh * kw`; 1 for 1x1 convolutions, Gemm and MatMul). `to_canonical` and `from_canonical` are the only
-places that know how each operator stores its weight.
+columns are the input channels that the row reads (`Cin / groups` for a grouped convolution), taps are the
+kernel positions (`kh * kw`; 1 for 1x1 convolutions, Gemm and MatMul). `to_canonical` and `from_canonical` are
+the only places that know how each operator stores its weight.
 
 A density is the share of weights that are not zero; "sparsity 0.7" is density 0.3, everywhere.
 """
@@ -162,17 +162,17 @@ def misfit(pattern: SparsePattern, shape: Shape3) -> str:
 
 
 def units(pattern: SparsePattern, shape: Shape3) -> int:
-    """Number of units (weights, groups, blocks or channels) in a weight of `shape`, kept or dropped as one."""
+    """Number of units (weights, groups, blocks or channels), kept or dropped as one, in a weight."""
     height, width, depth = _unit(pattern, shape)
     cout, cin, taps = shape
     return -(-cout // height) * -(-cin // width) * -(-taps // depth)
 
 
 def kept_units(pattern: SparsePattern, shape: Shape3, density: float) -> int:
-    """Units that `best_mask` keeps at `density`: rounded half up; in `fanin` the same in every output channel.
+    """Units that `best_mask` keeps at `density`: rounded half up; `fanin` rounds per output channel.
 
-    For the fixed patterns `density` must be their own: PatternError otherwise. Where the channels are no multiple
-    of the group, the last groups are smaller, so the density in weights may differ from that in units.
+    For the fixed patterns `density` must be their own: PatternError otherwise. Where the channels are no
+    multiple of the group, the last groups are smaller: the density in weights may differ from that in units.
     """
     if not 0.0 <= density <= 1.0:
         raise PatternError(f"density {density}", why="it is not within 0 and 1", fix="give a share like 0.5")
