@@ -1,0 +1,190 @@
+"""Compile a program's tables and link them with the kernels and the C runtime, by zig's C compiler.
+
+The C side is built for the plainest processor of its kind: the kernels carry their own instruction set in
+their objects, and zig then builds each libc only once. The runtime's own objects are cached. Equal inputs
+give equal bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.resources
+import importlib.util
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import edgesparse
+from edgesparse import cache
+from edgesparse.errors import CompileError
+
+#: Seconds until a run of the compiler counts as wedged; zig's first use of a libc builds it, which takes
+#: minutes.
+TIMEOUT = 900.0
+
+#: LLVM's name of a target to zig's: zig wants a libc version that old systems have too.
+_ZIG_TRIPLES = {
+    "x86_64-linux-gnu": "x86_64-linux-gnu.2.17",
+    "aarch64-linux-gnu": "aarch64-linux-gnu.2.17",
+}
+
+_CFLAGS = (
+    "-std=c99",
+    "-O2",
+    "-g0",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-sanitize=undefined",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+)
+_LDFLAGS = (
+    "-shared",
+    "-s",
+    "-Wl,-z,defs",
+    "-Wl,--build-id=none",
+    "-Wl,--gc-sections",
+)
+_SOURCES = ("runtime.c", "platform_posix.c")
+
+#: Only the runtime's interface leaves the library; kernels come from objects with default visibility.
+_EXPORTS = "{ global: es_abi; es_version; es_error; es_create*; es_destroy; es_input*; es_output*; es_run; \
+es_profile; es_layer_*; es_arena_bytes; es_weights_bytes; local: *; };\n"
+
+
+def native_folder() -> Path:
+    """The folder with the runtime's C sources and headers."""
+    # Through the loader and not by import: the compiler does not know the runners.
+    return Path(str(importlib.resources.files("edgesparse.runtimes"))) / "native"
+
+
+def zig_version() -> str:
+    """Version of the installed ziglang package."""
+    return importlib.metadata.version("ziglang")
+
+
+def zig_triple(triple: str) -> str:
+    """zig's name for an LLVM triple."""
+    return _ZIG_TRIPLES.get(triple, triple)
+
+
+def link_shared(
+    objects: Sequence[Path | bytes], program_c: str, out: Path, triple: str = "x86_64-linux-gnu"
+) -> None:
+    """Link kernels (object files, or their bytes), a program's tables and the runtime into a shared library.
+
+    Parameters
+    ----------
+    objects:
+        Object files for `triple`, with every kernel that the program calls.
+    program_c:
+        `emit.Emitted.program_c`.
+    out:
+        The library to write.
+
+    Raises
+    ------
+    CompileError
+        zig is missing, or does not accept its input: with the end of what it said.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgesparse-link-") as folder:
+        work = Path(folder)
+        parts = [_as_file(work / f"kernels{index}.o", item) for index, item in enumerate(objects)]
+        parts += [_as_file(work / f"{Path(name).stem}.o", _runtime_object(name, triple)) for name in _SOURCES]
+        parts.append(_as_file(work / "program.o", compile_c(program_c, triple)))
+        exports = _as_file(work / "exports.map", _EXPORTS.encode())
+        library = work / "out.so"
+        command = [
+            "-target",
+            zig_triple(triple),
+            *_LDFLAGS,
+            f"-Wl,--version-script={exports}",
+            *map(str, parts),
+        ]
+        _zig_cc([*command, "-o", str(library)], work, "linking the compiled model")
+        try:
+            out.write_bytes(library.read_bytes())
+        except OSError as error:
+            raise CompileError(f"cannot write {out}", why=error.strerror or str(error)) from error
+
+
+def compile_c(source: str, triple: str, flags: Sequence[str] = ()) -> bytes:
+    """One C source as object code; the runtime's headers are found. Raises CompileError."""
+    with tempfile.TemporaryDirectory(prefix="edgesparse-cc-") as folder:
+        work = Path(folder)
+        # By its bare name from its own folder: a path in the object would differ from run to run.
+        _as_file(work / "source.c", source.encode())
+        command = ["-target", zig_triple(triple), *_CFLAGS, *flags, "-I", str(native_folder())]
+        _zig_cc([*command, "-c", "source.c", "-o", "source.o"], work, "compiling C for the model")
+        return (work / "source.o").read_bytes()
+
+
+def _runtime_object(name: str, triple: str) -> bytes:
+    source, key = _runtime_source(name)
+    full_key = cache.key_of("runtime", key, zig_triple(triple), zig_version(), *_CFLAGS)
+    found = cache.get(full_key)
+    if found is None:
+        found = compile_c(source, triple, [f'-DES_VERSION="{edgesparse.__version__}"'])
+        cache.put(full_key, found)
+    return found
+
+
+@functools.cache
+def _runtime_source(name: str) -> tuple[str, str]:
+    """A source of the runtime, and a key that changes with it and with any header."""
+    folder = native_folder()
+    headers = [path.read_bytes() for path in sorted(folder.glob("*.h"))]
+    source = (folder / name).read_text(encoding="utf-8")
+    return source, cache.key_of(edgesparse.__version__, source, *headers)
+
+
+def _as_file(path: Path, item: Path | bytes) -> Path:
+    if isinstance(item, Path):
+        return item.absolute()
+    path.write_bytes(item)
+    return path
+
+
+@functools.cache
+def _zig() -> tuple[str, ...]:
+    """The compiler's binary itself: `python -m ziglang` would start a Python first."""
+    spec = importlib.util.find_spec("ziglang")
+    places = (spec.submodule_search_locations if spec else None) or []
+    for place in places:
+        binary = Path(place) / "zig"
+        if binary.is_file():
+            return (str(binary), "cc")
+    raise CompileError(
+        "the C compiler is missing",
+        why="the Python package ziglang is not installed",
+        fix="pip install ziglang",
+    )
+
+
+def _zig_cc(arguments: Sequence[str], work: Path, what: str) -> None:
+    # zig leaves a copy of each link in its local cache: let that go with the folder.
+    environment = {**os.environ, "ZIG_LOCAL_CACHE_DIR": str(work / "zig")}
+    try:
+        done = subprocess.run(
+            [*_zig(), *arguments],
+            cwd=work,
+            env=environment,
+            capture_output=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CompileError(f"{what} took more than {TIMEOUT:.0f} s", why="zig seems to be stuck") from error
+    except OSError as error:
+        raise CompileError(f"{what} failed", why=f"zig cannot be started: {error.strerror}") from error
+    if done.returncode != 0:
+        raise CompileError(f"{what} failed", why=_tail(done.stderr) or f"zig ended with {done.returncode}")
+
+
+def _tail(stderr: bytes, lines: int = 12) -> str:
+    """The end of a tool's messages."""
+    return "\n".join(stderr.decode(errors="replace").strip().splitlines()[-lines:])
