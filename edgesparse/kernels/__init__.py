@@ -1,0 +1,25 @@
+"""The kernel families. An instance of a family is a frozen spec: it has a `symbol` (its C name) and `build()`s its TIR.
+
+Families: `Spmm` (sparse and dense products), `Depthwise`, `Pool`, `Panel` (windows), `Pointwise`, `GlobalPool`,
+`Transpose`. A spec is all there is to know of a kernel: equal specs are one kernel, compiled once.
+"""
+
+from edgesparse.kernels.epilogue import Epilogue
+from edgesparse.kernels.pointwise import GlobalPool, Pointwise, Transpose
+from edgesparse.kernels.spmm import Spmm
+from edgesparse.kernels.window import Depthwise, Panel, Pool, Window
+
+KernelSpec = Spmm | Depthwise | Pool | Panel | Pointwise | GlobalPool | Transpose
+
+__all__ = [
+    "Depthwise",
+    "Epilogue",
+    "GlobalPool",
+    "KernelSpec",
+    "Panel",
+    "Pointwise",
+    "Pool",
+    "Spmm",
+    "Transpose",
+    "Window",
+]

@@ -1,0 +1,144 @@
+"""The few words in which the kernel generators write TIR: a function with raw pointers, loops, vectors.
+
+Everything that must live in registers is bound by `let` or kept in a local buffer with constant indices, and tiles are
+unrolled in Python: LLVM then sees straight vector code. Only loops over non-zeros, groups, channels and repeated tiles
+remain loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+#: Extent under which raw pointers are declared; kernels index by flat 32-bit element offsets.
+_UNBOUNDED = 1 << 30
+
+
+class Body:
+    """The pointers of the kernel being built, and the constructs of its body (a thin face over TVM's IR builder)."""
+
+    def __init__(self, builder: Any, pointers: Mapping[str, Any], args: Any, begin: Any, end: Any) -> None:
+        self.T = builder
+        self.pointers = pointers
+        self.args = args
+        self.begin = begin
+        self.end = end
+
+    def __getitem__(self, name: str) -> Any:
+        return self.pointers[name]
+
+    def arg(self, index: Any) -> Any:
+        """The 32-bit argument at `index` of the call's table, read once."""
+        return self.let(self.args[index])
+
+    def let(self, value: Any) -> Any:
+        """Give a value a name, so that it is computed once, here."""
+        return self.T.Bind(value)
+
+    def const(self, value: int) -> Any:
+        return self.T.int32(value)
+
+    def number(self, value: float, lanes: int) -> Any:
+        """A float constant in every lane."""
+        return self.spread(self.T.float32(value), lanes)
+
+    def spread(self, scalar: Any, lanes: int) -> Any:
+        return scalar if lanes == 1 else self.T.Broadcast(scalar, lanes)
+
+    def load(self, name: str, offset: Any, lanes: int) -> Any:
+        """`lanes` neighbouring elements of pointer `name` from element `offset` on."""
+        return self.pointers[name][self.index(offset, lanes)]
+
+    def store(self, name: str, offset: Any, value: Any, lanes: int) -> None:
+        self.T.buffer_store(self.pointers[name], value, [self.index(offset, lanes)])
+
+    def put(self, buffer: Any, index: int, value: Any) -> None:
+        """Write one register of a local buffer."""
+        self.T.buffer_store(buffer, value, [index])
+
+    def registers(self, count: int, lanes: int) -> Any:
+        """`count` vector registers; index them with constants only."""
+        return self.T.alloc_buffer((count,), f"float32x{lanes}" if lanes > 1 else "float32", scope="local")
+
+    def scratch(self, elements: int) -> Any:
+        """A small float array on the stack."""
+        return self.T.alloc_buffer((elements,), "float32", scope="local")
+
+    @contextmanager
+    def loop(self, begin: Any, end: Any) -> Iterator[Any]:
+        with self.T.serial(begin, end) as index:
+            yield index
+
+    def even(self, low: Any, high: Any, lanes: int, first: int = 0) -> Any:
+        """Every second lane, from lane `first` on, of two vectors put end to end."""
+        from tvm import tirx
+
+        if lanes == 1:
+            return low if first == 0 else high
+        picks = [tirx.IntImm("int32", first + 2 * lane) for lane in range(lanes)]
+        return tirx.Shuffle([low, high], picks)
+
+    def where(self, mask: Sequence[bool], value: Any, other: Any) -> Any:
+        """Lanes of `value` where the constant `mask` holds, else of `other`."""
+        from tvm import tirx
+
+        if all(mask):
+            return value
+        if not any(mask):
+            return other
+        lanes = len(mask)
+        if lanes == 1:
+            return value if mask[0] else other
+        bits = tirx.Shuffle([self.T.int32(int(bit)) for bit in mask], [tirx.IntImm("int32", i) for i in range(lanes)])
+        # Bound first: a select over a load would become a branch.
+        return self.T.Select(bits != self.T.Broadcast(self.T.int32(0), lanes), self.let(value), other)
+
+    def gather(self, name: str, offsets: Sequence[Any]) -> Any:
+        """One vector out of elements at any offsets."""
+        from tvm import tirx
+
+        values = [self.let(self.pointers[name][offset]) for offset in offsets]
+        return tirx.Shuffle(values, [tirx.IntImm("int32", lane) for lane in range(len(values))])
+
+    def lanes(self, values: Sequence[float]) -> Any:
+        """A vector of constants."""
+        from tvm import tirx
+
+        if len(values) == 1:
+            return self.T.float32(values[0])
+        picks = [tirx.IntImm("int32", lane) for lane in range(len(values))]
+        return tirx.Shuffle([self.T.float32(value) for value in values], picks)
+
+    def index(self, offset: Any, lanes: int) -> Any:
+        return offset if lanes == 1 else self.T.Ramp(offset, 1, lanes)
+
+
+def kernel(symbol: str, pointers: Sequence[tuple[str, str]], body: Callable[[Body], None]) -> Any:
+    """Build the PrimFunc ``void symbol(pointers.., const int32_t *a, int32_t begin, int32_t end)``.
+
+    Parameters
+    ----------
+    symbol:
+        The C name.
+    pointers:
+        Name and element dtype of each pointer, in order. No two may overlap in memory where one is written.
+    body:
+        Called once with the `Body` to write into.
+    """
+    from tvm.script.ir_builder import IRBuilder
+    from tvm.tirx.script import builder as T
+
+    with IRBuilder() as ib:
+        with T.prim_func():
+            T.func_name(symbol)
+            T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
+            handles = {name: T.arg(name, T.handle(dtype)) for name, dtype in pointers}
+            table = T.arg("a", T.handle("int32"))
+            begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
+            buffers = {
+                name: T.decl_buffer((_UNBOUNDED,), dtype, data=handles[name]) for name, dtype in pointers
+            }
+            args = T.decl_buffer((_UNBOUNDED,), "int32", data=table)
+            body(Body(T, buffers, args, begin, end))
+        return ib.get()

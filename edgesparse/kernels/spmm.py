@@ -1,0 +1,190 @@
+"""The product of a packed weight matrix with a band of pixels: 1x1 convolution, panels of k x k ones, fully connected.
+
+    y[g*N + j][p] = epilogue(b[g*N + j] + sum over n of w[n][j] * x[column[n]][p])     n from start[g] to start[g + 1]
+
+`N` output channels form a group and share each non-zero's input channel, so that every activation vector that is
+loaded meets `N` weights (SparseByteNN, arXiv 2310.19509; Fast Sparse ConvNets, arXiv 1911.09723). Dense layers are the
+same kernel without the column table. Loops: tiles of pixels outermost, so that a tile's columns stay in L1 while the
+weights stream; then groups; then non-zeros, with the whole tile in registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from edgesparse.kernels.builder import Body, kernel
+from edgesparse.kernels.epilogue import Epilogue
+from edgesparse.kernels.tiles import Run, cut_pixels
+
+
+@dataclass(frozen=True)
+class Spmm:
+    """One instance of the kernel.
+
+    Attributes
+    ----------
+    group:
+        N, output channels that share a non-zero (a dense layer's block of output channels).
+    pixels:
+        Pixels of the band.
+    vectors:
+        Vectors of pixels in a tile; the tile takes ``group * vectors`` accumulators.
+    lanes:
+        float32 values in a vector.
+    dense:
+        All input channels in order, without a column table.
+    epilogue:
+        Activation and residual.
+
+    Pointers: x, w ``[nnz][N]``, start ``[G + 1]``, column ``[nnz]`` (element offsets into x), b ``[G*N]``, residual
+    (where the epilogue has one), y. For a dense layer start and column are absent and w is ``[G][K][N]``.
+    Arguments: pitch of y, pitch of the residual; dense also: pitch of x, K.
+    Range: groups.
+    """
+
+    group: int
+    pixels: int
+    vectors: int
+    lanes: int
+    dense: bool
+    epilogue: Epilogue
+
+    @property
+    def symbol(self) -> str:
+        pattern = f"dense{self.group}" if self.dense else f"g{self.group}"
+        return f"es_spmm_f32_{pattern}_{self.pixels}px_{self.vectors}x{self.lanes}_{self.epilogue.name}"
+
+    @property
+    def tail_limit(self) -> int:
+        """Pixels left over that are done one by one: they pay when a group fills a good part of a vector."""
+        if self.group * 2 < self.lanes:
+            return 0
+        return min(4, self.lanes // 4)
+
+    def build(self) -> Any:
+        pointers = [("x", "float32"), ("w", "float32")]
+        if not self.dense:
+            pointers += [("start", "int32"), ("column", "int32")]
+        pointers += [("b", "float32")]
+        if self.epilogue.residual != "none":
+            pointers += [("r", "float32")]
+        return kernel(self.symbol, [*pointers, ("y", "float32")], self._body)
+
+    def _body(self, body: Body) -> None:
+        cut = cut_pixels(self.pixels, self.lanes, self.vectors, self.tail_limit)
+        for run in cut.runs:
+            self._tiles(body, run)
+        for first in range(0, cut.tail, _TAIL_PIXELS):
+            self._pixels(body, cut.tail_start + first, min(_TAIL_PIXELS, cut.tail - first))
+
+    def _tiles(self, body: Body, run: Run) -> None:
+        """Tiles with vectors along the pixels."""
+        wide = len(run.offsets)
+        acc = body.registers(self.group * wide, self.lanes)
+        with body.loop(0, run.repeat) as tile, body.loop(body.begin, body.end) as group:
+            base = body.let(tile * run.step)
+            for j in range(self.group):
+                bias = body.let(body.spread(body["b"][group * self.group + j], self.lanes))
+                for v in range(wide):
+                    body.put(acc, j * wide + v, bias)
+
+            def multiply(x_offset: Any, w_offset: Any) -> None:
+                x = [body.let(body.load("x", x_offset + base + start, self.lanes)) for start in run.offsets]
+                for j in range(self.group):
+                    w = body.let(body.spread(body["w"][w_offset + j], self.lanes))
+                    for v in range(wide):
+                        body.put(acc, j * wide + v, acc[j * wide + v] + w * x[v])
+
+            self._over_columns(body, group, multiply)
+            for j in range(self.group):
+                row = group * self.group + j
+                for v, start in enumerate(run.offsets):
+                    pixel = base + start
+                    self._finish(body, row, pixel, acc[j * wide + v], self.lanes)
+
+    def _pixels(self, body: Body, first: int, count: int) -> None:
+        """Single pixels with vectors along the group's output channels."""
+        parts = _split(self.group, self.lanes)
+        streams = _STREAMS if count * len(parts) <= 2 else 1
+        spill = body.scratch(max(self.group, 2))
+        accs = {
+            (s, part): body.registers(count, part[1]) for s in range(streams) for part in parts
+        }
+        with body.loop(body.begin, body.end) as group:
+            for (s, (at, lanes)), acc in accs.items():
+                bias = body.load("b", group * self.group + at, lanes) if s == 0 else body.number(0.0, lanes)
+                value = body.let(bias)
+                for p in range(count):
+                    body.put(acc, p, value)
+
+            def multiply(stream: int) -> Callable[[Any, Any], None]:
+                def step(x_offset: Any, w_offset: Any) -> None:
+                    x = [body.let(body["x"][x_offset + first + p]) for p in range(count)]
+                    for at, lanes in parts:
+                        w = body.let(body.load("w", w_offset + at, lanes))
+                        acc = accs[stream, (at, lanes)]
+                        for p in range(count):
+                            body.put(acc, p, acc[p] + w * body.spread(x[p], lanes))
+
+                return step
+
+            self._over_columns(body, group, *[multiply(s) for s in range(streams)])
+            for p in range(count):
+                for at, lanes in parts:
+                    total = accs[0, (at, lanes)][p]
+                    for s in range(1, streams):
+                        total = total + accs[s, (at, lanes)][p]
+                    body.T.buffer_store(spill, total, [body.index(at, lanes)])
+                for j in range(self.group):
+                    self._finish(body, group * self.group + j, body.const(first + p), spill[j], 1)
+
+    def _over_columns(self, body: Body, group: Any, *steps: Callable[[Any, Any], None]) -> None:
+        """Run `steps` in turn over the group's non-zeros: each gets the offset into x and the one into w."""
+        if self.dense:
+            pitch, depth = body.arg(2), body.arg(3)
+            first, last = body.let(group * depth), None
+            count = depth
+        else:
+            first = body.let(body["start"][group])
+            last = body.let(body["start"][group + 1])
+            count = body.let(last - first)
+
+        def visit(index: Any, step: Callable[[Any, Any], None]) -> None:
+            x_offset = body.let(index * pitch) if self.dense else body.let(body["column"][first + index])
+            step(x_offset, body.let((first + index) * self.group))
+
+        if len(steps) == 1:
+            with body.loop(0, count) as index:
+                visit(index, steps[0])
+            return
+        whole = body.let(count // len(steps))
+        with body.loop(0, whole) as block:
+            for s, step in enumerate(steps):
+                visit(block * len(steps) + s, step)
+        with body.loop(whole * len(steps), count) as index:
+            visit(index, steps[0])
+
+    def _finish(self, body: Body, row: Any, pixel: Any, value: Any, lanes: int) -> None:
+        residual = None
+        if self.epilogue.residual != "none":
+            residual = body.let(body.load("r", row * body.arg(1) + pixel, lanes))
+        result = self.epilogue.apply(body, value, lanes, residual)
+        body.store("y", row * body.arg(0) + pixel, result, lanes)
+
+
+#: Single pixels done at a time, and independent sums per pixel when few accumulators are in flight (FMA latency).
+_TAIL_PIXELS = 4
+_STREAMS = 4
+
+
+def _split(group: int, lanes: int) -> list[tuple[int, int]]:
+    """Cut `group` output channels into vectors (start, lanes): full ones, then halves, down to single lanes."""
+    parts, at = [], 0
+    while at < group:
+        while lanes > group - at:
+            lanes //= 2
+        parts.append((at, lanes))
+        at += lanes
+    return parts
