@@ -81,10 +81,9 @@ def verify(
     worst = result.worst
     if must_agree and worst is not None and not result.same:
         raise NumbersDifferError(
-            f"the output '{worst.output}' of {path} differs from {worst.reference} on sample
-            {worst.sample}", why=f"by {worst.relative:.2g} of the largest value, where {tolerance:.2g} is
-            allowed", fix="compile the model again; if that does not help, this is a bug: please report it
-            with the model",
+            f"'{worst.output}' of {path} is not what {worst.reference} says on sample {worst.sample}",
+            why=f"off by {worst.relative:.2g} of the largest value; {tolerance:.2g} is allowed",
+            fix="compile it again; if that does not help, please report it with the model",
         )
     return result
 
