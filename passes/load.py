@@ -1,0 +1,297 @@
+"""From an .onnx file to a checked model with known shapes, and back to a file.
+
+After `load_model` the graph is sorted and valid, functions are inlined, weights are initializers and no
+inputs, every node has a name of its own, the opset is `OPSET` or newer, and every input has a static shape.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import onnx
+import onnx.version_converter
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    InlinePass,
+    RemoveInitializersFromInputsPass,
+    RemoveUnusedOpsetsPass,
+)
+
+from edgesparse.errors import EdgesparseError, ModelError, UnsupportedError, UsageError
+from edgesparse.passes.base import check_model, first_line, infer_shapes
+from edgesparse.passes.untrusted import (
+    MAX_ELEMENTS,
+    check_extent,
+    check_numbers,
+    check_proto,
+    read_external,
+    read_proto,
+)
+
+OPSET = 18
+"""Older models are converted to this opset: from here on, axes, bounds and pads are inputs everywhere."""
+MIN_IR = 8
+"""Older IR versions want weights among the inputs."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+Notice = Callable[[str], None]
+
+
+def load_model(path: str | Path, shapes: Shapes | None = None, notice: Notice | None = None) -> ir.Model:
+    """Read an ONNX file that anybody may have written.
+
+    Parameters
+    ----------
+    path:
+        The file. External weights are read from its own folder only.
+    shapes:
+        Input name to shape, for inputs with open dimensions. An open first dimension that is not named here
+        becomes 1; other open ones are an error.
+    notice:
+        Called with a sentence for each thing that was decided for the user.
+
+    Raises
+    ------
+    ModelError: unreadable, damaged, cyclic or invalid model, NaN weights, data outside the folder.
+    UnsupportedError: opsets or dtypes beyond what is understood.
+    UsageError: `shapes` does not fit, or dimensions are left open.
+    """
+    path = Path(path)
+    proto = read_proto(path)
+    try:
+        return model_from_proto(proto, shapes, notice, folder=path.parent)
+    except EdgesparseError as error:
+        raise type(error)(f"{path.name}: {error.what}", why=error.why, fix=error.fix) from error
+
+
+def model_from_proto(
+    proto: onnx.ModelProto,
+    shapes: Shapes | None = None,
+    notice: Notice | None = None,
+    *,
+    folder: Path | None = None,
+) -> ir.Model:
+    """`load_model` for a message in memory, which it may change. Without `folder`, external weights are
+    refused.
+    """
+    notice = notice or (lambda _: None)
+    check_proto(proto)
+    if folder is not None:
+        read_external(proto, folder)
+    elif any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
+        raise ModelError("the model's weights are in other files", why="it was given without its folder")
+    check_numbers(proto)
+    try:
+        model = _upgrade(_ordered(_deserialize(proto)), notice)
+    except EdgesparseError:
+        raise
+    except Exception as error:  # whatever the libraries make of a graph that is no graph
+        raise ModelError("the model is not valid ONNX", why=first_line(error)) from error
+    _unique_node_names(model)
+    _fix_inputs(model, shapes or {}, notice)
+    _renew_shapes(model)
+    check_model(model)
+    _check_activations(model)
+    return model
+
+
+def save_model(model: ir.Model, path: str | Path) -> None:
+    """Write a model to one file, whole or not at all. EdgesparseError if the disk does not take it."""
+    path = Path(path)
+    try:
+        data = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+    except Exception as error:  # protobuf's classes differ by backend
+        raise UnsupportedError(f"cannot write {path}", why="the model is larger than 2 GiB") from error
+    write_atomic(path, data)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file by way of a temporary one beside it, so that nothing half-written is ever seen."""
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        # a temporary file is private; the result is as readable as any file the user makes
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        raise EdgesparseError(f"cannot write {path}", why=error.strerror or str(error)) from error
+
+
+def _deserialize(proto: onnx.ModelProto) -> ir.Model:
+    model = ir.serde.deserialize_model(proto)
+    RemoveInitializersFromInputsPass()(model)
+    if model.functions:
+        InlinePass()(model)
+        model.functions.clear()
+        RemoveUnusedOpsetsPass()(model)
+    model.ir_version = max(model.ir_version, MIN_IR)
+    return model
+
+
+def _ordered(model: ir.Model) -> ir.Model:
+    """The model with its nodes sorted. Nodes may come in any order, but not in a circle."""
+    try:
+        model.graph.sort()
+    except ValueError as error:
+        raise ModelError(
+            "the graph has a cycle", why="a node needs its own result", fix="export it again"
+        ) from error
+    return model
+
+
+def _upgrade(model: ir.Model, notice: Notice) -> ir.Model:
+    version = model.opset_imports.get("", model.opset_imports.get("ai.onnx", OPSET))
+    if version >= OPSET:
+        return model
+    try:
+        proto = onnx.version_converter.convert_version(ir.serde.serialize_model(model), OPSET)
+    except Exception as error:
+        raise UnsupportedError(
+            f"opset {version} cannot be converted to {OPSET}",
+            why=first_line(error),
+            fix=f"export the model with opset_version={OPSET}",
+        ) from error
+    notice(f"converted from opset {version} to {OPSET}")
+    upgraded = _deserialize(proto)
+    upgraded.metadata_props.update(model.metadata_props)
+    return _ordered(upgraded)
+
+
+def _unique_node_names(model: ir.Model) -> None:
+    """Names are how recipes and reports speak of nodes: give each its own, and keep those that are."""
+    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+    taken = {node.name for node in nodes if node.name}
+    seen: set[str] = set()
+    for node in nodes:
+        if not node.name or node.name in seen:
+            base = node.name or node.op_type
+            number = 0
+            while f"{base}_{number}" in taken:
+                number += 1
+            node.name = f"{base}_{number}"
+            taken.add(node.name)
+        seen.add(node.name)
+
+
+def _fix_inputs(model: ir.Model, shapes: Shapes, notice: Notice) -> None:
+    """Make every input's shape static, in place."""
+    by_name = {value.name or "": value for value in model.graph.inputs}
+    for name in shapes:
+        if name not in by_name:
+            near = difflib.get_close_matches(name, by_name, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UsageError(f"the model has no input {name!r}", fix=f"{hint}inputs are {', '.join(by_name)}")
+    symbols: dict[str, int] = {}
+    for name, shape in shapes.items():
+        _bind(name, by_name[name], shape, symbols)
+    fixed = {
+        name: shapes.get(name) or _closed(name, value, symbols, notice) for name, value in by_name.items()
+    }
+    for name, shape in fixed.items():
+        by_name[name].shape = ir.Shape(shape)
+
+
+def _renew_shapes(model: ir.Model) -> None:
+    """Infer all shapes afresh, in place: the stored ones may be stale or hold symbols that are now numbers."""
+    declared = {value: value.shape for value in model.graph.outputs}
+    inputs = set(model.graph.inputs)
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for output in node.outputs:
+            output.shape = None
+    for value in model.graph.outputs:
+        if value not in inputs and value.const_value is None:
+            value.shape = None
+    infer_shapes(model)
+    for value, shape in declared.items():
+        if value.shape is None and shape is not None:
+            value.shape = ir.Shape([dim if isinstance(dim, int) else None for dim in shape])
+
+
+def _bind(name: str, value: ir.Value, shape: tuple[int, ...], symbols: dict[str, int]) -> None:
+    """Check a given shape against the declared one, and note what each symbol stands for."""
+    for extent in shape:
+        try:
+            check_extent(extent, f"the shape given for {name}")
+        except ModelError as error:
+            raise UsageError(error.what, why=error.why) from error
+    if value.shape is None:
+        return
+    fits = len(shape) == len(value.shape)
+    for given, declared in zip(shape, value.shape, strict=False):
+        if isinstance(declared, int):
+            fits = fits and given == declared
+        elif declared.value is not None:
+            fits = fits and symbols.setdefault(str(declared.value), given) == given
+    if not fits:
+        raise UsageError(
+            f"the shape given for {name} is {_times(shape)}", why=f"the model declares {_times(value.shape)}"
+        )
+
+
+def _closed(name: str, value: ir.Value, symbols: dict[str, int], notice: Notice) -> tuple[int, ...]:
+    if value.shape is None:
+        raise UsageError(
+            f"the shape of input {name} is open", fix=f"give it, e.g. --shape {name}:1x3x224x224"
+        )
+    dims: list[int] = []
+    for axis, dim in enumerate(value.shape):
+        symbol = None if isinstance(dim, int) else dim.value
+        if isinstance(dim, int):
+            dims.append(dim)
+        elif symbol is not None and str(symbol) in symbols:
+            dims.append(symbols[str(symbol)])
+        elif axis == 0:
+            notice(f"input {name}: batch size {symbol or 'open'} fixed to 1")
+            dims.append(1)
+            if symbol is not None:
+                symbols[str(symbol)] = 1
+        else:
+            raise UsageError(
+                f"input {name} has open dimensions: {_times(value.shape)}",
+                why="kernels are made for fixed shapes",
+                fix=f"give them, e.g. --shape {name}:{_guess(value.shape)}",
+            )
+    return tuple(dims)
+
+
+def _guess(shape: ir.Shape) -> str:
+    """A likely shape to show in an example: pictures have extents of 224, sequences of 128."""
+    usual = (1, 3, 224, 224) if len(shape) == 4 else (1, *[128] * (len(shape) - 1))
+    return _times(dim if isinstance(dim, int) else usual[axis] for axis, dim in enumerate(shape))
+
+
+def _times(dims: object) -> str:
+    return "x".join(str(dim) if isinstance(dim, int) else str(dim.value or "?") for dim in dims)  # type: ignore[attr-defined]
+
+
+def _check_activations(model: ir.Model) -> None:
+    """Refuse tensors without elements, and those that no 32-bit index reaches."""
+    for node in model.graph:
+        for value in node.outputs:
+            if value.shape is None or value.dtype is None or not value.dtype.is_floating_point():
+                continue
+            count = 1
+            for dim in value.shape:
+                if isinstance(dim, int):
+                    count *= dim
+            # empty lists are how exports say "not given"
+            if (count == 0 and len(value.shape) > 1) or count > MAX_ELEMENTS:
+                raise ModelError(
+                    f"node {node.name} ({node.op_type}) makes {value.name!r} of shape {_times(value.shape)}",
+                    why="it has no elements" if count == 0 else f"it has more than {MAX_ELEMENTS} elements",
+                    fix="check the input shapes",
+                )
