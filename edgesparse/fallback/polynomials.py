@@ -1,0 +1,392 @@
+"""Inline math: exp, log, tanh, erf, pow and their kin as polynomials, so that objects need no libm.
+
+The functions become TVM lowering rules of the ``LowerIntrin`` pass, for scalars and for vectors of any lanes.
+Coefficients are Chebyshev interpolants, made here in double precision on first use. Error bounds, over all finite
+float32 arguments unless said otherwise, held by ``tests/test_polynomials.py``:
+
+========= ================================================================================
+exp       2 ulp; results under 2^-125 become zero
+log       2 ulp
+sigmoid   3 ulp (results under 2^-125 become zero)
+tanh      3 ulp
+erf       3 ulp
+pow       1 ulp (computed in double precision; powers 2, 3, 0.5, 1 and -1 are products, roots and quotients)
+the rest  1 ulp where well-conditioned (computed in double precision to about 1e-12)
+========= ================================================================================
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+_LN2 = math.log(2.0)
+#: ln 2 in two float32 parts; products of the first with integers under 2^8 are exact.
+_LN2_HIGH = float(np.float32(round(_LN2 * 2**15) / 2**15))
+_LN2_LOW = _LN2 - _LN2_HIGH
+#: Adding it rounds to the nearest integer and leaves that integer in the low bits.
+_MAGIC = float(3 << 22)
+_MAGIC64 = float(3 << 51)
+#: Highest priority of a lowering rule: in front of TVM's own.
+_LEVEL = 120
+
+
+@functools.cache
+def register() -> None:
+    """Make the polynomials TVM's lowering rules for the ``llvm`` targets of this process."""
+    from tvm import tirx
+
+    for name, rule in _RULES.items():
+        op = "prim.log2" if name == "log2" else f"tirx.{name}"
+        tirx.register_intrin_lowering(op, target="llvm", f=_lowering(rule), level=_LEVEL)
+
+
+def _lowering(rule: Callable[..., Any]) -> Callable[[Any], Any]:
+    def lower(call: Any) -> Any:
+        kind = _kind(call)
+        if kind in ("float32", "float64"):
+            return _let_all(list(call.args), lambda *args: rule(*args))
+        if kind.startswith(("float16", "bfloat16")):
+            wide = [_cast(arg, "float32") for arg in call.args]
+            return _cast(_let_all(wide, lambda *args: rule(*args)), kind)
+        return call
+
+    return lower
+
+
+@functools.cache
+def _fit(name: str, low: float, high: float, degree: int) -> tuple[float, ...]:
+    """Coefficients, lowest first, of the Chebyshev interpolant of a named function on an interval."""
+    function = np.vectorize(_FITTED[name])
+    poly = np.polynomial.Chebyshev.interpolate(function, degree, domain=[low, high])
+    return tuple(float(c) for c in poly.convert(kind=np.polynomial.Polynomial).coef)
+
+
+#: What is interpolated.
+_FITTED: dict[str, Callable[[float], float]] = {
+    "exp": math.exp,
+    # log(1 + f) = f - f^2 / 2 + f^3 * log3(f)
+    "log3": lambda f: sum((-f) ** i / (i + 3) for i in range(100)),
+    # tanh(x) = x + x^3 * tanh3(x^2); erf(x) = x + x * erf1(x^2)
+    "tanh3": lambda s: (math.tanh(math.sqrt(s)) / math.sqrt(s) - 1) / s if s > 1e-3 else -1 / 3 + s * 2 / 15,
+    "erf1": lambda s: math.erf(math.sqrt(s)) / math.sqrt(s) - 1 if s > 0 else 2 / math.sqrt(math.pi) - 1,
+    "logerfc": lambda x: math.log(math.erfc(x)),
+    "atan": lambda s: math.atan(math.sqrt(s)) / math.sqrt(s) if s > 0 else 1.0,
+}
+
+
+def _kind(expr: Any) -> str:
+    return str(expr.ty.dtype).split("x")[0]
+
+
+def _lanes(expr: Any) -> str:
+    name = str(expr.ty.dtype)
+    return "x" + name.split("x")[1] if "x" in name else ""
+
+
+def _same(value: float | int, like: Any, kind: str | None = None) -> Any:
+    """A constant of the type of `like`, or of another kind with its lanes."""
+    from tvm import tirx
+
+    kind = kind or _kind(like)
+    constant = tirx.const(value, kind)
+    lanes = _lanes(like)
+    return tirx.Broadcast(constant, int(lanes[1:])) if lanes else constant
+
+
+def _cast(expr: Any, kind: str) -> Any:
+    from tvm import tirx
+
+    return tirx.Cast(kind + _lanes(expr), expr) if _kind(expr) != kind else expr
+
+
+def _bits(expr: Any, kind: str) -> Any:
+    from tvm import tirx
+
+    return tirx.reinterpret(kind + _lanes(expr), expr)
+
+
+def _let(value: Any, body: Callable[[Any], Any]) -> Any:
+    from tvm import tirx
+
+    if isinstance(value, tirx.Var):
+        return body(value)
+    var = tirx.Var("t", str(value.ty.dtype))
+    return tirx.Let(var, value, body(var))
+
+
+def _let_all(values: list[Any], body: Callable[..., Any], *bound: Any) -> Any:
+    if not values:
+        return body(*bound)
+    return _let(values[0], lambda var: _let_all(values[1:], body, *bound, var))
+
+
+def _horner(x: Any, coefficients: tuple[float, ...]) -> Any:
+    total = _same(coefficients[-1], x)
+    for c in reversed(coefficients[:-1]):
+        total = total * x + _same(c, x)
+    return total
+
+
+def _select(condition: Any, yes: Any, no: Any) -> Any:
+    from tvm import tirx
+
+    return tirx.Select(condition, yes, no)
+
+
+def _sqrt(x: Any) -> Any:
+    from tvm import tirx
+
+    return tirx.sqrt(x)
+
+
+def _absolute(x: Any) -> Any:
+    from tvm import tirx
+
+    return tirx.max(x, _same(0.0, x) - x)
+
+
+def _exp(x: Any) -> Any:
+    """2^n * e^r with n = round(x / ln 2); n - 1 in the exponent, doubled after, so that the top range does not wrap."""
+    double = _kind(x) == "float64"
+    magic, low, kind, shift, bias = (
+        (_MAGIC64, -708.0, "int64", 52, 1022) if double else (_MAGIC, -87.0, "int32", 23, 126)
+    )
+    degree = 11 if double else 6
+    poly = _fit("exp", -0.347, 0.347, degree)
+
+    def with_t(t: Any) -> Any:
+        return _let(t - _same(magic, x), lambda n: with_n(t, n))
+
+    def with_n(t: Any, n: Any) -> Any:
+        scale = _bits((_bits(t, kind) << _same(shift, x, kind)) + _same(bias << shift, x, kind), _kind(x))
+        rest = (x - n * _same(_LN2_HIGH, x)) - n * _same(_LN2_LOW, x)
+        return _let(rest, lambda r: _select(below, zero, (_horner(r, poly) * scale) * _same(2.0, x)))
+
+    from tvm import tirx
+
+    below, zero = x < _same(low, x), _same(0.0, x)
+    top = tirx.min(tirx.max(x, _same(low, x)), _same(709.7 if double else 89.0, x))
+    return _let(top * _same(1 / _LN2, x) + _same(magic, x), with_t)
+
+
+def _log(x: Any) -> Any:
+    """e * ln 2 + log(m), m in [sqrt(1/2), sqrt 2)."""
+    if _kind(x) == "float64":
+        return _log64(x)
+    tiny = x < _same(2.0**-126, x)
+
+    def with_bits(bits: Any) -> Any:
+        e = (bits - _same(0x3F3504F3, x, "int32")) >> _same(23, x, "int32")
+        return _let(e, lambda e: with_e(bits, e))
+
+    def with_e(bits: Any, e: Any) -> Any:
+        f = _bits(bits - (e << _same(23, x, "int32")), "float32") - _same(1.0, x)
+        n = _cast(e, "float32") - _select(tiny, _same(23.0, x), _same(0.0, x))
+        return _let_all([f, n], with_f)
+
+    def with_f(f: Any, n: Any) -> Any:
+        poly = _horner(f, _fit("log3", math.sqrt(0.5) - 1, math.sqrt(2) - 1, 8))
+        small = f * f * (f * poly) + n * _same(_LN2_LOW, x) - f * f * _same(0.5, x)
+        return _log_ends(x, (f + small) + n * _same(_LN2_HIGH, x))
+
+    return _let(_bits(_select(tiny, x * _same(2.0**23, x), x), "int32"), with_bits)
+
+
+def _log_ends(x: Any, value: Any) -> Any:
+    inf = _same(math.inf, x)
+    bad = _select(x == _same(0.0, x), _same(-math.inf, x), _same(math.nan, x))
+    return _select(x > _same(0.0, x), _select(x < inf, value, inf), bad)
+
+
+def _log64(x: Any) -> Any:
+    """The same in double precision, by the series of atanh((m - 1) / (m + 1)); takes normal numbers."""
+
+    def with_bits(bits: Any) -> Any:
+        e = (bits - _same(0x3FE6A09E667F3BCD, x, "int64")) >> _same(52, x, "int64")
+        return _let(e, lambda e: with_e(bits, e))
+
+    def with_e(bits: Any, e: Any) -> Any:
+        m = _bits(bits - (e << _same(52, x, "int64")), "float64")
+        s = _let(m, lambda m: (m - _same(1.0, x)) / (m + _same(1.0, x)))
+        return _let(s, lambda s: with_s(s, _cast(e, "float64")))
+
+    def with_s(s: Any, n: Any) -> Any:
+        terms = tuple(2.0 / (2 * i + 1) for i in range(10))
+        return _log_ends(x, s * _let(s * s, lambda q: _horner(q, terms)) + n * _same(_LN2, x))
+
+    return _let(_bits(x, "int64"), with_bits)
+
+
+def _sigmoid(x: Any) -> Any:
+    return _same(1.0, x) / (_same(1.0, x) + _let(_same(0.0, x) - x, _exp))
+
+
+def _signed(x: Any, magnitude: Any) -> Any:
+    return _select(x < _same(0.0, x), _same(0.0, x) - magnitude, magnitude)
+
+
+def _tanh(x: Any) -> Any:
+    if _kind(x) == "float64":
+        return _same(1.0, x) - _same(2.0, x) / (_let(x + x, _exp) + _same(1.0, x))
+    poly = _fit("tanh3", 0.0, 0.3907, 6)
+    near = x + x * _let(x * x, lambda s: s * _horner(s, poly))
+
+    def with_size(a: Any) -> Any:
+        far = _same(1.0, x) - _same(2.0, x) / (_let(a + a, _exp) + _same(1.0, x))
+        return _select(a < _same(0.625, x), near, _signed(x, far))
+
+    return _let(_absolute(x), with_size)
+
+
+def _erf(x: Any) -> Any:
+    if _kind(x) == "float64":
+        return _cast(_let(_cast(x, "float32"), _erf), "float64")
+    from tvm import tirx
+
+    poly = _fit("erf1", 0.0, 1.0, 9)
+    near = x + x * _let(x * x, lambda s: _horner(s, poly))
+
+    def with_size(a: Any) -> Any:
+        tail = _let(tirx.min(a, _same(4.2, x)), lambda b: _horner(b, _fit("logerfc", 0.98, 4.2, 9)))
+        far = _same(1.0, x) - _let(tail, _exp)
+        return _select(a < _same(1.0, x), near, _select(a >= _same(1.0, x), _signed(x, far), x))
+
+    return _let(_absolute(x), with_size)
+
+
+def _pow(x: Any, y: Any) -> Any:
+    """e^(y log |x|) in double precision, then the cases of IEEE 754: signs, zeros, infinities, not-a-numbers."""
+    from tvm import tirx
+
+    if _kind(x) == "float32":
+        return _cast(_let_all([_cast(x, "float64"), _cast(y, "float64")], _pow), "float32")
+    zero, one, half = _same(0.0, x), _same(1.0, x), _same(0.5, x)
+    whole = tirx.trunc(y) == y
+
+    def with_size(a: Any) -> Any:
+        power = _let(y * _let(a, _log64), _exp)
+        odd_sign = _select(tirx.trunc(y * half) == y * half, power, zero - power)
+        negative = _select(whole, odd_sign, _same(math.nan, x))
+        finite = _select(x < zero, negative, power)
+        at_zero = _select(y > zero, zero, _same(math.inf, x))
+        value = _select(a == zero, at_zero, finite)
+        return _select(y == zero, one, _select(x == one, one, value))
+
+    return _let(_absolute(x), with_size)
+
+
+def _wide(rule: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Compute a rare function in double precision, whatever it is asked in."""
+
+    def wrapped(x: Any) -> Any:
+        return _cast(_let(_cast(x, "float64"), rule), _kind(x))
+
+    return wrapped
+
+
+def _turned(x: Any, quarter: int) -> Any:
+    """sin(x + quarter * pi / 2): reduced by multiples of pi / 2 in two parts, good to |x| = 1e6."""
+    high = 1.5707963267341256  # pi / 2 to 33 bits: its products with integers under 2^20 are exact
+    low = 6.077100506506192e-11
+
+    def with_t(t: Any) -> Any:
+        n = t - _same(_MAGIC64, x)
+        rest = _let(n, lambda n: (x - n * _same(high, x)) - n * _same(low, x))
+        turn = _bits(t, "int64") + _same(quarter, x, "int64")
+        return _let_all([rest, turn], with_rest)
+
+    def with_rest(r: Any, turn: Any) -> Any:
+        sine = tuple((-1) ** i / math.factorial(2 * i + 1) for i in range(8))
+        cosine = tuple((-1) ** i / math.factorial(2 * i) for i in range(9))
+        value = _let(
+            r * r,
+            lambda s: _select(_odd(turn), _horner(s, cosine), r * _horner(s, sine)),
+        )
+        flip = _odd(turn >> _same(1, x, "int64"))
+        return _let(value, lambda v: _select(flip, _same(0.0, x) - v, v))
+
+    def _odd(turn: Any) -> Any:
+        return (turn & _same(1, x, "int64")) == _same(1, x, "int64")
+
+    return _let(x * _same(2 / math.pi, x) + _same(_MAGIC64, x), with_t)
+
+
+def _atan(x: Any) -> Any:
+    """Twice halved: atan x = 2 atan(x / (1 + sqrt(1 + x^2)))."""
+    big = _absolute(x) > _same(1.0, x)
+
+    def with_y(y: Any) -> Any:
+        z = y / (_same(1.0, x) + _sqrt(_same(1.0, x) + y * y))
+        poly = _fit("atan", 0.0, 0.1717, 9)
+        half = _let(z, lambda z: z * _let(z * z, lambda s: _horner(s, poly)))
+        return _let(half + half, lambda a: _select(big, _signed(x, _same(math.pi / 2, x)) - a, a))
+
+    return _let(_select(big, _same(1.0, x) / x, x), with_y)
+
+
+def _asin(x: Any) -> Any:
+    one = _same(1.0, x)
+    return _let(x / _sqrt((one - x) * (one + x)), _atan)
+
+
+def _half_sum(x: Any, sign: float) -> Any:
+    e = _let_all([_let(x, _exp)], lambda e: e + _same(sign, x) / e)
+    return _same(0.5, x) * e
+
+
+def _sinh(x: Any) -> Any:
+    terms = tuple(1.0 / math.factorial(2 * i + 1) for i in range(9))
+    near = x * _let(x * x, lambda s: _horner(s, terms))
+    return _select(_absolute(x) < _same(1.0, x), near, _half_sum(x, -1.0))
+
+
+def _log1p(x: Any) -> Any:
+    """In double precision log(1 + x) is exact enough for float32 from 1e-5 on; below, the series."""
+    near = x - x * x * (_same(0.5, x) - x * _same(1 / 3, x))
+    return _select(_absolute(x) < _same(1e-5, x), near, _let(_same(1.0, x) + x, _log64))
+
+
+def _asinh(x: Any) -> Any:
+    def with_size(a: Any) -> Any:
+        return _log1p(a + a * a / (_same(1.0, x) + _sqrt(a * a + _same(1.0, x))))
+
+    return _signed(x, _let(_absolute(x), with_size))
+
+
+def _fmod(x: Any, y: Any) -> Any:
+    from tvm import tirx
+
+    a, b = _cast(x, "float64"), _cast(y, "float64")
+    return _cast(_let_all([a, b], lambda a, b: a - tirx.trunc(a / b) * b), _kind(x))
+
+
+_RULES: dict[str, Callable[..., Any]] = {
+    "exp": _exp,
+    "log": _log,
+    "sigmoid": _sigmoid,
+    "tanh": _tanh,
+    "erf": _erf,
+    "pow": _pow,
+    "exp2": _wide(lambda x: _let(x * _same(_LN2, x), _exp)),
+    "exp10": _wide(lambda x: _let(x * _same(math.log(10), x), _exp)),
+    "log2": _wide(lambda x: _let(x, _log64) * _same(1 / _LN2, x)),
+    "log10": _wide(lambda x: _let(x, _log64) * _same(1 / math.log(10), x)),
+    "log1p": _wide(_log1p),
+    "sin": _wide(lambda x: _turned(x, 0)),
+    "cos": _wide(lambda x: _turned(x, 1)),
+    "tan": _wide(lambda x: _turned(x, 0) / _turned(x, 1)),
+    "atan": _wide(_atan),
+    "asin": _wide(_asin),
+    "acos": _wide(lambda x: _same(math.pi / 2, x) - _asin(x)),
+    "sinh": _wide(_sinh),
+    "cosh": _wide(lambda x: _half_sum(x, 1.0)),
+    "asinh": _wide(_asinh),
+    "acosh": _wide(lambda x: _let(x + _sqrt(x * x - _same(1.0, x)), _log64)),
+    "atanh": _wide(lambda x: _same(0.5, x) * (_log1p(x) - _log1p(_same(0.0, x) - x))),
+    "fmod": _fmod,
+}
