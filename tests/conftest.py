@@ -1,0 +1,31 @@
+"""Fixtures that several rooms' tests share."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for this test alone."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("EDGESPARSE_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of the toy model, to read and not to change."""
+    import toy
+
+    folder = tmp_path_factory.mktemp("toy")
+    return toy.build(folder / "artifact", folder).folder
+
+
+@pytest.fixture
+def toy_artifact(toy_built: Path, tmp_path: Path) -> Path:
+    """A copy of the toy model's artifact, to be damaged."""
+    return Path(shutil.copytree(toy_built, tmp_path / "toy-artifact"))
