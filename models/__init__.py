@@ -1,7 +1,8 @@
 """Reference networks and data for tests, demo and benches.
 
-`MODELS` is the table of networks, `model_path(name)` their way to an ONNX file, and `pages`, `pictures`, `digits` and
-`ocr` are data with labels. Importing this package loads neither torch nor onnxruntime nor Pillow.
+`MODELS` is the table of networks, `model_path(name)` their way to an ONNX file, and `pages`, `pictures`,
+`digits` and `ocr` are data with labels. Importing this package loads neither torch nor onnxruntime nor
+Pillow.
 """
 
 from edgesparse.models.data import Sample, Score, accuracy, evaluate, onnx_run

@@ -1,12 +1,13 @@
 """Convolutional reference networks, written from their papers as torch modules.
 
-They are benches of speed and correctness, so their weights are random but seeded, and their batch-norm statistics are
-those of one seeded batch: activations neither explode nor die out however deep the network is, and outputs depend on
-the input. `torch` is imported with this module, never with `edgesparse.models`.
+They are benches of speed and correctness, so their weights are random but seeded, and their batch-norm
+statistics are those of one seeded batch: activations neither explode nor die out however deep the network is,
+and outputs depend on the input. `torch` is imported with this module, never with `edgesparse.models`.
 
-Every network is a tree of `nn.Sequential` with readable names and one class, `Residual`, for what a sequence cannot
-say. Convolutions pad symmetrically by half the kernel, as torch users do, except in EfficientNet-lite, whose published
-weights were trained with TensorFlow's "same" padding (more on the right and bottom where the stride leaves a choice).
+Every network is a tree of `nn.Sequential` with readable names and one class, `Residual`, for what a sequence
+cannot say. Convolutions pad symmetrically by half the kernel, as torch users do, except in EfficientNet-lite,
+whose published weights were trained with TensorFlow's "same" padding (more on the right and bottom where the
+stride leaves a choice).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Cost:
 
 
 class Residual(nn.Module):  # type: ignore[misc]
-    """`activation(body(x) + shortcut(x))`; the shortcut is the identity and the activation none by default."""
+    """`activation(body(x) + shortcut(x))`; by default the shortcut is the identity, the activation none."""
 
     def __init__(self, body: Module, shortcut: Module = None, activation: Module = None) -> None:
         super().__init__()
@@ -48,12 +49,13 @@ class Residual(nn.Module):  # type: ignore[misc]
 
 
 def chain(**parts: Module) -> Module:
-    """Return an `nn.Sequential` of the parts, in order, under their names; parts that are None are left out."""
+    """Return an `nn.Sequential` of the parts, in order, by name; parts that are None are left out."""
     return nn.Sequential(OrderedDict((name, part) for name, part in parts.items() if part is not None))
 
 
 def divisible(channels: float, divisor: int = 8) -> int:
-    """Round a channel count to a multiple of `divisor`, never more than 10 % down (MobileNet-v2 and later papers)."""
+    """Round a channel count to a multiple of `divisor`, never more than 10 % down (MobileNet-v2 and later
+    papers)."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
@@ -75,7 +77,7 @@ def conv_bn(
     size: int | None = None,
     eps: float = 1e-5,
 ) -> Module:
-    """Return convolution, batch norm and activation; with `size` (of the input, pixels) padded as TensorFlow does."""
+    """Return convolution, batch norm, activation; with `size` (input pixels) padded as TensorFlow does."""
     pad: Module = None
     padding = kernel // 2
     if size is not None:
@@ -96,11 +98,22 @@ def classifier(features: int, classes: int) -> Module:
 
 
 # Output channels and stride of MobileNet-v1's thirteen separable convolutions (1704.04861, table 1).
-_MOBILENET_V1 = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
+_MOBILENET_V1 = (
+    (64, 1),
+    (128, 2),
+    (128, 1),
+    (256, 2),
+    (256, 1),
+    (512, 2),
+    *[(512, 1)] * 5,
+    (1024, 2),
+    (1024, 1),
+)
 
 
 def mobilenet_v1(*, width: float = 1.0, resolution: int = 224, classes: int = 1000, seed: int = 0) -> Module:
-    """MobileNet-v1 (Howard et al., 1704.04861); input [N, 3, resolution, resolution], output logits [N, classes]."""
+    """MobileNet-v1 (Howard et al., 1704.04861); input [N, 3, resolution, resolution], output logits [N,
+    classes]."""
 
     def build() -> Module:
         channels = divisible(32 * width)
@@ -183,7 +196,8 @@ def _inverted_residuals(
 
 
 def mobilenet_v2(*, width: float = 1.0, resolution: int = 224, classes: int = 1000, seed: int = 0) -> Module:
-    """MobileNet-v2 (Sandler et al., 1801.04381); input [N, 3, resolution, resolution], output logits [N, classes]."""
+    """MobileNet-v2 (Sandler et al., 1801.04381); input [N, 3, resolution, resolution], output logits [N,
+    classes]."""
 
     def build() -> Module:
         stem = divisible(32 * width)
@@ -204,8 +218,9 @@ def efficientnet_lite0(
 ) -> Module:
     """EfficientNet-lite0 (Tan and Le, 1905.11946, in the lite form published with the TPU models).
 
-    Input [N, 3, resolution, resolution] as `(pixel - 127) / 128`, RGB; output logits [N, classes]. `weights` is a state
-    dict in the published layout (`_conv_stem.weight`, `_blocks.0._bn1.weight`, ...); with it nothing is random.
+    Input [N, 3, resolution, resolution] as `(pixel - 127) / 128`, RGB; output logits [N, classes]. `weights`
+    is a state dict in the published layout (`_conv_stem.weight`, `_blocks.0._bn1.weight`, ...); with it
+    nothing is random.
     """
 
     def build() -> Module:
@@ -229,7 +244,8 @@ def efficientnet_lite0(
 def _matched(published: Any, own: Any) -> dict[str, Any]:
     """Return the published tensors under our names.
 
-    Both layouts list their tensors in the order of computation, so position pairs them; kind and shape are checked.
+    Both layouts list their tensors in the order of computation, so position pairs them; kind and shape are
+    checked.
     """
     kinds = [(name.rsplit(".", 1)[-1], tuple(tensor.shape)) for name, tensor in published.items()]
     if kinds != [(name.rsplit(".", 1)[-1], tuple(tensor.shape)) for name, tensor in own.items()]:
@@ -238,9 +254,9 @@ def _matched(published: Any, own: Any) -> dict[str, Any]:
 
 
 def _resnet(
-    name_blocks: tuple[int, ...], bottleneck: bool, width: float, resolution: int, classes: int, seed: int
+    repeats_per_stage: tuple[int, ...], bottleneck: bool, width: float, resolution: int, classes: int, seed: int
 ) -> Module:
-    """ResNet in its usual form: the stride sits on the 3x3 convolution, the shortcut projects where shapes differ."""
+    """ResNet in its usual form: the stride is on the 3x3 convolution, the shortcut projects if it must."""
 
     def build() -> Module:
         channels = divisible(64 * width)
@@ -248,7 +264,7 @@ def _resnet(
             stem=conv_bn(3, channels, 7, stride=2),
             pool=nn.MaxPool2d(3, 2, 1),
         )
-        for stage, repeats in enumerate(name_blocks):
+        for stage, repeats in enumerate(repeats_per_stage):
             inner = divisible(64 * 2**stage * width)
             outputs = inner * 4 if bottleneck else inner
             for repeat in range(repeats):
@@ -287,13 +303,15 @@ def resnet50(*, width: float = 1.0, resolution: int = 224, classes: int = 1000, 
 
 
 def prepared(build: Callable[[], Module], resolution: int, seed: int) -> Module:
-    """Build a network with seeded weights and the batch-norm statistics of one seeded batch, in evaluation mode.
+    """Build a network with seeded weights and the batch-norm statistics of one seeded batch, in evaluation
+    mode.
 
     The caller's random state and thread count are left as they were.
     """
     threads = torch.get_num_threads()
     try:
-        # One thread: the order of a sum, and so the last bit of a statistic, depends on the number of threads.
+        # One thread: the order of a sum, and so the last bit of a statistic, depends on the number of
+        # threads.
         torch.set_num_threads(1)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             module = build()
@@ -306,7 +324,7 @@ def prepared(build: Callable[[], Module], resolution: int, seed: int) -> Module:
 
 
 def random_images(count: int, resolution: int, generator: Any) -> Any:
-    """Return [count, 3, resolution, resolution] smooth random pictures with grain, of about zero mean, unit variance.
+    """Return [count, 3, resolution, resolution] smooth random pictures with grain, about zero in the mean.
 
     White noise alone would look the same to a network after a few poolings, whatever its seed.
     """
@@ -316,16 +334,27 @@ def random_images(count: int, resolution: int, generator: Any) -> Any:
 
 
 def _initialize(module: Module, generator: Any) -> None:
-    """Fill all weights: He's normal for convolutions, batch norms whose scale and shift are not one and zero."""
+    """Fill all weights: He's normal for convolutions, batch norms with a scale and shift that matter."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.Linear):
             fan_in = part.weight[0].numel()
             part.weight.normal_(0, math.sqrt(2 / fan_in), generator=generator)
+            if fan_in > 9:
+                # Inputs are mostly positive. Centred rows keep what they share from swamping what tells them
+                # apart, which batch norm would blow up again, and rounding errors with it.
+                part.weight -= part.weight.flatten(1).mean(1).view(-1, *[1] * (part.weight.dim() - 1))
             if part.bias is not None:
                 part.bias.normal_(0, 0.1, generator=generator)
         elif isinstance(part, nn.BatchNorm2d):
             part.weight.uniform_(0.5, 1.5, generator=generator)
-            part.bias.normal_(0, 0.2, generator=generator)
+            # Shifted up, so that most values pass the ReLU behind: each that cuts half of a normalized signal
+            # makes rounding errors grow by a fifth, which 27 layers in a row turn into a hundredfold.
+            part.bias.normal_(1.0, 0.2, generator=generator)
+    for part in module.modules():
+        if isinstance(part, Residual):
+            # As training leaves them, branches are small beside their shortcut. Were they its equals, a deep
+            # random network would blow up rounding errors, and comparing two engines would measure just that.
+            [norm for norm in part.body.modules() if isinstance(norm, nn.BatchNorm2d)][-1].weight.mul_(0.3)
 
 
 def _calibrate(module: Module, batch: Any) -> None:
@@ -343,7 +372,8 @@ def _calibrate(module: Module, batch: Any) -> None:
 
 
 def cost(module: Module, input_shape: tuple[int, ...]) -> Cost:
-    """Count parameters, and multiply-adds of the convolutions and linear layers on an input of `input_shape`."""
+    """Count parameters, and multiply-adds of the convolutions and linear layers on an input of
+    `input_shape`."""
     macs = 0
 
     def count(part: Module, _inputs: Any, output: Any) -> None:
@@ -351,11 +381,7 @@ def cost(module: Module, input_shape: tuple[int, ...]) -> Cost:
         # Each element of the output is a sum over one output row of the weight.
         macs += output.numel() * part.weight[0].numel()
 
-    hooks = [
-        part.register_forward_hook(count)
-        for part in module.modules()
-        if isinstance(part, nn.Conv2d | nn.Linear)
-    ]
+    hooks = [part.register_forward_hook(count) for part in module.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
     with torch.no_grad():
         module(torch.zeros(input_shape))
     for hook in hooks:

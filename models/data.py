@@ -1,8 +1,8 @@
 """What all data sets share: a sample, a way to run a model, and a score.
 
-A data set is an iterator of `(input, label)`: the input one float32 array with batch 1 as the model takes it, the label
-an int (a class) or a str (a line of text). A model is any function from such an array to its output, be it onnxruntime,
-a compiled program or torch; so dense and sparse are measured by the same code.
+A data set is an iterator of `(input, label)`: the input one float32 array with batch 1 as the model takes it,
+the label an int (a class) or a str (a line of text). A model is any function from such an array to its
+output, be it onnxruntime, a compiled program or torch; so dense and sparse are measured by the same code.
 """
 
 from __future__ import annotations
@@ -48,9 +48,7 @@ def ranked_classes(output: Any) -> list[Label]:
     return [int(index) for index in np.argsort(-scores, kind="stable")[:5]]
 
 
-def evaluate(
-    run: Run, samples: Iterable[Sample], *, decode: Callable[[Any], list[Label]] = ranked_classes
-) -> Score:
+def evaluate(run: Run, samples: Iterable[Sample], *, decode: Callable[[Any], list[Label]] = ranked_classes) -> Score:
     """Run all samples and compare with their labels.
 
     Parameters
@@ -82,9 +80,7 @@ def evaluate(
     return Score(count, first / count, five / count, per_class)
 
 
-def accuracy(
-    run: Run, samples: Iterable[Sample], *, decode: Callable[[Any], list[Label]] = ranked_classes
-) -> float:
+def accuracy(run: Run, samples: Iterable[Sample], *, decode: Callable[[Any], list[Label]] = ranked_classes) -> float:
     """Return the share of samples, 0 to 1, whose first candidate is the label."""
     return evaluate(run, samples, decode=decode).top1
 
@@ -99,7 +95,7 @@ def onnx_run(model: str | Path | bytes, *, threads: int = 1) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors only: its warnings about a model's form are not the user's to act on
+    options.log_severity_level = 3  # errors only: warnings about a model's form are not the user's to act on
     source = model if isinstance(model, bytes) else str(model)
     session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name

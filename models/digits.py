@@ -18,7 +18,7 @@ SPLIT_SEED = 1234  # of the split alone: every network, whatever its own seed, i
 
 
 def load() -> tuple[tuple[Array, NDArray[np.int64]], tuple[Array, NDArray[np.int64]]]:
-    """Return (training, evaluation), each pictures [N, 1, 8, 8] in 0..1 and classes [N]: 1437 and 360 of them."""
+    """Return (training, evaluation), each pictures [N, 1, 8, 8] in 0..1 and classes [N]; 1437 and 360."""
     require("sklearn", "the digits data")
     from sklearn.datasets import load_digits
 

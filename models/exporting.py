@@ -1,4 +1,5 @@
-"""Reference models as ONNX files: export from torch, written whole or not at all, and kept in the user's cache."""
+"""Reference models as ONNX files: export from torch, written whole or not at all, and kept in the user's
+cache."""
 
 from __future__ import annotations
 
@@ -33,8 +34,8 @@ def export(name: str, path: str | Path, *, seed: int = 0, optimize: bool = True)
     seed:
         Of the weights. A model that a package ships as ONNX is copied, whatever the seed.
     optimize:
-        Let the exporter fold batch norms and pads, as a user would. False leaves the graph as it was traced, which is
-        good for testing passes.
+        Let the exporter fold batch norms and pads, as a user would. False leaves the graph as it was traced,
+        which is good for testing passes.
 
     Raises
     ------
@@ -61,7 +62,8 @@ def model_path(name: str, *, seed: int = 0, optimize: bool = True) -> Path:
     """Return an ONNX file of the model, exporting it into the cache at first use.
 
     A file that a package ships is returned where it lies. The cache is the user's cache folder (or what
-    `EDGESPARSE_CACHE_DIR` names); its key is name, seed, form, torch's version and the code that builds models.
+    `EDGESPARSE_CACHE_DIR` names); its key is name, seed, form, torch's version and the code that builds
+    models.
     """
     model = spec(name)
     if model.builder is None:
@@ -95,7 +97,8 @@ def cache_dir() -> Path:
 def to_onnx(module: Any, model: ModelSpec, *, optimize: bool = True) -> Any:
     """Export a torch module in evaluation mode; returns the `onnx.ModelProto`, the same for the same module.
 
-    The exporter's notices go nowhere, and what it records of this machine (source paths, stack traces) is taken out.
+    The exporter's notices go nowhere, and what it records of this machine (source paths, stack traces) is
+    taken out.
     """
     import torch
 

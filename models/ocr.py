@@ -1,7 +1,8 @@
 """Lines of text, drawn at will, and the reading of PP-OCRv4's output: data for the recognition network.
 
-The network gives, for every 8 pixels of a line, a score for each character and for "blank"; the text is the best character of each
-step with repeats merged and blanks dropped (CTC). The characters are in the model's own metadata.
+The network gives, for every 8 pixels of a line, a score for each character and for "blank"; the text is the
+best character of each step with repeats merged and blanks dropped (CTC). The characters are in the model's
+own metadata.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ WORN = Damage(skew=0.5, blur=0.8, noise=15.0, contrast=0.4, shade=40.0)  # a lin
 
 
 def characters(model: str | Path) -> tuple[str, ...]:
-    """Return the network's alphabet from the model's metadata: class 0 is the blank (''), the last one the space.
+    """Return the network's alphabet from the model's metadata: class 0 is the blank (''), the last one the
+    space.
 
     Raises
     ------
@@ -61,7 +63,8 @@ def line(index: int, *, seed: int = 0, damage: Damage = EASY, fonts: tuple[str, 
     rng = np.random.default_rng([seed, index])
     text = sentence(rng, int(rng.integers(2, 5)))
     face = font(str(rng.choice(fonts)), int(rng.integers(28, 36)))
-    # Spaced as in a justified column: the network drops narrow spaces, and a miss should be the pruning's fault.
+    # Spaced as in a justified column: the network drops narrow spaces, and a miss should be the pruning's
+    # fault.
     drawn = text.replace(" ", "  ")
     left, top, right, bottom = face.getbbox(drawn)
     border = int(rng.integers(5, 10))
@@ -72,9 +75,11 @@ def line(index: int, *, seed: int = 0, damage: Damage = EASY, fonts: tuple[str, 
 
 
 def preprocess(image: Any, *, width: int | None = 320) -> Array:
-    """Return the network's input [1, 3, 48, width] for a Pillow image: 48 pixels high, -1..1, zeros on the right.
+    """Return the network's input [1, 3, 48, width] for a Pillow image: 48 pixels high, -1..1, zeros on the
+    right.
 
-    A line longer than `width` is squeezed into it, as the network's package does; None makes the input as wide as the line.
+    A line longer than `width` is squeezed into it, as the network's package does; None makes the input as
+    wide as the line.
     """
     from PIL import Image
 

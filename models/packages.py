@@ -1,7 +1,7 @@
 """Finding the files of installed data packages without importing them.
 
-The packages that ship published weights would import opencv and more; only their files are wanted. They are located by
-the record that pip leaves, and nothing is ever fetched at run time.
+The packages that ship published weights would import opencv and more; only their files are wanted. They are
+located by the record that pip leaves, and nothing is ever fetched at run time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ class MissingPackageError(EdgesparseError):
 
 @dataclass(frozen=True)
 class PackageFile:
-    """A file inside an installed distribution: the pip name and version, and the path within site-packages."""
+    """A file inside an installed distribution: the pip name and version, and the path within
+    site-packages."""
 
     package: str
     version: str

@@ -1,9 +1,9 @@
 """Pages of text, drawn at will: pictures and labels for the page-orientation network.
 
-A page is laid out in one or two columns with headings, paragraphs and lists in free fonts, then turned by 0, 90, 180 or
-270 degrees. *Easy* pages are clean; *hard* ones are skewed, blurred, noisy, unevenly lit and low in contrast, as phone
-pictures are. Everything follows from the seed and the page's number, so pages can be made in any order and any amount;
-take calibration and evaluation pages from different seeds.
+A page is laid out in one or two columns with headings, paragraphs and lists in free fonts, then turned by 0,
+90, 180 or 270 degrees. *Easy* pages are clean; *hard* ones are skewed, blurred, noisy, unevenly lit and low
+in contrast, as phone pictures are. Everything follows from the seed and the page's number, so pages can be
+made in any order and any amount; take calibration and evaluation pages from different seeds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ from edgesparse.models.data import Array, Sample
 from edgesparse.models.packages import require
 from edgesparse.models.text import FONTS, font, sentence
 
-ROTATIONS = (0, 90, 180, 270)  # degrees clockwise that the page was turned by; the position is the model's class
+ROTATIONS = (
+    0,
+    90,
+    180,
+    270,
+)  # degrees clockwise that the page was turned by; the position is the model's class
 
 # ImageNet's statistics, in the order the network's own package applies them: to channels blue, green, red.
 _MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
@@ -155,9 +160,11 @@ def picture(
 
 
 def preprocess(image: Any) -> Array:
-    """Return the network's input [1, 3, 224, 224] for an RGB Pillow image, as the network's own package makes it.
+    """Return the network's input [1, 3, 224, 224] for an RGB Pillow image, as the network's own package makes
+    it.
 
-    Short side to 256 pixels, centre 224x224, scaled to 0..1, mean and deviation of ImageNet, channels blue first.
+    Short side to 256 pixels, centre 224x224, scaled to 0..1, mean and deviation of ImageNet, channels blue
+    first.
     """
     from PIL import Image
 

@@ -18,8 +18,8 @@ SUFFIXES = (".jpeg", ".jpg", ".png")
 def files(folder: str | Path) -> list[Path]:
     """Return the pictures of a folder, sorted by class and name.
 
-    A picture's class is the number that its name begins with (`7.jpg`, `7-b.jpg`), or, if its name does not begin with
-    one, that of the folder it lies in.
+    A picture's class is the number that its name begins with (`7.jpg`, `7-b.jpg`), or, if its name does not
+    begin with one, that of the folder it lies in.
 
     Raises
     ------
@@ -47,7 +47,8 @@ def label(path: Path) -> int:
 def preprocess(image: Any, *, resolution: int = 224, resize: int = 256) -> Array:
     """Return EfficientNet-lite's input [1, 3, resolution, resolution]: `(pixel - 127) / 128`, red first.
 
-    The short side becomes `resize` pixels, of which the centre is taken; a picture of the right size is left as it is.
+    The short side becomes `resize` pixels, of which the centre is taken; a picture of the right size is left
+    as it is.
     """
     from PIL import Image
 
@@ -64,7 +65,7 @@ def preprocess(image: Any, *, resolution: int = 224, resize: int = 256) -> Array
 
 
 def samples(folder: str | Path, *, limit: int | None = None, resolution: int = 224) -> Iterator[Sample]:
-    """Yield (input [1, 3, resolution, resolution], class) for the pictures of a folder, reading one at a time."""
+    """Yield (input [1, 3, resolution, resolution], class) for a folder's pictures, reading one at a time."""
     require("PIL", "reading pictures")
     from PIL import Image
 

