@@ -1,0 +1,31 @@
+"""ONNX to ONNX: loading, simplifying, pruning. Valid ONNX after every pass; nothing here knows TVM or a
+device.
+"""
+
+from __future__ import annotations
+
+from edgesparse.passes.base import Pass, PassResult, RunResult, run_passes
+from edgesparse.passes.layers import LayerInfo, weight_layers
+from edgesparse.passes.load import load_model, model_from_proto, save_model
+from edgesparse.passes.prune import prune_pass
+from edgesparse.passes.simplify import SIMPLIFY
+from edgesparse.recipe import Recipe
+
+__all__ = [
+    "SIMPLIFY",
+    "LayerInfo",
+    "Pass",
+    "PassResult",
+    "RunResult",
+    "load_model",
+    "model_from_proto",
+    "run_passes",
+    "save_model",
+    "sparsify_passes",
+    "weight_layers",
+]
+
+
+def sparsify_passes(recipe: Recipe) -> tuple[Pass, ...]:
+    """The ordered passes from a loaded model to a sparse one."""
+    return (*SIMPLIFY, prune_pass(recipe))

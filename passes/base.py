@@ -140,9 +140,7 @@ def _run_one(step: Pass, model: ir.Model, before: Signature, ran: Sequence[str])
         raise
     except Exception as error:
         why = f"{type(error).__name__}: {first_line(error)}; {history}"
-        raise ModelError(
-            f"pass {step.name} crashed", why=why, fix="please report it with the model"
-        ) from error
+        raise ModelError(f"pass {step.name} crashed", why=why, fix="please report it with the model") from error
     if not result.modified:
         return result
     infer_shapes(result.model)
@@ -150,9 +148,7 @@ def _run_one(step: Pass, model: ir.Model, before: Signature, ran: Sequence[str])
         check_model(result.model)
     except ModelError as error:
         why = f"{error.why}; {history}"
-        raise ModelError(
-            f"pass {step.name} made an invalid model", why=why, fix="please report it"
-        ) from error
+        raise ModelError(f"pass {step.name} made an invalid model", why=why, fix="please report it") from error
     if not _same(before, signature(result.model)):
         why = f"{before} became {signature(result.model)}; {history}"
         raise ModelError(f"pass {step.name} changed the inputs or outputs", why=why, fix="please report it")
@@ -163,9 +159,7 @@ def _same(before: Signature, after: Signature) -> bool:
     """Equal names, dtypes and dims; what was open before may be known after."""
     if len(before) != len(after):
         return False
-    for (side, name, dtype, dims), (new_side, new_name, new_dtype, new_dims) in zip(
-        before, after, strict=True
-    ):
+    for (side, name, dtype, dims), (new_side, new_name, new_dtype, new_dims) in zip(before, after, strict=True):
         if (side, name) != (new_side, new_name) or (dtype and dtype != new_dtype):
             return False
         if dims is None:

@@ -147,9 +147,7 @@ def _ordered(model: ir.Model) -> ir.Model:
     try:
         model.graph.sort()
     except ValueError as error:
-        raise ModelError(
-            "the graph has a cycle", why="a node needs its own result", fix="export it again"
-        ) from error
+        raise ModelError("the graph has a cycle", why="a node needs its own result", fix="export it again") from error
     return model
 
 
@@ -198,9 +196,7 @@ def _fix_inputs(model: ir.Model, shapes: Shapes, notice: Notice) -> None:
     symbols: dict[str, int] = {}
     for name, shape in shapes.items():
         _bind(name, by_name[name], shape, symbols)
-    fixed = {
-        name: shapes.get(name) or _closed(name, value, symbols, notice) for name, value in by_name.items()
-    }
+    fixed = {name: shapes.get(name) or _closed(name, value, symbols, notice) for name, value in by_name.items()}
     for name, shape in fixed.items():
         by_name[name].shape = ir.Shape(shape)
 
@@ -244,9 +240,7 @@ def _bind(name: str, value: ir.Value, shape: tuple[int, ...], symbols: dict[str,
 
 def _closed(name: str, value: ir.Value, symbols: dict[str, int], notice: Notice) -> tuple[int, ...]:
     if value.shape is None:
-        raise UsageError(
-            f"the shape of input {name} is open", fix=f"give it, e.g. --shape {name}:1x3x224x224"
-        )
+        raise UsageError(f"the shape of input {name} is open", fix=f"give it, e.g. --shape {name}:1x3x224x224")
     dims: list[int] = []
     for axis, dim in enumerate(value.shape):
         symbol = None if isinstance(dim, int) else dim.value

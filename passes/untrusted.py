@@ -48,9 +48,7 @@ DTYPES = frozenset(
     ]
 )
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16})
-_MASKS = frozenset(
-    {"Add", "Sub", "Where", "Clip", "Max", "Min", "Pad", "Expand", "ConstantOfShape", "Constant"}
-)
+_MASKS = frozenset({"Add", "Sub", "Where", "Clip", "Max", "Min", "Pad", "Expand", "ConstantOfShape", "Constant"})
 """Operators that take infinities on purpose: attention masks, bounds."""
 
 
@@ -62,9 +60,7 @@ def read_proto(path: Path) -> onnx.ModelProto:
             if not stat.S_ISREG(info.st_mode):
                 raise ModelError(f"cannot read {path}", why="it is not a regular file")
             if info.st_size > MAX_FILE:
-                raise ModelError(
-                    f"{path} is too large", why=f"{info.st_size} bytes, at most {MAX_FILE} are read"
-                )
+                raise ModelError(f"{path} is too large", why=f"{info.st_size} bytes, at most {MAX_FILE} are read")
             raw = file.read(MAX_FILE + 1)
     except OSError as error:
         raise ModelError(f"cannot read {path}", why=error.strerror or str(error)) from error
@@ -79,9 +75,7 @@ def read_proto(path: Path) -> onnx.ModelProto:
 
 
 def _no_model(path: Path, why: str) -> ModelError:
-    return ModelError(
-        f"{path} is not an ONNX model", why=why, fix="export it again, e.g. with torch.onnx.export"
-    )
+    return ModelError(f"{path} is not an ONNX model", why=why, fix="export it again, e.g. with torch.onnx.export")
 
 
 def check_proto(proto: onnx.ModelProto) -> None:
@@ -114,14 +108,10 @@ def _check_opset(proto: onnx.ModelProto) -> None:
 def _check_value(value: onnx.ValueInfoProto) -> None:
     name = value.name or "(without a name)"
     if not value.name or value.type.WhichOneof("value") != "tensor_type":
-        raise UnsupportedError(
-            f"input or output {name}", why="it is not a named tensor", fix="export with tensors"
-        )
+        raise UnsupportedError(f"input or output {name}", why="it is not a named tensor", fix="export with tensors")
     kind = value.type.tensor_type.elem_type
     if kind not in DTYPES:
-        raise UnsupportedError(
-            f"input or output {name}", why=f"its type is {_dtype(kind)}", fix="export as float32"
-        )
+        raise UnsupportedError(f"input or output {name}", why=f"its type is {_dtype(kind)}", fix="export as float32")
     for dim in value.type.tensor_type.shape.dim:
         if dim.HasField("dim_value"):
             check_extent(dim.dim_value, f"input or output {name}")
@@ -209,9 +199,7 @@ def check_tensor_type(tensor: TensorProto, where: str) -> None:
 
 def expected_bytes(tensor: TensorProto) -> int:
     """Bytes of the tensor's elements by its shape and dtype."""
-    return int(
-        math.prod(tensor.dims) * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
-    )
+    return int(math.prod(tensor.dims) * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
 
 
 def read_external(proto: onnx.ModelProto, folder: Path) -> None:
@@ -239,9 +227,7 @@ def _read_tensor(tensor: TensorProto, where: str, root: Path) -> None:
     try:
         offset, length = int(entries.get("offset") or 0), int(entries.get("length") or wanted)
         if offset < 0 or length != wanted:
-            raise ModelError(
-                f"{where} in {location!r}", why=f"{length} bytes at {offset}, its shape needs {wanted}"
-            )
+            raise ModelError(f"{where} in {location!r}", why=f"{length} bytes at {offset}, its shape needs {wanted}")
         # a pipe in place of the file must not make the reader wait
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
