@@ -8,7 +8,7 @@ import numpy as np
 
 from edgesparse.models.packages import PackageFile, require
 
-# Some 600 everyday words; sentences of them are no language, but have its letters, lengths and word shapes.
+# Some 500 everyday words; sentences of them are no language, but have its letters, lengths and word shapes.
 WORDS = """
 a about above across after again against air all almost along also although always among an and animal another
 answer any are area around as ask at away back balance bank base be because become been before began being
@@ -38,7 +38,7 @@ watch water way we week weight well went were west what wheel when where which w
 wind with wonder wood word work world would write year yellow yes yet you young your
 """.split()  # noqa: SIM905 - a list would take a line a word
 
-# A serif and a sans in regular, bold and italic each way; all under the SIL Open Font License.
+# Serif and sans, several weights. Caladea is under Apache-2.0, the others under the SIL Open Font License.
 _CALADEA = "font_caladea/files/Caladea-{}.ttf"
 _LATO = "font_lato/files/Lato-{}.ttf"
 FONTS: dict[str, PackageFile] = {
