@@ -66,16 +66,8 @@ def unpack(path: Path) -> Path:
         try:
             with zipfile.ZipFile(path) as archive:
                 _extract(archive, path, folder)
-        except (
-            zipfile.BadZipFile,
-            zipfile.LargeZipFile,
-            NotImplementedError,
-            RuntimeError,
-            EOFError,
-        ) as error:
+        except _UNREADABLE as error:
             raise _bad(path, f"it is not a readable zip file: {error}") from error
-        except ValueError as error:  # zlib.error and malformed members
-            raise _bad(path, str(error)) from error
 
     return cache.folder(cache_key(path), fill)
 
@@ -95,9 +87,7 @@ def _extract(archive: zipfile.ZipFile, path: Path, folder: Path) -> None:
     expected = manifest.files.keys() | {manifests.NAME}
     if len(archive.infolist()) != len(members) or members.keys() != expected:
         odd = sorted(members.keys() ^ expected)
-        raise _bad(
-            path, f"its members are not those of its manifest: {', '.join(odd)[:200] or 'one comes twice'}"
-        )
+        raise _bad(path, f"its members are not those of its manifest: {', '.join(odd)[:200] or 'one comes twice'}")
     for name, entry in manifest.files.items():
         if members[name].file_size != entry.size:
             raise _bad(path, f"{name} has {members[name].file_size} bytes, not {entry.size}")
