@@ -57,7 +57,7 @@ class Damage:
 
 
 EASY = Damage()
-HARD = Damage(skew=10.0, blur=1.4, noise=36.0, contrast=0.55, shade=60.0)
+HARD = Damage(skew=10.0, blur=1.4, noise=39.0, contrast=0.59, shade=60.0)
 
 
 def page(rng: np.random.Generator, *, fonts: tuple[str, ...] = tuple(FONTS)) -> Any:
