@@ -161,7 +161,7 @@ class LocalRunner:
             address = getattr(library, f"es_{kind}")(self._model, index)
             memory = (ctypes.c_uint8 * port.nbytes).from_address(address)
             views.append(np.frombuffer(memory, dtype=found.dtype).reshape(found.shape))
-        if len(views) != len(infos):
+        if count != len(infos) or len(views) != count:
             self.close()
             raise ArtifactError(
                 f"{self.artifact.path} contradicts itself",
