@@ -1,8 +1,9 @@
 """Peak resident memory of loading and running a model, each measured in a fresh process of its own.
 
-The process imports what it needs, notes what is resident, resets the system's peak counter, then loads the model and
-runs it three times. What is reported is the peak above that note: Python and the libraries' code are not counted,
-memory-mapped weights are. `python -m edgesparse.memory artifact|onnx PATH` prints one measurement as JSON.
+The process imports what it needs, notes what is resident, resets the system's peak counter, then loads
+the model and runs it three times. What is reported is the peak above that note: Python and the libraries'
+code are not counted, memory-mapped weights are. `python -m edgesparse.memory artifact|onnx PATH` prints
+one measurement as JSON.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """What a bench found, as a table for people and as JSON for programs.
 
-The JSON's schema is `edgesparse.bench/1`; docs/measuring.md lists its fields. Times are in seconds and sizes in bytes;
-a field that could not be found out is null. Fields may be added within a version, never change their meaning.
+The JSON's schema is `edgesparse.bench/1`; docs/measuring.md lists its fields. Times are in seconds and
+sizes in bytes; a field that could not be found out is null. Fields may be added within a version, never
+change their meaning.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from edgesparse import stats
@@ -31,7 +33,8 @@ class LayerTime:
     flops:
         Operations that the layer really does, 2 per kept weight and pixel; 0 where it is not counted.
     kernel, pattern, density, reason:
-        What the placement chose, and why; density is the share of the weights kept, None where there are none.
+        What the placement chose, and why; density is the share of the weights kept, None where there are
+        none.
     """
 
     name: str
@@ -164,6 +167,42 @@ def layer_table(layers: Sequence[LayerTime], peak: float | None = None) -> tuple
     ]
     columns = ("layer", "us", "share", "pattern", "density", "GFLOP/s", "of peak", "kernel", "reason")
     return columns, rows
+
+
+def layer_times(
+    runs: Sequence[Sequence[tuple[str, int]]], records: Sequence[Mapping[str, Any]]
+) -> tuple[LayerTime, ...]:
+    """Join profile runs (name and nanoseconds of each layer) with a manifest's layers, by name."""
+    by_name = {str(record.get("name")): record for record in records}
+    rows = []
+    for index, (name, _) in enumerate(runs[0]):
+        record = by_name.get(name, {})
+        density = record.get("density")
+        rows.append(
+            LayerTime(
+                name,
+                median(run[index][1] for run in runs) / 1e9,
+                layer_flops(record),
+                str(record.get("kernel") or ""),
+                str(record.get("pattern") or ""),
+                float(density) if isinstance(density, int | float) else None,
+                reason_text(record),
+            )
+        )
+    return tuple(rows)
+
+
+def layer_flops(record: Mapping[str, Any]) -> float:
+    """Return the operations that a layer of a manifest really does: 2 per multiply-add with a kept weight."""
+    macs, density = record.get("macs"), record.get("density")
+    if not isinstance(macs, int | float):
+        return 0.0
+    return 2.0 * macs * (density if isinstance(density, int | float) else 1.0)
+
+
+def reason_text(record: Mapping[str, Any]) -> str:
+    """Return the reason of a layer of a manifest as text; empty if it has none."""
+    return str(record.get("reason") or "")
 
 
 TEXT_COLUMNS = ("", "layer", "pattern", "kernel", "reason")

@@ -1,0 +1,153 @@
+"""`bench`: how much faster."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgesparse.commands import common
+from edgesparse.console import Console
+
+if TYPE_CHECKING:
+    from edgesparse.artifact import Artifact
+    from edgesparse.recipe import Recipe
+    from edgesparse.report import Report
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@common.target_option
+@common.recipe_options
+@common.shape_option
+@click.option("--seconds", type=click.FloatRange(0.01, 3600), help="Time each at least so long.  [default: 10]")
+@click.option("--runs", type=click.IntRange(1, 10**7), help="Time each at least so often.  [default: 100]")
+@click.option("--quick", is_flag=True, help="1 s and 20 runs: for a first look.")
+@click.option("--no-dense", is_flag=True, help="Leave out the same model compiled dense.")
+@click.option("--no-onnxruntime", is_flag=True, help="Leave out onnxruntime.")
+@click.option("--no-memory", is_flag=True, help="Leave out peak memory.")
+@click.option("--layers", is_flag=True, help="Show the time of every layer as well.")
+@click.option("--peak", type=click.FloatRange(0.001), help="GFLOP/s of one core, for the layers' share of it.")
+@click.option(
+    "--fail-below", type=click.FloatRange(0), help="Exit with 5 unless this many times as fast as onnxruntime."
+)
+@common.threads_option
+@common.seed_option
+@common.json_option
+@common.verbosity_options
+@click.pass_obj
+def bench(
+    console: Console,
+    path: Path,
+    target: str,
+    recipe: Path | None,
+    pattern: str | None,
+    density: float | None,
+    sparsity: float | None,
+    shapes: tuple[str, ...],
+    seconds: float | None,
+    runs: int | None,
+    quick: bool,
+    no_dense: bool,
+    no_onnxruntime: bool,
+    no_memory: bool,
+    layers: bool,
+    peak: float | None,
+    fail_below: float | None,
+    threads: int,
+    seed: int,
+    json_to: str | None,
+) -> None:
+    """Measure PATH, an artifact or a model (.onnx), against dense and onnxruntime, in alternation.
+
+    A model is compiled first, by --recipe, or --pattern and --density, if given.
+    """
+    from edgesparse.bench import QUICK, Plan
+    from edgesparse.errors import UsageError
+    from edgesparse.session import Wanted, bench_artifact
+
+    common.check_threads(threads)
+    if fail_below is not None and no_onnxruntime:
+        raise UsageError("--fail-below needs onnxruntime to compare with", fix="leave --no-onnxruntime out")
+    plan = replace(QUICK if quick else Plan(), threads=threads, seed=seed)
+    plan = replace(plan, seconds=seconds or plan.seconds, runs=runs or plan.runs)
+    rules = common.read_recipe(recipe, pattern, density, sparsity, seed)
+    wanted = Wanted(not no_dense, not no_onnxruntime, not no_memory, layers, peak)
+    with (
+        _artifact(console, path, target, rules, common.read_shapes(shapes)) as artifact,
+        console.progress("bench") as tick,
+    ):
+        report = bench_artifact(artifact, plan, wanted, progress=tick, notice=console.notice)
+    show(console, report, json_to)
+    if fail_below is not None:
+        check_speed(report, fail_below)
+
+
+def show(console: Console, report: Report, json_to: str | None = None) -> None:
+    """Print a report: its table, what must be known beside it, and its layers if it has them."""
+    from edgesparse.report import TEXT_COLUMNS, as_json, latency_table, layer_table, remarks
+
+    if json_to:
+        console.json(as_json(report), json_to)
+        if json_to == "-":
+            return
+    here, settings = report.environment, report.outcome.plan
+    console.result(
+        f"{report.subject['artifact']} for {report.subject['target']}, on {here['cpu']}, "
+        f"{settings.threads} thread{'s' if settings.threads > 1 else ''}"
+    )
+    columns, rows = latency_table(report)
+    console.table(columns, rows, text_columns=TEXT_COLUMNS)
+    for text in remarks(report):
+        console.result(f"note: {text}")
+    if report.layers:
+        columns, rows = layer_table(report.layers, report.peak)
+        console.table(columns, rows, text_columns=TEXT_COLUMNS)
+
+
+def check_speed(report: Report, least: float) -> None:
+    """Raise RegressionError unless the artifact is at least `least` times as fast as onnxruntime."""
+    from edgesparse.errors import RegressionError
+    from edgesparse.session import ORT
+
+    found = next(item for item in report.outcome.comparisons if item.other == ORT)
+    if found.ratio < least:
+        raise RegressionError(
+            f"{found.ratio:.2f} times as fast as onnxruntime, not {least:g}",
+            why=f"95 % interval {found.low:.2f} to {found.high:.2f}",
+            fix="`edgesparse bench --layers` shows which layers take the time",
+        )
+
+
+@contextmanager
+def _artifact(
+    console: Console, path: Path, target: str, recipe: Recipe | None, shapes: dict[str, tuple[int, ...]]
+) -> Iterator[Artifact]:
+    """Open the artifact, or compile the model into a folder that is gone afterwards."""
+    from edgesparse.artifact import open_artifact
+    from edgesparse.errors import UsageError
+
+    if common.is_artifact(path):
+        if recipe is not None or shapes:
+            raise UsageError(f"{path} is compiled already", fix="leave recipe and shapes out, or give the model")
+        yield open_artifact(path)
+        return
+    from edgesparse.pipeline import compile_model
+    from edgesparse.target import Target
+
+    with tempfile.TemporaryDirectory(prefix="edgesparse-") as room:
+        with console.progress("compile") as tick:
+            artifact = compile_model(
+                path,
+                target=Target.parse(target),
+                recipe=recipe,
+                shapes=shapes,
+                output=Path(room) / path.stem,
+                progress=tick,
+            )
+        yield artifact

@@ -1,0 +1,123 @@
+"""`inspect`: every layer of a model or an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgesparse.commands import common
+from edgesparse.console import Console
+
+TEXT = ("layer", "op", "kind", "shape", "pattern", "kernel", "runner-up", "reason")
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@common.shape_option
+@common.json_option
+@common.verbosity_options
+@click.pass_obj
+def inspect(console: Console, path: Path, shapes: tuple[str, ...], json_to: str | None) -> None:
+    """Show every layer of PATH, a model (.onnx) or an artifact.
+
+    Shape, pattern, density, operations and bytes; of an artifact also which kernel runs it, and why.
+    """
+    fixed = common.read_shapes(shapes)
+    if common.is_artifact(path):
+        _inspect_artifact(console, path, json_to)
+    else:
+        _inspect_model(console, path, fixed, json_to)
+
+
+def _inspect_model(console: Console, path: Path, shapes: Mapping[str, tuple[int, ...]], json_to: str | None) -> None:
+    from edgesparse.survey import survey
+
+    layers = survey(path, shapes, console.notice)
+    if json_to:
+        data = {"schema": "edgesparse.inspect/1", "model": str(path), "layers": [item.as_dict() for item in layers]}
+        console.json(data, json_to)
+        return
+    rows = [
+        (
+            item.name,
+            item.op,
+            "x".join(map(str, item.shape)),
+            item.pattern,
+            f"{item.density:.3f}",
+            f"{item.flops / 1e6:.2f}",
+            f"{item.nbytes / 1e3:.1f}",
+            "yes" if item.default else "by name",
+        )
+        for item in layers
+    ]
+    columns = ("layer", "op", "shape", "pattern", "density", "MFLOP dense", "kB dense", "pruned")
+    console.table(columns, rows, text_columns=TEXT)
+    weights = sum(item.weights for item in layers) or 1
+    kept = sum(item.weights * item.density for item in layers)
+    console.result(
+        f"{len(layers)} layers with weights, {weights / 1e6:.2f} M weights, density {kept / weights:.3f}, "
+        f"{sum(item.flops for item in layers) / 1e6:.0f} MFLOP dense"
+    )
+
+
+def _inspect_artifact(console: Console, path: Path, json_to: str | None) -> None:
+    from edgesparse.artifact import open_artifact
+
+    manifest = open_artifact(path).manifest
+    if json_to:
+        data = {
+            "schema": "edgesparse.inspect/1",
+            "artifact": str(path),
+            "target": dict(manifest.target),
+            "inputs": [str(item) for item in manifest.inputs],
+            "outputs": [str(item) for item in manifest.outputs],
+            "recipe": manifest.recipe,
+            "tools": dict(manifest.tools),
+            "info": dict(manifest.info),
+            "layers": [dict(layer) for layer in manifest.layers],
+        }
+        console.json(data, json_to)
+        return
+    console.result(f"{path}  for {manifest.target.get('name')}")
+    for label, ports in (("input ", manifest.inputs), ("output", manifest.outputs)):
+        for port in ports:
+            console.result(f"  {label} {port}")
+    columns, rows = artifact_rows(manifest.layers)
+    console.table(columns, rows, text_columns=TEXT)
+
+
+def artifact_rows(layers: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return columns and rows of a manifest's layers; what a layer does not tell stays empty."""
+    from edgesparse.report import layer_flops, reason_text
+
+    columns = ("layer", "kind", "shape", "pattern", "density", "MFLOP", "kB", "kernel", "runner-up", "reason")
+    rows = [
+        (
+            _text(layer.get("name")),
+            _text(layer.get("kind")),
+            _text(layer.get("shape")),
+            _text(layer.get("pattern")),
+            _scaled(layer.get("density"), 1, 3),
+            _scaled(layer_flops(layer) or None, 1e6, 2),
+            _scaled(layer.get("bytes"), 1e3, 1),
+            _text(layer.get("kernel")),
+            _text(layer.get("runner_up")),
+            reason_text(layer),
+        )
+        for layer in layers
+    ]
+    return columns, rows
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return "x".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _scaled(value: Any, unit: float, digits: int) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value / unit:.{digits}f}" if number else ""
