@@ -107,7 +107,7 @@ class Spmm:
     def _pixels(self, body: Body, first: int, count: int) -> None:
         """Single pixels with vectors along the group's output channels."""
         parts = _split(self.group, self.lanes)
-        streams = _STREAMS if count * len(parts) <= 2 else 1
+        streams = max(1, _IN_FLIGHT // (count * len(parts)))
         spill = body.scratch(max(self.group, 2))
         accs = {
             (s, part): body.registers(count, part[1]) for s in range(streams) for part in parts
@@ -174,9 +174,9 @@ class Spmm:
         body.store("y", row * body.arg(0) + pixel, result, lanes)
 
 
-#: Single pixels done at a time, and independent sums per pixel when few accumulators are in flight (FMA latency).
+#: Single pixels done at a time, and independent sums to keep in flight (latency times throughput of FMA).
 _TAIL_PIXELS = 4
-_STREAMS = 4
+_IN_FLIGHT = 8
 
 
 def _split(group: int, lanes: int) -> list[tuple[int, int]]:

@@ -1,0 +1,435 @@
+"""Lowering: every step of the plan becomes kernel calls, every weight a packed constant.
+
+A method per family of operations. Kernels are collected as specs (equal specs are one kernel); what goes through Relax
+comes as ready parts (`fallback.relaxed`) whose calls are taken over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from edgesparse.errors import CompileError
+from edgesparse.kernels import (
+    Depthwise,
+    Epilogue,
+    GlobalPool,
+    KernelSpec,
+    Panel,
+    Pointwise,
+    Pool,
+    Spmm,
+    Transpose,
+    Window,
+)
+from edgesparse.ops import Concat, Conv, Elementwise, Fallback, GlobalPooling, Graph, Linear, Op, Pooling, View
+from edgesparse.packing import Packed, pack
+from edgesparse.place import Placement, accumulators
+from edgesparse.plan import Plan, Step, pitch_of
+from edgesparse.program import ARENA, Buffer, Call, Layout, Port, Program, Ref
+from edgesparse.target import Target
+
+#: A row of zeros for the rows outside of an image.
+ZEROS = "@zeros"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A fallback part: calls over value names, sizes of its own buffers, and constants. See `fallback.relaxed`."""
+
+    calls: tuple[tuple[str, tuple[str, ...]], ...]
+    buffers: Mapping[str, int]
+    constants: Mapping[str, np.ndarray]
+    objects: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A program before its buffers have places, and the kernels it calls."""
+
+    program: Program
+    kernels: Mapping[str, KernelSpec]
+    objects: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a value lies: its buffer, and its layout if it is an image."""
+
+    buffer: str
+    layout: Layout | None
+
+
+@dataclass
+class _Emitter:
+    """What lowering has produced so far."""
+
+    graph: Graph
+    plan: Plan
+    target: Target
+    placements: Mapping[str, Placement]
+    calls: list[Call] = field(default_factory=list)
+    buffers: dict[str, Buffer] = field(default_factory=dict)
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+    kernels: dict[str, KernelSpec] = field(default_factory=dict)
+    places: dict[str, _Place] = field(default_factory=dict)
+    plains: dict[str, str] = field(default_factory=dict)
+    packs: dict[str, tuple[Packed, ...]] = field(default_factory=dict)
+    layer: int = 0
+
+    # -- small words -------------------------------------------------------------------------------------------
+
+    def call(
+        self, spec: KernelSpec, refs: list[Ref], args: list[int | Ref], end: int, begin: int = 0
+    ) -> None:
+        if end > begin:
+            self.kernels[spec.symbol] = spec
+            self.calls.append(Call(spec.symbol, tuple(refs), tuple(args), begin, end, self.layer))
+
+    def constant(self, name: str, make: Callable[[], np.ndarray]) -> Ref:
+        if name not in self.constants:
+            self.constants[name] = make()
+        return Ref(name)
+
+    def buffer(self, name: str, nbytes: int, *, pinned: bool = False) -> str:
+        known = self.buffers.get(name)
+        size = max(nbytes, known.nbytes if known else 0)
+        self.buffers[name] = Buffer(name, size, pinned or (known is not None and known.pinned))
+        return name
+
+    def place_of(self, name: str) -> _Place:
+        """The place of a value; made when it is first asked for."""
+        if name not in self.places:
+            value, layout = self.graph.values[name], self.plan.layouts.get(name)
+            nbytes = layout.nbytes if layout is not None else value.nbytes
+            self.places[name] = _Place(self.buffer(name, max(nbytes, 4)), layout)
+        return self.places[name]
+
+    def image(self, name: str) -> tuple[str, Layout]:
+        place = self.place_of(name)
+        assert place.layout is not None
+        return place.buffer, place.layout
+
+    def span(self, name: str, image: int, first: int, last: int) -> tuple[Ref, int] | None:
+        """Rows ``[first, last)`` as (pointer, pitch), if they lie side by side in one band."""
+        buffer, layout = self.image(name)
+        band = first // layout.rows
+        start, end = layout.rows_of(band)
+        if last > end:
+            return None
+        index = (image if layout.images > 1 else 0) * layout.bands + band
+        return Ref(buffer, layout.band_offset(index) + 4 * (first - start) * layout.width), layout.pitch
+
+    def row(self, name: str, image: int, row: int, channel: int = 0) -> tuple[int | Ref, int]:
+        """Offset of a row from the arena's start and its distance from channel to channel; zeros outside."""
+        buffer, layout = self.image(name)
+        if not 0 <= row < layout.height:
+            return Ref(self.buffer(ZEROS, 4 * (layout.width + 4 * self.target.lanes), pinned=True)), 0
+        spot = self.span(name, image, row, row + 1)
+        assert spot is not None
+        return Ref(buffer, spot[0].offset + 4 * channel * spot[1]), spot[1]
+
+    def rows(self, name: str, image: int, window: Window, first: int, *, clamp: bool = False) -> list[int | Ref]:
+        """The two row tables of a window kernel whose band starts at output row `first`."""
+        _, layout = self.image(name)
+        if window.flat:
+            offset, pitch = self.row(name, image, 0)
+            return [offset, pitch]
+        start = window.first_row(first)
+        wanted = range(start, start + window.rows_in)
+        if clamp:
+            found = [self.row(name, image, min(max(row, 0), layout.height - 1)) for row in wanted]
+        else:
+            found = [self.row(name, image, row) for row in wanted]
+        return [*(offset for offset, _ in found), *(pitch for _, pitch in found)]
+
+    def plain(self, name: str) -> str:
+        """Buffer of a value in ONNX's own layout: its own where it is plain, else a copy."""
+        place = self.place_of(name)
+        if place.layout is None or place.layout.is_plain:
+            return place.buffer
+        if name not in self.plains:
+            target = self.buffer(f"{name}/plain", self.graph.values[name].nbytes)
+            self._copy_plain(name, target)
+            self.plains[name] = target
+        return self.plains[name]
+
+    def _copy_plain(self, name: str, target: str) -> None:
+        _, layout = self.image(name)
+        size = layout.height * layout.width
+        for image in range(layout.images):
+            for band in range(layout.bands):
+                first, last = layout.rows_of(band)
+                spot = self.span(name, image, first, last)
+                assert spot is not None
+                spec = Pointwise("first", "none", (last - first) * layout.width, Epilogue(), self.target.lanes)
+                offset = 4 * (image * layout.channels * size + first * layout.width)
+                self.call(spec, [spot[0], Ref(target, offset)], [spot[1], 0, size], layout.channels)
+
+    # -- products ----------------------------------------------------------------------------------------------
+
+    def product(
+        self,
+        op: Conv | Linear,
+        weight: np.ndarray,
+        tag: str,
+        pixels: int,
+        x: tuple[Ref, int],
+        y: tuple[Ref, int],
+        residual: tuple[Ref, int] | None,
+        first_row: int = 0,
+    ) -> None:
+        """``y = epilogue(weight x + bias)`` over one band, as the placement says; rows are numbered in the op's bias."""
+        chosen = self.placements[op.name].product
+        assert chosen is not None
+        key = f"{op.name}/{tag}"
+        if key not in self.packs:
+            self.packs[key] = pack(weight, chosen.group, dense=chosen.dense)
+        bias = self.constant(f"{op.name}/bias", lambda: np.ascontiguousarray(op.bias, np.float32))
+        for number, part in enumerate(self.packs[key]):
+            spec = Spmm(
+                part.group,
+                pixels,
+                max(1, min(chosen.vectors, accumulators(self.target) // part.group)),
+                self.target.lanes,
+                chosen.dense,
+                op.epilogue,
+            )
+            refs = [x[0], self.constant(f"{key}/values{number}", lambda part=part: part.values)]  # type: ignore[misc]
+            args: list[int | Ref] = [y[1], residual[1] if residual else 0]
+            if part.start is None or part.column is None:
+                args += [x[1], part.depth]
+            else:
+                refs.append(self.constant(f"{key}/start{number}", lambda part=part: part.start))  # type: ignore[misc]
+                columns = part.column.astype(np.int64) * x[1]
+                if columns.size and columns.max() >= 2**31:
+                    raise CompileError(f"layer {op.name!r} is too large", why="an input offset does not fit 32 bits")
+                refs.append(self.constant(f"{key}/column{number}x{x[1]}", lambda c=columns: c.astype(np.int32)))  # type: ignore[misc]
+            refs.append(Ref(bias.name, 4 * (first_row + part.first)))
+            if residual:
+                refs.append(Ref(residual[0].name, residual[0].offset + 4 * part.first * residual[1]))
+            refs.append(Ref(y[0].name, y[0].offset + 4 * part.first * y[1]))
+            self.call(spec, refs, args, part.groups)
+
+    # -- families ----------------------------------------------------------------------------------------------
+
+    def conv(self, op: Conv, step: Step) -> None:
+        y = self.span(op.output, step.image, step.first, step.last)
+        assert y is not None
+        residual = self.span(op.inputs[1], step.image, step.first, step.last) if op.epilogue.residual != "none" else None
+        if op.epilogue.residual != "none" and residual is None:
+            raise CompileError(f"layer {op.name!r}: its residual lies in other bands", fix="this is a bug in edgesparse")
+        if op.depthwise:
+            self._depthwise(op, step, y, residual)
+            return
+        _, layout = self.image(op.output)
+        pixels = (step.last - step.first) * layout.width
+        x = self.span(op.inputs[0], step.image, step.first, step.last) if op.pointwise else None
+        if x is not None:
+            self.product(op, op.weight[:, :, 0], "w", pixels, x, y, residual)
+            return
+        panel, pitch = self._panel(op, step, pixels)
+        matrix = op.weight.reshape(op.weight.shape[0], -1)
+        rows = matrix.shape[0] // op.groups
+        for group in range(op.groups):
+            at = rows * group
+            shifted = [(Ref(ref.name, ref.offset + 4 * at * p), p) for ref, p in (y, *([residual] if residual else []))]
+            x_at = Ref(panel, 4 * group * matrix.shape[1] * pitch)
+            self.product(
+                op,
+                matrix[at : at + rows],
+                f"w{group}",
+                pixels,
+                (x_at, pitch),
+                shifted[0],
+                shifted[1] if residual else None,
+                at,
+            )
+
+    def _window(self, op: Conv | Pooling, rows: int) -> Window:
+        _, source = self.image(op.inputs[0])
+        _, layout = self.image(op.output)
+        same = (source.height, source.width) == (layout.height, layout.width)
+        flat = op.strides == (1, 1) and same and rows == layout.height and source.bands == 1
+        if isinstance(op, Pooling):
+            flat = False
+        return Window(
+            op.kernel, op.strides, op.dilations, op.pads[0], op.pads[1], source.width, layout.width, rows, flat
+        )
+
+    def _panel(self, op: Conv, step: Step, pixels: int) -> tuple[str, int]:
+        """Gather the band's windows into a scratch panel; gives its buffer and pitch."""
+        window = self._window(op, step.last - step.first)
+        pitch = pitch_of(pixels)
+        _, source = self.image(op.inputs[0])
+        taps = op.kernel[0] * op.kernel[1]
+        panel = self.buffer(f"{op.name}/panel", 4 * source.channels * taps * pitch)
+        args = [pitch, 0, *self.rows(op.inputs[0], step.image, window, step.first)]
+        self.call(Panel(window, self.target.lanes), [Ref(ARENA), Ref(panel)], args, source.channels)
+        return panel, pitch
+
+    def _depthwise(
+        self, op: Conv, step: Step, y: tuple[Ref, int], residual: tuple[Ref, int] | None
+    ) -> None:
+        window = self._window(op, step.last - step.first)
+        spec = Depthwise(
+            window, op.epilogue, self.target.lanes, accumulators(self.target), op.weight.shape[0] // op.groups
+        )
+        weight = self.constant(f"{op.name}/w", lambda: np.ascontiguousarray(op.weight.reshape(-1), np.float32))
+        bias = self.constant(f"{op.name}/bias", lambda: np.ascontiguousarray(op.bias, np.float32))
+        refs = [Ref(ARENA), weight, bias, *([residual[0]] if residual else []), y[0]]
+        args = [y[1], residual[1] if residual else 0, *self.rows(op.inputs[0], step.image, window, step.first)]
+        self.call(spec, refs, args, op.weight.shape[0])
+
+    def pooling(self, op: Pooling, step: Step) -> None:
+        y = self.span(op.output, step.image, step.first, step.last)
+        assert y is not None
+        window = self._window(op, step.last - step.first)
+        _, source = self.image(op.inputs[0])
+        args = [y[1], 0, *self.rows(op.inputs[0], step.image, window, step.first, clamp=op.mode == "max")]
+        if op.mode == "avg_valid":
+            for row in range(step.first, step.last):
+                top = window.first_row(row)
+                taps = [top + tap * window.dilation[0] for tap in range(window.kernel[0])]
+                args.append(sum(0 <= at < source.height for at in taps))
+        spec = Pool(window, op.mode, self.target.lanes, accumulators(self.target))
+        self.call(spec, [Ref(ARENA), y[0]], args, source.channels)
+
+    def elementwise(self, op: Elementwise, step: Step) -> None:
+        _, layout = self.image(op.output)
+        pixels = (step.last - step.first) * layout.width
+        spots = [self.span(name, step.image, step.first, step.last) for name in (op.inputs[0], op.output)]
+        x, y = spots
+        if x is None or y is None:
+            raise CompileError(f"layer {op.name!r}: its input lies in other bands", fix="this is a bug in edgesparse")
+        spec = Pointwise(op.op, op.operand, pixels, op.epilogue, self.target.lanes, op.swapped)
+        refs, z_pitch = [x[0]], 0
+        if op.operand == "full":
+            z = self.span(op.inputs[1], step.image, step.first, step.last)
+            if z is None:
+                raise CompileError(f"layer {op.name!r}: its inputs lie in other bands", fix="this is a bug in edgesparse")
+            refs.append(z[0])
+            z_pitch = z[1]
+        elif op.constant is not None:
+            constant = op.constant
+            refs.append(self.constant(f"{op.name}/operand", lambda: np.ascontiguousarray(constant, np.float32).reshape(-1)))
+            z_pitch = 1
+        elif op.operand != "none":
+            name = op.inputs[1]
+            buffer, at = self.image(name)
+            refs.append(Ref(buffer, at.band_offset((step.image if at.images > 1 else 0) * at.bands)))
+            z_pitch = at.pitch
+        self.call(spec, [*refs, y[0]], [x[1], z_pitch, y[1]], layout.channels)
+
+    def concat(self, op: Concat, step: Step) -> None:
+        y = self.span(op.output, step.image, step.first, step.last)
+        assert y is not None
+        channel = 0
+        for name in op.inputs:
+            _, layout = self.image(name)
+            x = self.span(name, step.image, step.first, step.last)
+            if x is None:
+                raise CompileError(f"layer {op.name!r}: its inputs lie in other bands", fix="this is a bug in edgesparse")
+            spec = Pointwise("first", "none", (step.last - step.first) * layout.width, Epilogue(), self.target.lanes)
+            self.call(spec, [x[0], Ref(y[0].name, y[0].offset + 4 * channel * y[1])], [x[1], 0, y[1]], layout.channels)
+            channel += layout.channels
+
+    def global_pooling(self, op: GlobalPooling) -> None:
+        buffer, layout = self.image(op.inputs[0])
+        out = self.place_of(op.output)
+        for image in range(layout.images):
+            args: list[int | Ref] = [layout.height * layout.width, layout.bands]
+            for band in range(layout.bands):
+                first, last = layout.rows_of(band)
+                offset = layout.band_offset(image * layout.bands + band)
+                args += [Ref(buffer, offset), layout.pitch, (last - first) * layout.width]
+            refs = [Ref(ARENA), Ref(out.buffer, 4 * image * layout.channels)]
+            self.call(GlobalPool(op.mode, self.target.lanes), refs, args, layout.channels)
+
+    def linear(self, op: Linear) -> None:
+        """One row: a product with one pixel. More rows are the pixels of a feature-major matrix."""
+        x, y = Ref(self.plain(op.inputs[0])), Ref(self.place_of(op.output).buffer)
+        weight = op.weight[:, :, 0]
+        if op.rows == 1:
+            self.product(op, weight, "w", 1, (x, 1), (y, 1), None)
+            return
+        out, depth = weight.shape
+        pitch = pitch_of(op.rows)
+        columns = self.buffer(f"{op.name}/columns", 4 * depth * pitch)
+        results = self.buffer(f"{op.name}/results", 4 * out * pitch)
+        turn = Transpose(self.target.lanes)
+        self.call(turn, [x, Ref(columns)], [depth, pitch, op.rows], depth)
+        self.product(op, weight, "w", op.rows, (Ref(columns), pitch), (Ref(results), pitch), None)
+        self.call(turn, [Ref(results), y], [pitch, out, out], op.rows)
+
+    def view(self, op: View) -> None:
+        value = self.graph.values[op.output]
+        layout = Layout.plain(value.image) if value.image is not None else None
+        self.places[op.output] = _Place(self.plain(op.inputs[0]), layout)
+
+    def fallback(self, op: Fallback, part: Part) -> None:
+        names = {name: self.plain(name) for name in op.inputs}
+        names |= {name: self.place_of(name).buffer for name in op.outputs}
+        for name, nbytes in part.buffers.items():
+            names[name] = self.buffer(name, max(nbytes, 4))
+        for name, array in part.constants.items():
+            names[name] = self.constant(name, lambda array=array: array).name  # type: ignore[misc]
+        for symbol, pointers in part.calls:
+            refs = tuple(Ref(names[name]) for name in pointers)
+            self.calls.append(Call(symbol, refs, (), 0, 1, self.layer))
+
+
+def lower(
+    graph: Graph, plan: Plan, placements: Mapping[str, Placement], parts: Mapping[str, Part], target: Target
+) -> Lowered:
+    """Turn a planned and placed graph into a program; `parts` holds the fallback parts by operation name."""
+    emitter = _Emitter(graph, plan, target, placements)
+    for name in graph.inputs:
+        emitter.place_of(name)
+        emitter.buffer(name, 0, pinned=True)
+    for step in plan.steps:
+        emitter.layer = step.op
+        _step(emitter, graph.ops[step.op], step, parts)
+    emitter.layer = max(len(graph.ops) - 1, 0)
+    inputs = tuple(_port(emitter, name) for name in graph.inputs)
+    outputs = tuple(_port(emitter, name) for name in graph.outputs)
+    program = Program(
+        tuple(emitter.calls),
+        tuple(emitter.buffers.values()),
+        emitter.constants,
+        inputs,
+        outputs,
+        tuple(op.name for op in graph.ops) or ("nothing",),
+    )
+    objects = tuple(dict.fromkeys(code for part in parts.values() for code in part.objects))
+    return Lowered(program, emitter.kernels, objects)
+
+
+def _step(emitter: _Emitter, op: Op, step: Step, parts: Mapping[str, Part]) -> None:
+    if isinstance(op, Conv):
+        emitter.conv(op, step)
+    elif isinstance(op, Pooling):
+        emitter.pooling(op, step)
+    elif isinstance(op, Elementwise):
+        emitter.elementwise(op, step)
+    elif isinstance(op, Concat):
+        emitter.concat(op, step)
+    elif isinstance(op, GlobalPooling):
+        emitter.global_pooling(op)
+    elif isinstance(op, Linear):
+        emitter.linear(op)
+    elif isinstance(op, View):
+        emitter.view(op)
+    elif isinstance(op, Fallback):
+        emitter.fallback(op, parts[op.name])
+
+
+def _port(emitter: _Emitter, name: str) -> Port:
+    """An input or output in ONNX's layout, in a buffer that lives through the whole run."""
+    value = emitter.graph.values[name]
+    buffer = emitter.plain(name)
+    known = emitter.buffers[buffer]
+    emitter.buffers[buffer] = replace(known, pinned=True)
+    return Port(name, value.dtype, value.shape, buffer)

@@ -1,0 +1,164 @@
+"""What a model is made of once it is understood: operations with their weights, and the values between them.
+
+`recognise` makes a `Graph` out of ONNX; the planner gives its values layouts and its operations an order; lowering
+turns each operation into kernel calls. Weights are in canonical form: one row per output channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edgesparse.kernels import Epilogue
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Value:
+    """An activation: ONNX name, static shape, numpy dtype name."""
+
+    name: str
+    shape: Shape
+    dtype: str = "float32"
+
+    @property
+    def image(self) -> tuple[int, int, int, int] | None:
+        """``(N, C, H, W)`` of a float image; other values have none."""
+        if self.dtype != "float32" or len(self.shape) != 4:
+            return None
+        images, channels, height, width = self.shape
+        return images, channels, height, width
+
+    @property
+    def elements(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Op:
+    """One step of the network: a name (the ONNX node it comes from), what it reads, what it makes.
+
+    `nodes` are all ONNX nodes that are fused in it.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def output(self) -> str:
+        return self.outputs[0]
+
+
+@dataclass(frozen=True)
+class Conv(Op):
+    """Convolution. `weight` is ``[Cout, Cin/groups, kh*kw]``, `pads` (top, left, bottom, right).
+
+    With a residual in the epilogue it is the second input.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    dilations: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    groups: int
+    epilogue: Epilogue
+
+    @property
+    def pointwise(self) -> bool:
+        """A 1x1 convolution that reads each pixel once."""
+        return self.kernel == (1, 1) and self.strides == (1, 1) and self.groups == 1 and not any(self.pads)
+
+    @property
+    def depthwise(self) -> bool:
+        """One input channel per group."""
+        return self.groups > 1 and self.weight.shape[1] == 1
+
+
+@dataclass(frozen=True)
+class Linear(Op):
+    """``y[m] = epilogue(W x[m] + b)`` for every row m of the input; `weight` is ``[N, K, 1]``."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+    rows: int
+    epilogue: Epilogue
+
+
+@dataclass(frozen=True)
+class Pooling(Op):
+    """Max or average pooling; `mode` as in `kernels.Pool`."""
+
+    mode: str
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    dilations: tuple[int, int]
+    pads: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class GlobalPooling(Op):
+    """Mean ("avg") or maximum ("max") over the image."""
+
+    mode: str
+
+
+@dataclass(frozen=True)
+class Elementwise(Op):
+    """``epilogue(x op operand)`` on an image; the operand is the second input or a constant.
+
+    `operand` is how it meets the image: "none", "full", "channel" or "scalar"; see `kernels.Pointwise`.
+    """
+
+    op: str
+    operand: str
+    constant: np.ndarray | None
+    swapped: bool
+    epilogue: Epilogue
+
+
+@dataclass(frozen=True)
+class Concat(Op):
+    """Images put together along the channels."""
+
+
+@dataclass(frozen=True)
+class View(Op):
+    """The same elements in the same order under another shape."""
+
+
+@dataclass(frozen=True)
+class Fallback(Op):
+    """A part of the graph that goes through Relax, as an ONNX model of its own."""
+
+    model: Any
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Operations in an order in which every input comes before its use."""
+
+    ops: tuple[Op, ...]
+    values: Mapping[str, Value]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def consumers(self) -> dict[str, list[Op]]:
+        """The operations that read each value."""
+        found: dict[str, list[Op]] = {name: [] for name in self.values}
+        for op in self.ops:
+            for name in dict.fromkeys(op.inputs):
+                found[name].append(op)
+        return found

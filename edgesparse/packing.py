@@ -1,0 +1,92 @@
+"""Weights as the product kernel wants them: groups of output channels, each with its non-zero input channels.
+
+Packing is exact and has an exact inverse. Output channels that do not fill a last group form a smaller group of their
+own, run by a kernel of that size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The groups of `group` output channels from channel `first` on.
+
+    `values` is ``[nnz, group]``; `start` ``[G + 1]`` bounds each group's non-zeros; `column` ``[nnz]`` holds input
+    channels in ascending order. Dense weights have neither start nor column, and values ``[G * K, group]``.
+    """
+
+    first: int
+    group: int
+    depth: int
+    values: Floats
+    start: Ints | None = None
+    column: Ints | None = None
+
+    @property
+    def groups(self) -> int:
+        return len(self.start) - 1 if self.start is not None else len(self.values) // max(self.depth, 1)
+
+    @property
+    def nnz(self) -> int:
+        """Stored (input channel, group) pairs."""
+        return len(self.values)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights and indices."""
+        tables = [self.values, *(table for table in (self.start, self.column) if table is not None)]
+        return sum(table.nbytes for table in tables)
+
+
+def pack(weight: Floats, group: int, *, dense: bool = False) -> tuple[Packed, ...]:
+    """Pack a matrix ``[N, K]`` (float32): the whole groups, then the rest of the rows.
+
+    An input channel is stored for a group when any of the group's rows has a non-zero there; the other rows of the
+    group then store explicit zeros (the union of rows).
+    """
+    rows = weight.shape[0]
+    whole = rows // group * group
+    bounds = [(0, whole, group)] if whole else []
+    if whole < rows:
+        bounds.append((whole, rows, rows - whole))
+    return tuple(_pack(weight[first:last], first, size, dense) for first, last, size in bounds)
+
+
+def _pack(weight: Floats, first: int, group: int, dense: bool) -> Packed:
+    blocks = np.ascontiguousarray(weight.reshape(-1, group, weight.shape[1]).transpose(0, 2, 1), np.float32)
+    depth = weight.shape[1]
+    if dense:
+        return Packed(first, group, depth, blocks.reshape(-1, group))
+    used = (blocks != 0).any(axis=2)
+    start = np.concatenate([[0], np.cumsum(used.sum(axis=1))]).astype(np.int32)
+    column = np.nonzero(used)[1].astype(np.int32)
+    return Packed(first, group, depth, np.ascontiguousarray(blocks[used]), start, column)
+
+
+def unpack(parts: tuple[Packed, ...]) -> Floats:
+    """The matrix that was packed."""
+    pieces = []
+    for part in parts:
+        blocks = np.zeros((part.groups, part.depth, part.group), np.float32)
+        if part.start is None or part.column is None:
+            blocks = part.values.reshape(blocks.shape)
+        else:
+            group = np.repeat(np.arange(part.groups), np.diff(part.start))
+            blocks[group, part.column] = part.values
+        pieces.append(blocks.transpose(0, 2, 1).reshape(-1, part.depth))
+    return np.concatenate(pieces)
+
+
+def union_density(weight: Floats, group: int) -> float:
+    """Share of (input channel, group) pairs that packing in groups of `group` stores."""
+    parts = pack(weight, group)
+    stored = sum(part.nnz * part.group for part in parts)
+    return stored / weight.size if weight.size else 0.0

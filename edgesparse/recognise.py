@@ -1,0 +1,545 @@
+"""From a simplified ONNX model to operations: which nodes become which kernel family, and what is fused into what.
+
+The walk is in topological order. A node that starts a family (Conv, Gemm, MatMul, pooling, elementwise) takes the
+activation and the residual add that follow it into its epilogue, as long as nobody else reads what lies between. What
+no family covers is collected, run after run of nodes, for Relax; such a run of a topological order is convex, so it
+can be one part.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from edgesparse.errors import UnsupportedError
+from edgesparse.kernels import Epilogue
+from edgesparse.ops import (
+    Concat,
+    Conv,
+    Elementwise,
+    Fallback,
+    GlobalPooling,
+    Graph,
+    Linear,
+    Op,
+    Pooling,
+    Value,
+    View,
+)
+
+_BINARY = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
+_VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
+
+
+def recognise(model: ir.Model) -> Graph:
+    """Understand a simplified model with static shapes.
+
+    Raises
+    ------
+    UnsupportedError
+        A node's shape or type is not known, or nothing can lower it; names node, operator and opset.
+    """
+    return _Walk(model).run()
+
+
+class _Walk:
+    """One pass over the nodes, with what is known of values so far."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.graph = model.graph
+        self.values: dict[str, Value] = {}
+        self.taken: set[int] = set()
+        self.ops: list[Op] = []
+        self.loose: list[ir.Node] = []
+        self.outputs = {value.name for value in self.graph.outputs}
+        self.order = {id(node): index for index, node in enumerate(self.graph)}
+        self.rules: dict[str, Callable[[ir.Node], Op | None]] = {
+            "Conv": self._conv,
+            "Gemm": self._gemm,
+            "MatMul": self._matmul,
+            "MaxPool": self._pooling,
+            "AveragePool": self._pooling,
+            "GlobalAveragePool": self._global_pooling,
+            "GlobalMaxPool": self._global_pooling,
+            "ReduceMean": self._reduce_mean,
+            "Concat": self._concat,
+            **dict.fromkeys(_BINARY, self._binary),
+            **dict.fromkeys(_VIEWS, self._view),
+        }
+
+    def run(self) -> Graph:
+        inputs = [value for value in self.graph.inputs if value.name not in self.graph.initializers]
+        for value in inputs:
+            self._declare(value, "the model")
+        for node in self.graph:
+            if id(node) in self.taken:
+                continue
+            rule = self.rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+            op = (rule(node) if rule else None) or self._activation_alone(node)
+            if op is None:
+                self.loose.append(node)
+                self._declare_outputs(node)
+                continue
+            self._flush()
+            self._declare_outputs(node)
+            self.ops.append(op)
+        self._flush()
+        outputs = tuple(_name(value) for value in self.graph.outputs)
+        ops = tuple(_sorted(self.ops, [_name(value) for value in inputs]))
+        used = {name for op in ops for name in (*op.inputs, *op.outputs)} | set(outputs)
+        names = tuple(_name(value) for value in inputs)
+        values = {name: value for name, value in self.values.items() if name in used or name in names}
+        return Graph(ops, values, names, outputs)
+
+    # -- values ------------------------------------------------------------------------------------------------
+
+    def _declare(self, value: ir.Value, where: str) -> None:
+        shape = value.shape
+        if shape is None or value.dtype is None or any(not isinstance(dim, int) for dim in shape):
+            raise UnsupportedError(
+                f"value {value.name!r} of {where} has no fixed shape",
+                why=f"its shape is {shape}" if shape is not None else "shape inference could not find it",
+                fix="fix the model's input shapes with --shape, or simplify the model",
+            )
+        dims = tuple(int(dim) for dim in shape)  # type: ignore[arg-type]
+        self.values[_name(value)] = Value(_name(value), dims, value.dtype.numpy().name)
+
+    def _declare_outputs(self, node: ir.Node) -> None:
+        for value in node.outputs:
+            if value.name:
+                self._declare(value, f"node {node.name!r} ({node.op_type})")
+
+    def _constant(self, value: ir.Value | None) -> np.ndarray | None:
+        if value is None or value.const_value is None or value.is_graph_input():
+            return None
+        return np.asarray(value.const_value.numpy())
+
+    def _image(self, value: ir.Value | None) -> tuple[int, int, int, int] | None:
+        """Shape of a float image that is computed (not constant)."""
+        if value is None or value.name is None or self._constant(value) is not None:
+            return None
+        if value.name not in self.values:
+            self._declare(value, "the model")
+        return self.values[value.name].image
+
+    def _is_float(self, value: ir.Value | None) -> bool:
+        return value is not None and value.dtype == ir.DataType.FLOAT
+
+    # -- fusion ------------------------------------------------------------------------------------------------
+
+    def _sole_consumer(self, value: ir.Value) -> ir.Node | None:
+        uses = list(value.uses())
+        if len(uses) != 1 or value.name in self.outputs:
+            return None
+        node = uses[0].node
+        return node if id(node) in self.order else None
+
+    def _fuse(self, node: ir.Node, *, residuals: bool) -> tuple[Epilogue, str | None, list[ir.Node]]:
+        """Epilogue made of the nodes after `node`, the residual's name, and the fused nodes (last one gives the output)."""
+        chain, epilogue, residual = [node], Epilogue(), None
+        after = self._activation(chain[-1].outputs[0])
+        if after is not None:
+            epilogue = after[0]
+            chain += after[1]
+        if residuals:
+            add = self._sole_consumer(chain[-1].outputs[0])
+            other = self._residual_of(add, chain[-1].outputs[0], node) if add is not None else None
+            if add is not None and other is not None:
+                place = "before" if epilogue.activation == "none" else "after"
+                chain.append(add)
+                residual = _name(other)
+                after = self._activation(add.outputs[0]) if place == "before" else None
+                if after is not None:
+                    epilogue = after[0]
+                    chain += after[1]
+                epilogue = replace(epilogue, residual=place)
+        self.taken.update(id(part) for part in chain)
+        return epilogue, residual, chain
+
+    def _residual_of(self, add: ir.Node, value: ir.Value, anchor: ir.Node) -> ir.Value | None:
+        """The other input of an Add of two images of one shape, if it is there before `anchor` runs."""
+        if add.op_type != "Add" or id(add) in self.taken:
+            return None
+        others = [each for each in add.inputs if each is not value]
+        if len(others) != 1 or others[0] is None or self._constant(others[0]) is not None:
+            return None
+        other = others[0]
+        if other.shape != value.shape or other.name is None or not self._is_float(other):
+            return None
+        # Ready means: declared by an operation that is already placed.
+        made = {name for op in self.ops for name in op.outputs} | {_name(v) for v in self.graph.inputs}
+        return other if other.name in made else None
+
+    def _activation(self, value: ir.Value) -> tuple[Epilogue, list[ir.Node]] | None:
+        """The activation that alone reads `value`, with its nodes; x * Sigmoid(x) counts as one."""
+        silu = self._silu(value)
+        if silu is not None:
+            return Epilogue("silu"), silu
+        node = self._sole_consumer(value)
+        if node is None or id(node) in self.taken:
+            return None
+        epilogue = self._epilogue_of(node)
+        return (epilogue, [node]) if epilogue is not None else None
+
+    def _silu(self, value: ir.Value) -> list[ir.Node] | None:
+        users = [use.node for use in value.uses()]
+        if len(users) != 2 or value.name in self.outputs:
+            return None
+        gate = next((node for node in users if node.op_type == "Sigmoid"), None)
+        product = next((node for node in users if node.op_type == "Mul"), None)
+        if gate is None or product is None or self._sole_consumer(gate.outputs[0]) is not product:
+            return None
+        if any(id(node) in self.taken for node in (gate, product)):
+            return None
+        return [gate, product]
+
+    def _epilogue_of(self, node: ir.Node) -> Epilogue | None:
+        """The activation a node is, if an epilogue can hold it."""
+        if not self._is_float(node.inputs[0] if node.inputs else None):
+            return None
+        simple = {"Relu": "relu", "HardSwish": "hardswish", "Sigmoid": "sigmoid", "Tanh": "tanh"}
+        if node.op_type in simple:
+            return Epilogue(simple[node.op_type])
+        if node.op_type == "HardSigmoid":
+            return Epilogue("hardsigmoid", (_float(node, "alpha", 0.2), _float(node, "beta", 0.5)))
+        if node.op_type == "LeakyRelu":
+            return Epilogue("leaky", (_float(node, "alpha", 0.01),))
+        if node.op_type == "Clip":
+            limits = [self._limit(node, 1, -np.inf), self._limit(node, 2, np.inf)]
+            if limits[0] is None or limits[1] is None:
+                return None
+            if limits[0] == 0 and limits[1] == np.inf:
+                return Epilogue("relu")
+            lowest = float(np.finfo(np.float32).min)
+            return Epilogue("clip", (max(limits[0], lowest), min(limits[1], -lowest)))
+        return None
+
+    def _limit(self, node: ir.Node, index: int, default: float) -> float | None:
+        if len(node.inputs) <= index or node.inputs[index] is None:
+            return float(default)
+        constant = self._constant(node.inputs[index])
+        return float(constant.reshape(-1)[0]) if constant is not None and constant.size == 1 else None
+
+    def _names(self, chain: Iterable[ir.Node]) -> tuple[str, ...]:
+        return tuple(node.name or node.op_type for node in chain)
+
+    # -- rules -------------------------------------------------------------------------------------------------
+
+    def _conv(self, node: ir.Node) -> Op | None:
+        x, w = node.inputs[0], node.inputs[1]
+        image, weight = self._image(x), self._constant(w)
+        bias = self._constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+        if image is None or weight is None or weight.ndim != 4 or not self._is_float(w):
+            return None
+        if len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
+            return None
+        kernel = (weight.shape[2], weight.shape[3])
+        strides, dilations = _pair(node, "strides"), _pair(node, "dilations")
+        pads = _pads(node, image[2:], kernel, strides, dilations)
+        epilogue, residual, chain = self._fuse(node, residuals=True)
+        flat = weight.reshape(*weight.shape[:2], -1)
+        return Conv(
+            _node_name(node),
+            self._names(chain),
+            (_name(x), *((residual,) if residual else ())),
+            (self._output(chain),),
+            flat,
+            bias if bias is not None else np.zeros(weight.shape[0], np.float32),
+            kernel,
+            strides,
+            dilations,
+            pads,
+            _int(node, "group", 1),
+            epilogue,
+        )
+
+    def _output(self, chain: list[ir.Node]) -> str:
+        value = chain[-1].outputs[0]
+        self._declare(value, f"node {chain[-1].name!r}")
+        return _name(value)
+
+    def _gemm(self, node: ir.Node) -> Op | None:
+        x, w = node.inputs[0], node.inputs[1]
+        weight = self._constant(w)
+        extra = node.inputs[2] if len(node.inputs) > 2 else None
+        bias = self._constant(extra)
+        if weight is None or self._constant(x) is not None or not self._is_float(x) or (extra is not None and bias is None):
+            return None
+        if _int(node, "transA", 0) or _float(node, "alpha", 1.0) != 1.0 or _float(node, "beta", 1.0) != 1.0:
+            return None
+        rows_out = weight if _int(node, "transB", 0) else weight.T
+        if bias is not None and bias.size not in (1, rows_out.shape[0]):
+            return None
+        return self._linear(node, _name(x), rows_out, bias)
+
+    def _matmul(self, node: ir.Node) -> Op | None:
+        x, w = node.inputs[0], node.inputs[1]
+        weight = self._constant(w)
+        if weight is None or weight.ndim != 2 or self._constant(x) is not None or not self._is_float(x):
+            return None
+        add = self._sole_consumer(node.outputs[0])
+        bias = None
+        if add is not None and add.op_type == "Add":
+            bias = next((c for c in map(self._constant, add.inputs) if c is not None and c.shape == weight.shape[1:]), None)
+        return self._linear(node, _name(x), weight.T, bias, add if bias is not None else None)
+
+    def _linear(
+        self, node: ir.Node, x: str, weight: np.ndarray, bias: np.ndarray | None, add: ir.Node | None = None
+    ) -> Op | None:
+        if x not in self.values:
+            return None
+        shape = self.values[x].shape
+        if not shape or shape[-1] != weight.shape[1]:
+            return None
+        head = [node, add] if add is not None else [node]
+        epilogue, _, chain = self._fuse(head[-1], residuals=False)
+        self.taken.update(id(part) for part in head)
+        full = np.zeros(weight.shape[0], np.float32)
+        if bias is not None:
+            full += bias.reshape(-1)
+        return Linear(
+            _node_name(node),
+            self._names([*head[:-1], *chain]),
+            (x,),
+            (self._output(chain),),
+            np.ascontiguousarray(weight)[:, :, None],
+            full,
+            int(np.prod(shape[:-1], dtype=np.int64)),
+            epilogue,
+        )
+
+    def _pooling(self, node: ir.Node) -> Op | None:
+        image = self._image(node.inputs[0])
+        kernel = _ints(node, "kernel_shape", ())
+        if image is None or len(kernel) != 2 or len([v for v in node.outputs if v.name]) != 1:
+            return None
+        strides, dilations = _pair(node, "strides"), _pair(node, "dilations")
+        pads = _pads(node, image[2:], (kernel[0], kernel[1]), strides, dilations)
+        out = self._shape_of(node.outputs[0])
+        floor = [
+            (size + before + after - (k - 1) * d - 1) // s + 1
+            for size, before, after, k, d, s in zip(image[2:], pads[:2], pads[2:], kernel, dilations, strides, strict=True)
+        ]
+        if _int(node, "storage_order", 0) or any(p >= k for p, k in zip((*pads,), (*kernel, *kernel), strict=True)):
+            return None
+        mode = "max"
+        if node.op_type == "AveragePool":
+            if list(out[2:]) != floor:
+                return None  # ceil_mode counts pixels in its own way
+            mode = "avg" if _int(node, "count_include_pad", 0) or not any(pads) else "avg_valid"
+            if mode == "avg_valid" and max(dilations) > 1:
+                return None
+        x = _name(node.inputs[0])
+        self.taken.add(id(node))
+        outputs = (self._output([node]),)
+        return Pooling(
+            _node_name(node), self._names([node]), (x,), outputs, mode, (kernel[0], kernel[1]), strides, dilations, pads
+        )
+
+    def _shape_of(self, value: ir.Value) -> tuple[int, ...]:
+        self._declare(value, "the model")
+        return self.values[_name(value)].shape
+
+    def _global_pooling(self, node: ir.Node) -> Op | None:
+        if self._image(node.inputs[0]) is None:
+            return None
+        return self._global(node, "max" if node.op_type == "GlobalMaxPool" else "avg")
+
+    def _reduce_mean(self, node: ir.Node) -> Op | None:
+        """ReduceMean over both image axes is a global average pool."""
+        if self._image(node.inputs[0]) is None:
+            return None
+        axes: Any = self._constant(node.inputs[1]) if len(node.inputs) > 1 else _ints(node, "axes", ())
+        if axes is None or sorted(int(axis) % 4 for axis in np.asarray(axes).reshape(-1)) != [2, 3]:
+            return None
+        return self._global(node, "avg")
+
+    def _global(self, node: ir.Node, mode: str) -> Op:
+        self.taken.add(id(node))
+        x = _name(node.inputs[0])
+        return GlobalPooling(_node_name(node), self._names([node]), (x,), (self._output([node]),), mode)
+
+    def _binary(self, node: ir.Node) -> Op | None:
+        """Image op image, channel vector or scalar; the image has the output's shape."""
+        out = self._shape_of(node.outputs[0])
+        if not all(map(self._is_float, node.inputs)) or len(out) != 4:
+            return None
+        for x, z in ((0, 1), (1, 0)):
+            image = self._image(node.inputs[x])
+            if image is None or image != out:
+                continue
+            constant = self._constant(node.inputs[z])
+            kind = _operand(out, self._shape_of(node.inputs[z]) if constant is None else constant.shape, constant)
+            if kind is None:
+                continue
+            names = [_name(node.inputs[x])] + ([] if constant is not None else [_name(node.inputs[z])])
+            op = _BINARY[node.op_type]
+            epilogue, _, chain = self._fuse(node, residuals=False)
+            return Elementwise(
+                _node_name(node), self._names(chain), tuple(names), (self._output(chain),), op, kind, constant, x == 1, epilogue
+            )
+        return None
+
+    def _activation_alone(self, node: ir.Node) -> Op | None:
+        if node.domain not in ("", "ai.onnx") or not node.inputs or self._image(node.inputs[0]) is None:
+            return None
+        epilogue = self._epilogue_of(node)
+        if epilogue is None:
+            return None
+        self.taken.add(id(node))
+        x = _name(node.inputs[0])
+        return Elementwise(
+            _node_name(node), self._names([node]), (x,), (self._output([node]),), "first", "none", None, False, epilogue
+        )
+
+    def _concat(self, node: ir.Node) -> Op | None:
+        images = [self._image(value) for value in node.inputs]
+        if any(image is None for image in images) or _int(node, "axis", 0) % 4 != 1:
+            return None
+        self.taken.add(id(node))
+        names = tuple(_name(value) for value in node.inputs)
+        return Concat(_node_name(node), self._names([node]), names, (self._output([node]),))
+
+    def _view(self, node: ir.Node) -> Op | None:
+        x = node.inputs[0]
+        if x is None or self._constant(x) is not None or _name(x) not in self.values:
+            return None
+        self.taken.add(id(node))
+        return View(_node_name(node), self._names([node]), (_name(x),), (self._output([node]),))
+
+    # -- the rest ----------------------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Make one fallback part of the loose nodes so far."""
+        if self.loose:
+            self.ops.append(_fallback(self.model, self.loose, self.values))
+            self.loose = []
+
+
+def _fallback(model: ir.Model, nodes: list[ir.Node], values: dict[str, Value]) -> Fallback:
+    """The nodes as a model of their own: computed values become inputs, constants initializers."""
+    inside = {_name(value) for node in nodes for value in node.outputs if value.name}
+    protos = [ir.serde.serialize_node(node) for node in nodes]
+    inputs: dict[str, Value] = {}
+    initializers: dict[str, onnx.TensorProto] = {}
+    outer = {value.name for value in model.graph.outputs}
+    members = {id(node) for node in nodes}
+    for value in itertools.chain.from_iterable(node.inputs for node in nodes):
+        if value is None or not value.name or value.name in inside:
+            continue
+        if value.const_value is not None and not value.is_graph_input():
+            tensor = onnx.numpy_helper.from_array(np.asarray(value.const_value.numpy()), value.name)
+            initializers[value.name] = tensor
+        else:
+            inputs[value.name] = values[value.name]
+    outputs = [
+        values[_name(value)]
+        for node in nodes
+        for value in node.outputs
+        if value.name
+        and (value.name in outer or any(id(use.node) not in members for use in value.uses()))
+    ]
+    graph = onnx.helper.make_graph(
+        protos, "part", [_info(v) for v in inputs.values()], [_info(v) for v in outputs], list(initializers.values())
+    )
+    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+    part = onnx.helper.make_model(graph, opset_imports=imports, ir_version=min(model.ir_version, 10))
+    names = tuple(node.name or node.op_type for node in nodes)
+    return Fallback(names[0], names, tuple(inputs), tuple(v.name for v in outputs), part)
+
+
+def _info(value: Value) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(
+        value.name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype)), value.shape
+    )
+
+
+def _sorted(ops: list[Op], inputs: list[str]) -> list[Op]:
+    """Topological order, keeping the given order where it can be: a fused op may sit before its residual."""
+    ready = set(inputs)
+    pending, ordered = list(ops), []
+    while pending:
+        index = next((i for i, op in enumerate(pending) if all(name in ready for name in op.inputs)), None)
+        if index is None:
+            names = ", ".join(op.name for op in pending[:4])
+            raise UnsupportedError(f"the graph has no order in which {names} can run", why="values are missing or form a cycle")
+        op = pending.pop(index)
+        ready.update(op.outputs)
+        ordered.append(op)
+    return ordered
+
+
+def _operand(out: tuple[int, ...], shape: tuple[int, ...], constant: np.ndarray | None) -> str | None:
+    """How a second operand of `shape` meets an image of shape `out`."""
+    if np.prod(shape, dtype=np.int64) == 1 and constant is not None:
+        return "scalar"
+    padded = (1,) * (4 - len(shape)) + tuple(shape)
+    if len(padded) != 4:
+        return None
+    if padded == out and constant is None:
+        return "full"
+    if padded[1:] == (out[1], 1, 1) and padded[0] in (1, out[0]) and (padded[0] == out[0] or constant is not None):
+        return "channel" if constant is None or padded[0] == 1 else None
+    return None
+
+
+def _name(value: ir.Value | None) -> str:
+    if value is None or value.name is None:
+        raise UnsupportedError("a value without a name", fix="run the model through edgesparse sparsify first")
+    return value.name
+
+
+def _node_name(node: ir.Node) -> str:
+    return node.name or f"{node.op_type}:{node.outputs[0].name}"
+
+
+def _ints(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    attribute = node.attributes.get(name)
+    return tuple(int(v) for v in attribute.as_ints()) if attribute is not None else default
+
+
+def _int(node: ir.Node, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return int(attribute.as_int()) if attribute is not None else default
+
+
+def _float(node: ir.Node, name: str, default: float) -> float:
+    attribute = node.attributes.get(name)
+    return float(attribute.as_float()) if attribute is not None else default
+
+
+def _pair(node: ir.Node, name: str) -> tuple[int, int]:
+    values = _ints(node, name, (1, 1))
+    return values[0], values[1]
+
+
+def _pads(
+    node: ir.Node,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    dilations: tuple[int, int],
+) -> tuple[int, int, int, int]:
+    """Padding as (top, left, bottom, right), also for auto_pad."""
+    attribute = node.attributes.get("auto_pad")
+    mode = attribute.as_string() if attribute is not None else "NOTSET"
+    if mode == "NOTSET":
+        pads = _ints(node, "pads", (0, 0, 0, 0))
+        return pads[0], pads[1], pads[2], pads[3]
+    if mode == "VALID":
+        return 0, 0, 0, 0
+    totals = [
+        max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
+        for n, k, s, d in zip(size, kernel, strides, dilations, strict=True)
+    ]
+    small = [total // 2 for total in totals]
+    large = [total - half for total, half in zip(totals, small, strict=True)]
+    first, last = (small, large) if mode == "SAME_UPPER" else (large, small)
+    return first[0], first[1], last[0], last[1]
