@@ -139,9 +139,7 @@ def _place(order: Iterable[Life]) -> tuple[dict[str, int], int]:
 
 def _by_name(program: Program) -> dict[str, Buffer]:
     buffers = {buffer.name: buffer for buffer in program.buffers}
-    twice = (
-        len(buffers) != len(program.buffers) or ARENA in buffers or buffers.keys() & program.constants.keys()
-    )
+    twice = len(buffers) != len(program.buffers) or ARENA in buffers or buffers.keys() & program.constants.keys()
     if twice:
         raise CompileError(
             "two buffers or constants of the program share a name",

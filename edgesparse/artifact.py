@@ -98,11 +98,7 @@ class Claim:
                 self._install(folder)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
-        return (
-            open_artifact(self.path)
-            if self.path.suffix == packed.SUFFIX
-            else Artifact(self.path, self.path, sealed)
-        )
+        return open_artifact(self.path) if self.path.suffix == packed.SUFFIX else Artifact(self.path, self.path, sealed)
 
     def _install(self, folder: Path) -> None:
         """Rename the new folder into place; the old one moves aside first and comes back if that fails."""
@@ -184,9 +180,7 @@ def check_place(path: Path, *, force: bool = False) -> None:
     try:
         known = read_manifest(path).files.keys() | {_MANIFEST}
     except ArtifactError as error:
-        raise _occupied(
-            path, f"there is a damaged artifact: {error.what}", "use --force to replace it"
-        ) from error
+        raise _occupied(path, f"there is a damaged artifact: {error.what}", "use --force to replace it") from error
     foreign = sorted(names - known)
     if foreign:
         why = f"the artifact there has files beside its own: {', '.join(foreign[:5])}"
@@ -197,9 +191,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of an artifact's folder, its own seal checked but not its files. Raises ArtifactError."""
     path = folder / _MANIFEST
     if not folder.exists():
-        raise ArtifactError(
-            f"there is no artifact {folder}", fix="compile one: edgesparse compile MODEL -o PATH"
-        )
+        raise ArtifactError(f"there is no artifact {folder}", fix="compile one: edgesparse compile MODEL -o PATH")
     if not path.is_file() or path.is_symlink():
         raise ArtifactError(f"{folder} is not an artifact", why=f"it has no {_MANIFEST}")
     try:
@@ -253,9 +245,7 @@ def _checked(folder: Path) -> Manifest:
         path = folder / name
         try:
             if path.is_symlink() or not path.is_file():
-                raise ArtifactError(
-                    f"{path} is missing", why="the manifest lists it", fix="copy the artifact again"
-                )
+                raise ArtifactError(f"{path} is missing", why="the manifest lists it", fix="copy the artifact again")
             found = FileInfo("", path.stat().st_size)
             if found.size == expected.size:
                 with path.open("rb") as file:
@@ -266,9 +256,7 @@ def _checked(folder: Path) -> Manifest:
             same = found.size == expected.size
             raise ArtifactError(
                 f"{path} is damaged",
-                why="its SHA-256 is not the manifest's"
-                if same
-                else f"{found.size} bytes, not {expected.size}",
+                why="its SHA-256 is not the manifest's" if same else f"{found.size} bytes, not {expected.size}",
                 fix="copy the artifact again, or compile the model again",
             )
     return manifest

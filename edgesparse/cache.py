@@ -54,11 +54,7 @@ class CacheStats:
 def root() -> Path:
     """The cache's folder; it need not exist yet."""
     override = os.environ.get("EDGESPARSE_CACHE")
-    return (
-        Path(override).expanduser().absolute()
-        if override
-        else Path(platformdirs.user_cache_dir("edgesparse"))
-    )
+    return Path(override).expanduser().absolute() if override else Path(platformdirs.user_cache_dir("edgesparse"))
 
 
 def key_of(*parts: str | bytes) -> str:

@@ -72,9 +72,7 @@ def zig_triple(triple: str) -> str:
     return _ZIG_TRIPLES.get(triple, triple)
 
 
-def link_shared(
-    objects: Sequence[Path | bytes], program_c: str, out: Path, triple: str = "x86_64-linux-gnu"
-) -> None:
+def link_shared(objects: Sequence[Path | bytes], program_c: str, out: Path, triple: str = "x86_64-linux-gnu") -> None:
     """Link kernels (object files, or their bytes), a program's tables and the runtime into a shared library.
 
     Parameters

@@ -119,10 +119,7 @@ def dump(manifest: Manifest) -> bytes:
         "target": dict(manifest.target),
         "inputs": [_tensor(info) for info in manifest.inputs],
         "outputs": [_tensor(info) for info in manifest.outputs],
-        "files": {
-            name: {"sha256": entry.sha256, "size": entry.size}
-            for name, entry in sorted(manifest.files.items())
-        },
+        "files": {name: {"sha256": entry.sha256, "size": entry.size} for name, entry in sorted(manifest.files.items())},
         "tools": dict(manifest.tools),
         "recipe": manifest.recipe,
         "info": dict(manifest.info),
@@ -171,9 +168,7 @@ def _tensor(info: TensorInfo) -> dict[str, Any]:
 
 def _parse(data: bytes, where: str) -> dict[str, Any]:
     if len(data) > MAX_MANIFEST_BYTES:
-        raise ArtifactError(
-            f"{where} is larger than {MAX_MANIFEST_BYTES >> 20} MiB", why="it cannot be a manifest"
-        )
+        raise ArtifactError(f"{where} is larger than {MAX_MANIFEST_BYTES >> 20} MiB", why="it cannot be a manifest")
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:

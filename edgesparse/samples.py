@@ -102,11 +102,7 @@ def _read(path: Path, manifest: Manifest) -> tuple[dict[str, np.ndarray], dict[s
         for name, info in ports.items():
             array = stored[name]
             first = next(iter(arrays.values()), array)
-            if (
-                array.dtype != np.dtype(info.dtype)
-                or array.shape[1:] != info.shape
-                or len(array) != len(first)
-            ):
+            if array.dtype != np.dtype(info.dtype) or array.shape[1:] != info.shape or len(array) != len(first):
                 raise ValueError(f"{name} is not a stack of {info}")
             arrays[name] = array
     inputs = {info.name: arrays[f"input.{index}"] for index, info in enumerate(manifest.inputs)}

@@ -57,9 +57,7 @@ class Verification:
         return all(error.relative <= self.tolerance for error in self.errors)
 
 
-def verify(
-    path: Path, run: bool = False, *, tolerance: float = TOLERANCE, must_agree: bool = True
-) -> Verification:
+def verify(path: Path, run: bool = False, *, tolerance: float = TOLERANCE, must_agree: bool = True) -> Verification:
     """Check an artifact's hashes; with `run` also its numbers, on its samples.
 
     Each sample's outputs are compared with the stored ones, and with what onnxruntime computes from the

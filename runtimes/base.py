@@ -70,9 +70,7 @@ def check_feeds(infos: Sequence[TensorInfo], feeds: Mapping[str, Any]) -> list[n
 
 def _checked(info: TensorInfo, value: Any) -> np.ndarray:
     if not isinstance(value, np.ndarray):
-        raise UsageError(
-            f"the input '{info.name}' is a {type(value).__name__}", fix=f"give a numpy array, {info}"
-        )
+        raise UsageError(f"the input '{info.name}' is a {type(value).__name__}", fix=f"give a numpy array, {info}")
     if value.dtype.newbyteorder("=") != np.dtype(info.dtype):
         raise UsageError(
             f"the input '{info.name}' has the dtype {value.dtype}",

@@ -61,9 +61,7 @@ class LocalRunner:
             message = self._library.es_error(status).decode()
             if status == _NO_MEMORY:
                 raise DeviceError(f"{self.artifact.path} cannot run here", why=message)
-            raise ArtifactError(
-                f"{self.artifact.weights} cannot be used", why=message, fix="copy the artifact again"
-            )
+            raise ArtifactError(f"{self.artifact.weights} cannot be used", why=message, fix="copy the artifact again")
         self._inputs = self._views("input", self.inputs)
         self._outputs = self._views("output", self.outputs)
 
