@@ -110,6 +110,15 @@ def link_shared(objects: Sequence[Path | bytes], program_c: str, out: Path, trip
             raise CompileError(f"cannot write {out}", why=error.strerror or str(error)) from error
 
 
+def link_objects(objects: Sequence[bytes], out: Path, triple: str = "x86_64-linux-gnu") -> None:
+    """Link kernels alone into a shared library that exports them all, for tuning. Raises CompileError."""
+    with tempfile.TemporaryDirectory(prefix="edgesparse-link-") as folder:
+        work = Path(folder)
+        parts = [str(_as_file(work / f"kernels{index}.o", item)) for index, item in enumerate(objects)]
+        command = ["-target", zig_triple(triple), "-shared", "-nostdlib", *parts, "-o", str(out.absolute())]
+        _zig_cc(command, work, "linking kernels")
+
+
 def compile_c(source: str, triple: str, flags: Sequence[str] = ()) -> bytes:
     """One C source as object code; the runtime's headers are found. Raises CompileError."""
     with tempfile.TemporaryDirectory(prefix="edgesparse-cc-") as folder:

@@ -1,0 +1,263 @@
+"""The way from an ONNX model to an artifact, as one function that can be read aloud.
+
+    load -> simplify -> prune           onnx_ir models, valid ONNX after every step
+    recognise -> plan -> place          operations, layouts and order, kernels and reasons
+    lower -> build -> link -> write     calls over one arena, objects, library, artifact
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+import edgesparse
+from edgesparse import arena, artifact, emit, samples
+from edgesparse.artifact import Artifact
+from edgesparse.build import build_kernels
+from edgesparse.errors import CompileError, EdgesparseError, ModelError, Reason, UsageError
+from edgesparse.link import link_shared
+from edgesparse.lower import Lowered, Part, lower
+from edgesparse.manifest import Manifest, TensorInfo
+from edgesparse.ops import Fallback, Graph
+from edgesparse.passes import SIMPLIFY, load_model, run_passes, save_model, sparsify_passes
+from edgesparse.place import Placement, place
+from edgesparse.plan import Plan, plan
+from edgesparse.recipe import Recipe
+from edgesparse.recognise import recognise
+from edgesparse.target import Target
+
+Progress = Callable[[float, str], None]
+
+#: The portable form inside an artifact.
+PORTABLE = "model.onnx"
+
+
+def compile_model(
+    path: Path | str,
+    *,
+    target: Target,
+    output: Path,
+    recipe: Recipe | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
+    stop_after: str | None = None,
+    dump_after: Sequence[str] = (),
+    seed: int = 0,
+    dense: bool = False,
+    tune: bool | None = None,
+    depth_first: bool = True,
+) -> Artifact | None:
+    """Compile an ONNX model.
+
+    Parameters
+    ----------
+    path:
+        The model.
+    target, output:
+        What for, and where the artifact goes: a folder or a file that ends in `.esp`.
+    recipe:
+        What to prune; None leaves the weights as they are, with whatever zeros they have.
+    shapes:
+        Input name to shape, for inputs with open dimensions.
+    stop_after, dump_after:
+        Names of ONNX steps: stop there (nothing is written; returns None), or write the model it made beside the output.
+    seed:
+        Of the sample inputs in the artifact.
+    dense:
+        Run every layer with the dense kernels, as a baseline.
+    tune:
+        Choose tiles by measuring; by default where the target is this host.
+    depth_first:
+        Run chains of wide maps band by band.
+
+    Raises
+    ------
+    EdgesparseError
+        One of its kinds, whatever goes wrong; nothing half-written stays.
+    """
+    tick = progress or (lambda share, text: None)
+    with artifact.claim(output, force=force) as slot:
+        model = prepare(path, recipe, shapes, tick, notice, stop_after, dump_after, output)
+        if stop_after is not None:
+            return None
+        graph = recognise(model)
+        layout = plan(graph, target, depth_first=depth_first)
+        parts = _fallback_parts(graph, target, tick)
+        placements = _place(graph, layout, target, dense, target.runs_here() if tune is None else tune, tick)
+        lowered = lower(graph, layout, placements, parts, target)
+        program = arena.assign(lowered.program)
+        objects = _objects(lowered, target, tick)
+        tick(0.93, "linking")
+        with tempfile.TemporaryDirectory(prefix="edgesparse-") as folder:
+            emitted = emit.emit(program)
+            library = Path(folder) / "model.so"
+            link_shared(objects, emitted.program_c, library, target.triple)
+            portable = Path(folder) / PORTABLE
+            save_model(model, portable)
+            tick(0.96, "sample outputs")
+            inputs = tuple(TensorInfo(port.name, port.dtype, port.shape) for port in program.inputs)
+            outputs = tuple(TensorInfo(port.name, port.dtype, port.shape) for port in program.outputs)
+            manifest = Manifest(
+                target=describe_target(target),
+                inputs=inputs,
+                outputs=outputs,
+                layers=tuple(placements[op.name].record() for op in graph.ops),
+                recipe=recipe.to_dict() if recipe else None,
+                tools=tool_versions(),
+                info={
+                    "model_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
+                    "model_bytes": Path(path).stat().st_size,
+                    "dense": dense,
+                    "depth_first": layout.depth_first,
+                    "calls": len(program.calls),
+                    "arena_bytes": program.arena_bytes,
+                },
+            )
+            sampled = _samples(portable, inputs, outputs, seed)
+            tick(0.98, "writing")
+            return slot.write(
+                manifest,
+                {
+                    "model.so": library,
+                    "weights.bin": emit.weights_chunks(program),
+                    PORTABLE: portable,
+                    samples.NAME: samples.dump(sampled, inputs, outputs),
+                },
+            )
+
+
+def prepare(
+    path: Path | str,
+    recipe: Recipe | None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
+    stop_after: str | None = None,
+    dump_after: Sequence[str] = (),
+    beside: Path | None = None,
+    reasons: list[Reason] | None = None,
+) -> ir.Model:
+    """Load, simplify and prune: the portable model. See `compile_model` for the arguments.
+
+    `reasons` collects why layers were left as they are.
+    """
+    tick = progress or (lambda share, text: None)
+    tick(0.0, "loading")
+    model = load_model(path, shapes, notice or (lambda text: None))
+    passes = sparsify_passes(recipe) if recipe else SIMPLIFY
+    names = [step.name for step in passes]
+    for name in dump_after:
+        if name not in names:
+            raise UsageError(f"unknown step {name!r}", fix=f"steps are {', '.join(names)}")
+
+    def dump(name: str, made: ir.Model) -> None:
+        if name in dump_after and beside is not None:
+            save_model(made, beside.with_name(f"{beside.name}.{name}.onnx"))
+
+    result = run_passes(
+        model,
+        passes,
+        on_step=lambda name, _: tick(0.02 + 0.1 * names.index(name) / len(names), name),
+        stop_after=stop_after,
+        dump=dump,
+    )
+    if reasons is not None:
+        reasons.extend(result.reasons)
+    return result.model
+
+
+def _fallback_parts(graph: Graph, target: Target, tick: Progress) -> dict[str, Part]:
+    ops = [op for op in graph.ops if isinstance(op, Fallback)]
+    if not ops:
+        return {}
+    from edgesparse.fallback.parts import part_of
+
+    parts = {}
+    for index, op in enumerate(ops):
+        tick(0.15 + 0.15 * index / len(ops), f"lowering {op.name} through Relax")
+        parts[op.name] = part_of(op, index, target)
+    return parts
+
+
+def _place(
+    graph: Graph, layout: Plan, target: Target, dense: bool, tune: bool, tick: Progress
+) -> dict[str, Placement]:
+    if not tune:
+        return place(graph, layout, target, dense=dense)
+    from edgesparse.tune import Jobs, measure_products
+
+    def measure(jobs: Jobs) -> dict[str, list[float]]:
+        return measure_products(jobs, target, tick=lambda share, text: tick(0.3 + 0.4 * share, text))
+
+    return place(graph, layout, target, dense=dense, measure=measure)
+
+
+def _objects(lowered: Lowered, target: Target, tick: Progress) -> list[bytes]:
+    """Code of all kernels; a failure is told with the layers that use the kernel."""
+
+    def step(done: int, of: int, symbol: str) -> None:
+        tick(0.7 + 0.22 * done / of, f"building {symbol}")
+
+    users: dict[str, str] = {}
+    for call in lowered.program.calls:
+        users.setdefault(call.kernel, lowered.program.layers[call.layer])
+    found = []
+    for symbol, spec in lowered.kernels.items():
+        step(len(found), len(lowered.kernels), symbol)
+        try:
+            found += build_kernels({symbol: spec}, target).values()
+        except EdgesparseError as error:
+            raise CompileError(f"layer {users.get(symbol, '?')!r}: {error.what}", why=error.why, fix=error.fix) from error
+    return [*found, *lowered.objects]
+
+
+def _samples(
+    portable: Path, inputs: tuple[TensorInfo, ...], outputs: tuple[TensorInfo, ...], seed: int
+) -> list[samples.Sample]:
+    """One sample: seeded inputs, and what onnxruntime makes of them."""
+    import onnxruntime
+
+    from edgesparse.contenders import random_feeds
+
+    feeds = random_feeds(inputs, seed)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(portable), options, providers=["CPUExecutionProvider"])
+        results: list[Any] = session.run([info.name for info in outputs], feeds)
+    except Exception as error:  # onnxruntime has a class of its own for each kind of failure
+        raise ModelError("onnxruntime cannot run the portable model", why=str(error).splitlines()[0]) from error
+    given = {info.name: np.asarray(result, info.dtype) for info, result in zip(outputs, results, strict=True)}
+    return [samples.Sample(feeds, given)]
+
+
+def describe_target(target: Target) -> dict[str, Any]:
+    """The target's fields as JSON values, as runners and `bench` read them."""
+    return {
+        "name": target.name,
+        "triple": target.triple,
+        "cpu": target.cpu,
+        "features": list(target.features),
+        "lanes": target.lanes,
+        "registers": target.registers,
+        "l1d": target.l1d,
+        "l2": target.l2,
+        "runner": target.runner,
+        "machine": target.machine,
+        "needs": sorted(target.needs),
+    }
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what made an artifact."""
+    names = ("apache-tvm", "ziglang", "onnx", "onnxruntime", "numpy")
+    return {"edgesparse": edgesparse.__version__, **{name: importlib.metadata.version(name) for name in names}}
