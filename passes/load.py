@@ -230,8 +230,8 @@ def _bind(name: str, value: ir.Value, shape: tuple[int, ...], symbols: dict[str,
     for given, declared in zip(shape, value.shape, strict=False):
         if isinstance(declared, int):
             fits = fits and given == declared
-        elif declared.value is not None:
-            fits = fits and symbols.setdefault(str(declared.value), given) == given
+        elif symbol := _symbol(declared):
+            fits = fits and symbols.setdefault(symbol, given) == given
     if not fits:
         raise UsageError(
             f"the shape given for {name} is {_times(shape)}", why=f"the model declares {_times(value.shape)}"
@@ -243,16 +243,16 @@ def _closed(name: str, value: ir.Value, symbols: dict[str, int], notice: Notice)
         raise UsageError(f"the shape of input {name} is open", fix=f"give it, e.g. --shape {name}:1x3x224x224")
     dims: list[int] = []
     for axis, dim in enumerate(value.shape):
-        symbol = None if isinstance(dim, int) else dim.value
+        symbol = "" if isinstance(dim, int) else _symbol(dim)
         if isinstance(dim, int):
             dims.append(dim)
-        elif symbol is not None and str(symbol) in symbols:
-            dims.append(symbols[str(symbol)])
+        elif symbol in symbols:
+            dims.append(symbols[symbol])
         elif axis == 0:
             notice(f"input {name}: batch size {symbol or 'open'} fixed to 1")
             dims.append(1)
-            if symbol is not None:
-                symbols[str(symbol)] = 1
+            if symbol:
+                symbols[symbol] = 1
         else:
             raise UsageError(
                 f"input {name} has open dimensions: {_times(value.shape)}",
@@ -260,6 +260,12 @@ def _closed(name: str, value: ir.Value, symbols: dict[str, int], notice: Notice)
                 fix=f"give them, e.g. --shape {name}:{_guess(value.shape)}",
             )
     return tuple(dims)
+
+
+def _symbol(dim: ir.SymbolicDim) -> str:
+    """The name of an open dimension; empty where exporters write a name that is none."""
+    name = str(dim.value or "")
+    return "" if name in ("?", "None") else name
 
 
 def _guess(shape: ir.Shape) -> str:

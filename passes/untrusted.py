@@ -113,7 +113,9 @@ def _check_value(value: onnx.ValueInfoProto) -> None:
     if kind not in DTYPES:
         raise UnsupportedError(f"input or output {name}", why=f"its type is {_dtype(kind)}", fix="export as float32")
     for dim in value.type.tensor_type.shape.dim:
-        if dim.HasField("dim_value"):
+        if dim.HasField("dim_value") and dim.dim_value == -1:
+            dim.ClearField("dim_value")  # some exporters write "open" so
+        elif dim.HasField("dim_value"):
             check_extent(dim.dim_value, f"input or output {name}")
 
 
