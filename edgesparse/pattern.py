@@ -155,9 +155,7 @@ def misfit(pattern: SparsePattern, shape: Shape3) -> str:
     if pattern.kind == "nm" and pattern.m > cin:
         return f"{pattern} needs at least {pattern.m} input channels, this layer has {cin}"
     if pattern.kind in ("group", "block") and (pattern.n > cout or pattern.m > cin):
-        return (
-            f"{pattern} needs {pattern.n} output and {pattern.m} input channels, this layer has {cout}, {cin}"
-        )
+        return f"{pattern} needs {pattern.n} output and {pattern.m} input channels, this layer has {cout}, {cin}"
     return ""
 
 
@@ -283,9 +281,7 @@ def find_pattern(weight: Array) -> tuple[SparsePattern, float]:
 
 def _shape3(array: Array) -> Shape3:
     if array.ndim != 3 or 0 in array.shape:
-        raise PatternError(
-            f"array of shape {array.shape}", why="a canonical weight is [Cout, Cin, taps] and not empty"
-        )
+        raise PatternError(f"array of shape {array.shape}", why="a canonical weight is [Cout, Cin, taps] and not empty")
     return (array.shape[0], array.shape[1], array.shape[2])
 
 
@@ -387,9 +383,7 @@ def to_canonical(weight: Array, kind: str, *, groups: int = 1, trans_b: bool = F
     return (weight if trans_b and kind == "gemm" else weight.T)[:, :, None]
 
 
-def from_canonical(
-    view: Array, kind: str, shape: tuple[int, ...], *, groups: int = 1, trans_b: bool = False
-) -> Array:
+def from_canonical(view: Array, kind: str, shape: tuple[int, ...], *, groups: int = 1, trans_b: bool = False) -> Array:
     """The exact inverse of `to_canonical`: back to the stored `shape`, as a contiguous array."""
     _check_kind(shape, kind, groups)
     if kind in CONV_KINDS:

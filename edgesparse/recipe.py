@@ -122,16 +122,13 @@ class Recipe:
         data |= {"criterion": self.criterion, "seed": self.seed}
         if self.layers:
             data["layers"] = [
-                {"targets": list(rule.targets)} | _pattern_dict(rule.pattern, rule.density)
-                for rule in self.layers
+                {"targets": list(rule.targets)} | _pattern_dict(rule.pattern, rule.density) for rule in self.layers
             ]
         return data
 
     def to_yaml(self) -> str:
         """The canonical text: the same bytes for equal recipes, readable by `from_yaml`."""
-        return yaml.safe_dump(
-            self.to_dict(), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True
-        )
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
 
     def resolve(self, candidates: Sequence[Candidate]) -> dict[str, Choice]:
         """What to do with each layer that the recipe selects, by node name, in the order of `candidates`.
@@ -238,9 +235,7 @@ def _pattern_density(
         try:
             pattern = SparsePattern.parse(text)
         except PatternError as error:
-            raise RecipeError(
-                f"recipe key {path}pattern: {error.what}", why=error.why, fix=error.fix
-            ) from error
+            raise RecipeError(f"recipe key {path}pattern: {error.what}", why=error.why, fix=error.fix) from error
     if "density" in data and "sparsity" in data:
         _refuse(f"{path}sparsity", "density is given too", "keep one: density is 1 - sparsity")
     for key in ("density", "sparsity"):
@@ -253,9 +248,7 @@ def _pattern_density(
     if pattern.fixed:
         return pattern, None
     if density is None:
-        _refuse(
-            f"{path}density", f"pattern {pattern} needs it", "give density or sparsity, e.g. density: 0.5"
-        )
+        _refuse(f"{path}density", f"pattern {pattern} needs it", "give density or sparsity, e.g. density: 0.5")
     return pattern, density
 
 

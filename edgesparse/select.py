@@ -59,9 +59,7 @@ class Selector:
         if why := self.problem(self.text):
             raise RecipeError(why)
         if not self.text.startswith("re:"):
-            return {
-                c.name for c in candidates if c.name == self.text or (c.op_type == self.text and c.default)
-            }
+            return {c.name for c in candidates if c.name == self.text or (c.op_type == self.text and c.default)}
         pattern = re.compile(self.text[3:])
         by_type = {op for op in {c.op_type for c in candidates} if pattern.fullmatch(op)}
         return {

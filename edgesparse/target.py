@@ -78,11 +78,7 @@ class Target:
     def __str__(self) -> str:
         """The text that `parse` reads back to an equal target, on any machine."""
         preset = _BY_NAME[self.name]
-        changed = [
-            f"{key}={getattr(self, key)}"
-            for key in ("l1d", "l2")
-            if getattr(self, key) != getattr(preset, key)
-        ]
+        changed = [f"{key}={getattr(self, key)}" for key in ("l1d", "l2") if getattr(self, key) != getattr(preset, key)]
         return ",".join([self.name, *changed])
 
     def with_cache(self, level: str, size: int) -> Target:

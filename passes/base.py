@@ -120,8 +120,12 @@ def check_model(model: ir.Model) -> None:
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Fill in the shapes and dtypes of all values, in place, as far as ONNX's inference knows them."""
-    ShapeInferencePass(check_type=True, strict_mode=False, data_prop=True)(model)
+    """Fill in the shapes and dtypes of all values, in place, as far as ONNX's inference knows them.
+
+    Without data propagation: it holds every element of a ConstantOfShape as an object of its own, so that a file of
+    100 bytes can fill the memory. Folding computes shapes that are data, with bounds.
+    """
+    ShapeInferencePass(check_type=True, strict_mode=False, data_prop=False)(model)
 
 
 def first_line(error: BaseException) -> str:

@@ -27,9 +27,9 @@ from edgesparse.passes.base import Pass, PassResult, infer_shapes
 from edgesparse.passes.graph import constant, nodes_of, scalar, set_constant, static_shape
 from edgesparse.passes.pads import fuse_pads
 
-MAX_FOLDED = 2**25
+MAX_FOLDED = 2**27
 """Elements of the largest constant that folding may make: no small file may grow to gigabytes."""
-_ROUNDS = 4
+_ROUNDS = 8
 
 _TIDY = RewriteRuleSet(
     [

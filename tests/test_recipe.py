@@ -161,9 +161,7 @@ def test_patterns_that_might_be_slow_are_refused(pattern: str) -> None:
     assert Selector.problem(f"re:{pattern}")
 
 
-@pytest.mark.parametrize(
-    "pattern", [".*/conv[12]/.*", r"a\(b\)+", "(a|b)c.*", "[(*]+", "layer[0-9]{1,2}", "(?:ab)+"]
-)
+@pytest.mark.parametrize("pattern", [".*/conv[12]/.*", r"a\(b\)+", "(a|b)c.*", "[(*]+", "layer[0-9]{1,2}", "(?:ab)+"])
 def test_common_patterns_are_taken(pattern: str) -> None:
     assert Selector.problem(f"re:{pattern}") == ""
 
