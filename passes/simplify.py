@@ -97,6 +97,16 @@ def _should_fold(node: ir.Node) -> bool | None:
     return True if node.op_type == "ConstantOfShape" else None
 
 
+def sums(model: ir.Model) -> PassResult:
+    """Write Sum of two as Add: a residual is one operator then."""
+    modified = False
+    for node in nodes_of(model, "Sum"):
+        if len(node.inputs) == 2:
+            _take_place(model, node, ir.node("Add", list(node.inputs), name=node.name))
+            modified = True
+    return PassResult(model, modified)
+
+
 def activations(model: ir.Model) -> PassResult:
     """Write hard-sigmoid and hard-swish, spelt out as Add 3, Clip 0..6, Div 6 (or Mul 1/6) and Mul, as one
     node.
@@ -151,6 +161,7 @@ SIMPLIFY: tuple[Pass, ...] = (
     Pass("fold", fold),
     Pass("pads", fuse_pads),
     Pass("affine", fold_affine),
+    Pass("sums", sums),
     Pass("activations", activations),
     Pass("unshare", unshare),
     Pass("sweep", sweep),

@@ -140,6 +140,11 @@ def test_shared_weights_are_copied(load) -> None:
     assert np.array_equal(weights[1].const_value.numpy(), model.graph.initializers["w"].const_value.numpy())
 
 
+def test_sum_of_two_is_add(load) -> None:
+    text = "g (float[2,3] x) => (float[2,3] y) { t = Relu(x)  u = Sum(x, t)  y = Sum(u, t, x) }"
+    assert ops(simplify(load(text)).model) == {"Relu": 1, "Add": 1, "Sum": 1}
+
+
 # --- padding
 
 
