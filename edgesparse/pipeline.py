@@ -22,9 +22,9 @@ from edgesparse import arena, artifact, emit, samples
 from edgesparse.artifact import Artifact
 from edgesparse.build import build_kernels
 from edgesparse.errors import CompileError, EdgesparseError, ModelError, Reason, UsageError
-from edgesparse.link import link_shared
 from edgesparse.lower import Lowered, Part, lower
 from edgesparse.manifest import Manifest, TensorInfo
+from edgesparse.modules import link_module
 from edgesparse.ops import Fallback, Graph
 from edgesparse.passes import SIMPLIFY, load_model, run_passes, save_model, sparsify_passes
 from edgesparse.place import Placement, place
@@ -99,8 +99,7 @@ def compile_model(
         tick(0.93, "linking")
         with tempfile.TemporaryDirectory(prefix="edgesparse-") as folder:
             emitted = emit.emit(program)
-            library = Path(folder) / "model.so"
-            link_shared(objects, emitted.program_c, library, target.triple)
+            module, files = link_module(objects, emitted.program_c, Path(folder), target)
             portable = Path(folder) / PORTABLE
             save_model(model, portable)
             tick(0.96, "sample outputs")
@@ -121,13 +120,14 @@ def compile_model(
                     "calls": len(program.calls),
                     "arena_bytes": program.arena_bytes,
                 },
+                module=module,
             )
             sampled = _samples(portable, inputs, outputs, seed)
             tick(0.98, "writing")
             return slot.write(
                 manifest,
                 {
-                    "model.so": library,
+                    **files,
                     "weights.bin": emit.weights_chunks(program),
                     PORTABLE: portable,
                     samples.NAME: samples.dump(sampled, inputs, outputs),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -172,7 +173,11 @@ class LocalRunner:
 def _load(artifact: Artifact) -> ctypes.CDLL:
     """The artifact's library with the functions' types declared."""
     try:
-        library = ctypes.CDLL(str(artifact.module.absolute()))
+        with tempfile.TemporaryDirectory(prefix="edgesparse-load-") as folder:
+            # By a name of its own: the dynamic linker would give back an older library that it knows by this path.
+            link = Path(folder) / "model.so"
+            link.symlink_to(artifact.module.absolute())
+            library = ctypes.CDLL(str(link))
         _declare(library)
         abi = library.es_abi()
     except (OSError, AttributeError) as error:
