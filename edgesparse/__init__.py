@@ -70,7 +70,9 @@ def compile(
         recipe = Recipe.from_dict(recipe)
     chosen = Target.parse(target) if isinstance(target, str) else target
     place = Path(output) if output is not None else Path(model).with_suffix(f".{chosen.name}")
-    return compile_model(Path(model), target=chosen, recipe=recipe, shapes=shapes, output=place, force=force, seed=seed)
+    made = compile_model(Path(model), target=chosen, recipe=recipe, shapes=shapes, output=place, force=force, seed=seed)
+    assert made is not None, "only stop_after ends without an artifact"
+    return made
 
 
 def load(path: str | Path | Artifact) -> LocalRunner:

@@ -86,7 +86,11 @@ class Plan:
 QUICK = Plan(seconds=1.0, runs=20, warm_up=1.0)
 """For a first look: shows large differences only."""
 
-MIN_TURN_RUNS = 3
+MIN_TURN_RUNS, MAX_TURN_RUNS = 3, 1000
+"""Bounds of the runs in a turn."""
+
+ENOUGH_RUNS = 100_000
+"""Runs of every contender after which measuring ends before its seconds are over: a model of microseconds."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +129,7 @@ class Outcome:
         return next(item for item in self.measured if item.name == name)
 
 
-def measure(
-    contenders: Sequence[Contender], plan: Plan | None = None, *, progress: Progress | None = None
-) -> Outcome:
+def measure(contenders: Sequence[Contender], plan: Plan | None = None, *, progress: Progress | None = None) -> Outcome:
     """Time the contenders against each other; the first is the one the others are compared with.
 
     Raises
@@ -198,6 +200,10 @@ def _blocks(
         report(min(share, 1.0), "measuring in alternation")
         if share >= 1:
             break
+        if min(runs.values()) >= ENOUGH_RUNS:
+            notes = (f"ended after {ENOUGH_RUNS} runs each",)
+            report(1.0, "measuring in alternation")
+            break
         if max(spent.values()) >= plan.limit:
             notes = (f"ended after {plan.limit:g} s of one contender, with {min(runs.values())} runs each",)
             break
@@ -206,7 +212,7 @@ def _blocks(
 
 def _turn_runs(times: Sequence[float], plan: Plan) -> int:
     typical = sorted(times)[len(times) // 2]
-    return max(MIN_TURN_RUNS, math.ceil(plan.turn / typical))
+    return min(max(MIN_TURN_RUNS, math.ceil(plan.turn / typical)), MAX_TURN_RUNS)
 
 
 @contextlib.contextmanager

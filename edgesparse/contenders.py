@@ -14,6 +14,7 @@ import numpy as np
 from edgesparse.artifact import Artifact, open_artifact
 from edgesparse.bench import Contender
 from edgesparse.errors import ModelError, UnsupportedError, UsageError
+from edgesparse.feeds import random_feeds
 from edgesparse.manifest import TensorInfo
 
 Feeds = Mapping[str, np.ndarray]
@@ -98,18 +99,6 @@ def prepare(kind: str) -> Make:
 
         return lambda path, threads: OrtContender(kind, path, threads=threads)
     raise UsageError(f"there is no contender of kind {kind!r}", fix="artifact or onnx")
-
-
-def random_feeds(inputs: tuple[TensorInfo, ...] | list[TensorInfo], seed: int = 0) -> dict[str, np.ndarray]:
-    """Return arrays for a signature: normal for floats, 0 and 1 for the rest; the same for the same seed."""
-    rng = np.random.default_rng(seed)
-    feeds = {}
-    for info in inputs:
-        if info.dtype.startswith("float"):
-            feeds[info.name] = rng.standard_normal(info.shape).astype(info.dtype)
-        else:
-            feeds[info.name] = rng.integers(0, 2, info.shape).astype(info.dtype)
-    return feeds
 
 
 _DTYPES = {"float": "float32", "double": "float64"}

@@ -119,7 +119,9 @@ def _compile(
     def tick(share: float, text: str) -> None:
         progress(share, f"compiling {place.name}: {text}")
 
-    return compile_model(model, target=target, recipe=rules, output=place, force=True, progress=tick)
+    made = compile_model(model, target=target, recipe=rules, output=place, force=True, progress=tick)
+    assert made is not None, "only stop_after ends without an artifact"
+    return made
 
 
 def _verify(artifacts: Mapping[str, Artifact], progress: Progress) -> float:

@@ -111,7 +111,7 @@ def _contender(report: Report, item: Measured) -> dict[str, Any]:
         "warm_up": {"runs": item.warm_up_runs, "settled": item.settled},
         "memory": None if memory is None else vars(memory),
         "size_bytes": report.sizes.get(item.name),
-        "samples": [[list(turn) for turn in block] for block in item.samples.blocks],
+        "block_seconds": [float(value) for value in item.samples.block_times],
     }
 
 

@@ -122,7 +122,9 @@ def _dense(artifact: Artifact, place: Path) -> Artifact:
     from edgesparse.target import Target
 
     target = Target.parse(target_text(artifact.manifest.target))
-    return compile_model(artifact.file(PORTABLE), target=target, output=place, dense=True)
+    made = compile_model(artifact.file(PORTABLE), target=target, output=place, dense=True)
+    assert made is not None, "only stop_after ends without an artifact"
+    return made
 
 
 def _contenders(artifact: Artifact, dense: Artifact | None, wanted: Wanted, plan: Plan) -> list[Contender]:

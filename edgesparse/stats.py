@@ -55,9 +55,7 @@ class Samples:
     @property
     def flat(self) -> Floats:
         """All runs, in the order in which they were made."""
-        return np.array(
-            [value for block in self.blocks for turn in block for value in turn], dtype=np.float64
-        )
+        return np.array([value for block in self.blocks for turn in block for value in turn], dtype=np.float64)
 
     @property
     def block_times(self) -> Floats:

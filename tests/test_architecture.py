@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("pattern", "target", "program", "select", "recipe", "stats", "environment"),
     # the makers: each room of this floor is closed to the others, see CLOSED
     ("passes", "kernels", "models", "*"),
-    ("artifact", "manifest", "packed", "samples"),
+    ("artifact", "manifest", "packed", "samples", "feeds"),
     ("runtimes",),
     ("pipeline", "verify"),
     ("bench", "contenders", "demonstration", "memory", "report", "session", "survey"),

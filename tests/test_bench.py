@@ -65,6 +65,13 @@ def test_a_slow_contender_ends_at_the_limit() -> None:
     assert outcome["a"].stats.n < 100
 
 
+def test_a_model_of_microseconds_ends_after_enough_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "ENOUGH_RUNS", 5000)
+    outcome = measure([Fake("a", 1e-7, [])], Plan(warm_up=1e-4))
+    assert outcome.notes == ("ended after 5000 runs each",)
+    assert 5000 <= outcome["a"].stats.n <= 5000 + 2 * bench.MAX_TURN_RUNS
+
+
 def test_times_that_never_settle_are_called_unstable() -> None:
     outcome = measure([Fake("a", 1e-4, [], never_settles=True)], Plan(seconds=0.2, runs=20, warm_up=0.1))
     assert not outcome["a"].settled

@@ -149,5 +149,7 @@ def _artifact(
                 shapes=shapes,
                 output=Path(room) / path.stem,
                 progress=tick,
+                notice=console.notice,
             )
+        assert artifact is not None, "only stop_after ends without an artifact"
         yield artifact

@@ -71,6 +71,7 @@ def compile_(
             output=place,
             force=force,
             progress=tick,
+            notice=console.notice,
             stop_after=stop_after,
             dump_after=dump_after,
             seed=seed,

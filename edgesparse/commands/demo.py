@@ -48,7 +48,7 @@ def show(console: Console, found: Demonstration) -> None:
     """Print the demo as a newcomer reads it: before and after, then every layer with its reason."""
     from edgesparse.report import TEXT_COLUMNS, layer_table, megabytes, millis, percent
 
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for row in found.rows:
         timing = found.outcome[row.name].stats
         versus = found.speedups.get(row.name)
@@ -68,7 +68,7 @@ def show(console: Console, found: Demonstration) -> None:
     console.result(
         f"Accuracy: share of {first.easy.count} clean and {first.hard.count} noisy, skewed pages told right."
     )
-    columns = ("", "weights kept", "clean pages", "noisy pages", "size MB", "p50 ms", "speed [95 %]")
+    columns: tuple[str, ...] = ("", "weights kept", "clean pages", "noisy pages", "size MB", "p50 ms", "speed [95 %]")
     console.table(columns, rows, text_columns=TEXT_COLUMNS)
     console.result(f"All programs agree with onnxruntime to {found.worst_error:.1g} of the largest output.")
     console.result("careful: groups of 4 weights go where it costs little. hard: a tenth of all weights stays; it")

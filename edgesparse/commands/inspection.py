@@ -93,8 +93,19 @@ def artifact_rows(layers: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...],
     """Return columns and rows of a manifest's layers; what a layer does not tell stays empty."""
     from edgesparse.report import layer_flops, reason_text
 
-    columns = ("layer", "kind", "shape", "pattern", "density", "MFLOP", "kB", "kernel", "runner-up", "reason")
-    rows = [
+    columns: tuple[str, ...] = (
+        "layer",
+        "kind",
+        "shape",
+        "pattern",
+        "density",
+        "MFLOP",
+        "kB",
+        "kernel",
+        "runner-up",
+        "reason",
+    )
+    rows: list[tuple[str, ...]] = [
         (
             _text(layer.get("name")),
             _text(layer.get("kind")),

@@ -136,7 +136,7 @@ def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+            np.savez(file, allow_pickle=False, **arrays)
         os.replace(partial, path)
     except OSError as error:
         raise EdgesparseError(f"cannot write {path}", why=error.strerror or str(error)) from error
