@@ -81,9 +81,7 @@ class _Emitter:
 
     # -- small words -------------------------------------------------------------------------------------------
 
-    def call(
-        self, spec: KernelSpec, refs: list[Ref], args: list[int | Ref], end: int, begin: int = 0
-    ) -> None:
+    def call(self, spec: KernelSpec, refs: list[Ref], args: list[int | Ref], end: int, begin: int = 0) -> None:
         if end > begin:
             self.kernels[spec.symbol] = spec
             self.calls.append(Call(spec.symbol, tuple(refs), tuple(args), begin, end, self.layer))
@@ -181,7 +179,7 @@ class _Emitter:
         residual: tuple[Ref, int] | None,
         first_row: int = 0,
     ) -> None:
-        """``y = epilogue(weight x + bias)`` over one band, as the placement says; rows are numbered in the op's bias."""
+        """``y = epilogue(weight x + bias)`` over one band, as the placement says; `first_row` is its place in the bias."""
         chosen = self.placements[op.name].product
         assert chosen is not None
         key = f"{op.name}/{tag}"
@@ -218,9 +216,13 @@ class _Emitter:
     def conv(self, op: Conv, step: Step) -> None:
         y = self.span(op.output, step.image, step.first, step.last)
         assert y is not None
-        residual = self.span(op.inputs[1], step.image, step.first, step.last) if op.epilogue.residual != "none" else None
+        residual = (
+            self.span(op.inputs[1], step.image, step.first, step.last) if op.epilogue.residual != "none" else None
+        )
         if op.epilogue.residual != "none" and residual is None:
-            raise CompileError(f"layer {op.name!r}: its residual lies in other bands", fix="this is a bug in edgesparse")
+            raise CompileError(
+                f"layer {op.name!r}: its residual lies in other bands", fix="this is a bug in edgesparse"
+            )
         if op.depthwise:
             self._depthwise(op, step, y, residual)
             return
@@ -270,9 +272,7 @@ class _Emitter:
         self.call(Panel(window, self.target.lanes), [Ref(ARENA), Ref(panel)], args, source.channels)
         return panel, pitch
 
-    def _depthwise(
-        self, op: Conv, step: Step, y: tuple[Ref, int], residual: tuple[Ref, int] | None
-    ) -> None:
+    def _depthwise(self, op: Conv, step: Step, y: tuple[Ref, int], residual: tuple[Ref, int] | None) -> None:
         window = self._window(op, step.last - step.first)
         spec = Depthwise(
             window, op.epilogue, self.target.lanes, accumulators(self.target), op.weight.shape[0] // op.groups
@@ -309,12 +309,16 @@ class _Emitter:
         if op.operand == "full":
             z = self.span(op.inputs[1], step.image, step.first, step.last)
             if z is None:
-                raise CompileError(f"layer {op.name!r}: its inputs lie in other bands", fix="this is a bug in edgesparse")
+                raise CompileError(
+                    f"layer {op.name!r}: its inputs lie in other bands", fix="this is a bug in edgesparse"
+                )
             refs.append(z[0])
             z_pitch = z[1]
         elif op.constant is not None:
             constant = op.constant
-            refs.append(self.constant(f"{op.name}/operand", lambda: np.ascontiguousarray(constant, np.float32).reshape(-1)))
+            refs.append(
+                self.constant(f"{op.name}/operand", lambda: np.ascontiguousarray(constant, np.float32).reshape(-1))
+            )
             z_pitch = 1
         elif op.operand != "none":
             name = op.inputs[1]
@@ -331,7 +335,9 @@ class _Emitter:
             _, layout = self.image(name)
             x = self.span(name, step.image, step.first, step.last)
             if x is None:
-                raise CompileError(f"layer {op.name!r}: its inputs lie in other bands", fix="this is a bug in edgesparse")
+                raise CompileError(
+                    f"layer {op.name!r}: its inputs lie in other bands", fix="this is a bug in edgesparse"
+                )
             spec = Pointwise("first", "none", (step.last - step.first) * layout.width, Epilogue(), self.target.lanes)
             self.call(spec, [x[0], Ref(y[0].name, y[0].offset + 4 * channel * y[1])], [x[1], 0, y[1]], layout.channels)
             channel += layout.channels

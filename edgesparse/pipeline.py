@@ -1,8 +1,8 @@
 """The way from an ONNX model to an artifact, as one function that can be read aloud.
 
-    load -> simplify -> prune           onnx_ir models, valid ONNX after every step
-    recognise -> plan -> place          operations, layouts and order, kernels and reasons
-    lower -> build -> link -> write     calls over one arena, objects, library, artifact
+load -> simplify -> prune           onnx_ir models, valid ONNX after every step
+recognise -> plan -> place          operations, layouts and order, kernels and reasons
+lower -> build -> link -> write     calls over one arena, objects, library, artifact
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def compile_model(
     shapes:
         Input name to shape, for inputs with open dimensions.
     stop_after, dump_after:
-        Names of ONNX steps: stop there (nothing is written; returns None), or write the model it made beside the output.
+        Names of ONNX steps: stop there (nothing is written; returns None), or also write what
+        they made beside the output.
     seed:
         Of the sample inputs in the artifact.
     dense:
@@ -188,9 +189,7 @@ def _fallback_parts(graph: Graph, target: Target, tick: Progress) -> dict[str, P
     return parts
 
 
-def _place(
-    graph: Graph, layout: Plan, target: Target, dense: bool, tune: bool, tick: Progress
-) -> dict[str, Placement]:
+def _place(graph: Graph, layout: Plan, target: Target, dense: bool, tune: bool, tick: Progress) -> dict[str, Placement]:
     if not tune:
         return place(graph, layout, target, dense=dense)
     from edgesparse.tune import Jobs, measure_products
@@ -210,13 +209,14 @@ def _objects(lowered: Lowered, target: Target, tick: Progress) -> list[bytes]:
     users: dict[str, str] = {}
     for call in lowered.program.calls:
         users.setdefault(call.kernel, lowered.program.layers[call.layer])
-    found = []
+    found: list[bytes] = []
     for symbol, spec in lowered.kernels.items():
         step(len(found), len(lowered.kernels), symbol)
         try:
             found += build_kernels({symbol: spec}, target).values()
         except EdgesparseError as error:
-            raise CompileError(f"layer {users.get(symbol, '?')!r}: {error.what}", why=error.why, fix=error.fix) from error
+            what = f"layer {users.get(symbol, '?')!r}: {error.what}"
+            raise CompileError(what, why=error.why, fix=error.fix) from error
     return [*found, *lowered.objects]
 
 

@@ -176,7 +176,9 @@ def cost(job: Job, product: Product, target: Target) -> float:
     return cycles * job.bands
 
 
-def place(graph: Graph, plan: Plan, target: Target, *, dense: bool = False, measure: Any = None) -> dict[str, Placement]:
+def place(
+    graph: Graph, plan: Plan, target: Target, *, dense: bool = False, measure: Any = None
+) -> dict[str, Placement]:
     """Decide for every operation.
 
     Parameters
@@ -196,7 +198,9 @@ def place(graph: Graph, plan: Plan, target: Target, *, dense: bool = False, meas
             close = [product for product in ranked if cost(job, product, target) <= best * _CLOSE][:_MOST]
             jobs[op.name] = (job, close if len(close) > 1 else ranked[:2])
     times = measure(jobs) if measure is not None else {}
-    return {op.name: _placement(op, graph, plan, target, dense, jobs.get(op.name), times.get(op.name)) for op in graph.ops}
+    return {
+        op.name: _placement(op, graph, plan, target, dense, jobs.get(op.name), times.get(op.name)) for op in graph.ops
+    }
 
 
 def _placement(

@@ -24,7 +24,7 @@ from edgesparse.ops import (
 from edgesparse.program import Layout
 from edgesparse.target import Target
 
-#: Pixels a band should have: enough to amortise a pass over the weights, few enough that the input panel stays in L1/L2.
+#: Pixels a band should have: enough to amortise a pass over the weights, few enough that the panel stays in cache.
 _BAND_PIXELS = 112
 #: Largest map that is kept as a whole plane.
 _PLANE_PIXELS = 256
@@ -65,7 +65,13 @@ def plan(graph: Graph, target: Target, *, depth_first: bool = True) -> Plan:
     rings = _rings(graph, layouts, steps)
     final = {
         name: Layout(
-            layout.channels, layout.height, layout.width, layout.rows, layout.pitch, rings.get(name, layout.ring), layout.images
+            layout.channels,
+            layout.height,
+            layout.width,
+            layout.rows,
+            layout.pitch,
+            rings.get(name, layout.ring),
+            layout.images,
         )
         for name, layout in layouts.items()
     }
@@ -159,7 +165,11 @@ def _order(graph: Graph, layouts: Mapping[str, Layout], depth_first: bool) -> li
                 if source in layouts:
                     at = layouts[source]
                     shared = image if at.images > 1 else 0
-                    demand(source, shared, needed_rows(op, at.height, first, last)[1] if at.height > 1 or at.width > 1 else 1)
+                    demand(
+                        source,
+                        shared,
+                        needed_rows(op, at.height, first, last)[1] if at.height > 1 or at.width > 1 else 1,
+                    )
                 else:
                     whole(index_of.get(source, -1))
             made[name, image] = last

@@ -8,22 +8,21 @@ can be one part.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
+from edgesparse.attributes import integer, ints, name_of, node_name, number, pads_of, pair
+from edgesparse.carve import carve
 from edgesparse.errors import UnsupportedError
 from edgesparse.kernels import Epilogue
 from edgesparse.ops import (
     Concat,
     Conv,
     Elementwise,
-    Fallback,
     GlobalPooling,
     Graph,
     Linear,
@@ -91,10 +90,10 @@ class _Walk:
             self._declare_outputs(node)
             self.ops.append(op)
         self._flush()
-        outputs = tuple(_name(value) for value in self.graph.outputs)
-        ops = tuple(_sorted(self.ops, [_name(value) for value in inputs]))
+        outputs = tuple(name_of(value) for value in self.graph.outputs)
+        ops = tuple(_sorted(self.ops, [name_of(value) for value in inputs]))
         used = {name for op in ops for name in (*op.inputs, *op.outputs)} | set(outputs)
-        names = tuple(_name(value) for value in inputs)
+        names = tuple(name_of(value) for value in inputs)
         values = {name: value for name, value in self.values.items() if name in used or name in names}
         return Graph(ops, values, names, outputs)
 
@@ -109,7 +108,7 @@ class _Walk:
                 fix="fix the model's input shapes with --shape, or simplify the model",
             )
         dims = tuple(int(dim) for dim in shape)  # type: ignore[arg-type]
-        self.values[_name(value)] = Value(_name(value), dims, value.dtype.numpy().name)
+        self.values[name_of(value)] = Value(name_of(value), dims, value.dtype.numpy().name)
 
     def _declare_outputs(self, node: ir.Node) -> None:
         for value in node.outputs:
@@ -142,7 +141,7 @@ class _Walk:
         return node if id(node) in self.order else None
 
     def _fuse(self, node: ir.Node, *, residuals: bool) -> tuple[Epilogue, str | None, list[ir.Node]]:
-        """Epilogue made of the nodes after `node`, the residual's name, and the fused nodes (last one gives the output)."""
+        """The epilogue that follows `node`, the residual's name, and the fused nodes; the last gives the output."""
         chain, epilogue, residual = [node], Epilogue(), None
         after = self._activation(chain[-1].outputs[0])
         if after is not None:
@@ -154,7 +153,7 @@ class _Walk:
             if add is not None and other is not None:
                 place = "before" if epilogue.activation == "none" else "after"
                 chain.append(add)
-                residual = _name(other)
+                residual = name_of(other)
                 after = self._activation(add.outputs[0]) if place == "before" else None
                 if after is not None:
                     epilogue = after[0]
@@ -174,7 +173,7 @@ class _Walk:
         if other.shape != value.shape or other.name is None or not self._is_float(other):
             return None
         # Ready means: declared by an operation that is already placed.
-        made = {name for op in self.ops for name in op.outputs} | {_name(v) for v in self.graph.inputs}
+        made = {name for op in self.ops for name in op.outputs} | {name_of(v) for v in self.graph.inputs}
         return other if other.name in made else None
 
     def _activation(self, value: ir.Value) -> tuple[Epilogue, list[ir.Node]] | None:
@@ -208,9 +207,9 @@ class _Walk:
         if node.op_type in simple:
             return Epilogue(simple[node.op_type])
         if node.op_type == "HardSigmoid":
-            return Epilogue("hardsigmoid", (_float(node, "alpha", 0.2), _float(node, "beta", 0.5)))
+            return Epilogue("hardsigmoid", (number(node, "alpha", 0.2), number(node, "beta", 0.5)))
         if node.op_type == "LeakyRelu":
-            return Epilogue("leaky", (_float(node, "alpha", 0.01),))
+            return Epilogue("leaky", (number(node, "alpha", 0.01),))
         if node.op_type == "Clip":
             limits = [self._limit(node, 1, -np.inf), self._limit(node, 2, np.inf)]
             if limits[0] is None or limits[1] is None:
@@ -241,14 +240,14 @@ class _Walk:
         if len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
             return None
         kernel = (weight.shape[2], weight.shape[3])
-        strides, dilations = _pair(node, "strides"), _pair(node, "dilations")
-        pads = _pads(node, image[2:], kernel, strides, dilations)
+        strides, dilations = pair(node, "strides"), pair(node, "dilations")
+        pads = pads_of(node, image[2:], kernel, strides, dilations)
         epilogue, residual, chain = self._fuse(node, residuals=True)
         flat = weight.reshape(*weight.shape[:2], -1)
         return Conv(
-            _node_name(node),
+            node_name(node),
             self._names(chain),
-            (_name(x), *((residual,) if residual else ())),
+            (name_of(x), *((residual,) if residual else ())),
             (self._output(chain),),
             flat,
             bias if bias is not None else np.zeros(weight.shape[0], np.float32),
@@ -256,28 +255,30 @@ class _Walk:
             strides,
             dilations,
             pads,
-            _int(node, "group", 1),
+            integer(node, "group", 1),
             epilogue,
         )
 
     def _output(self, chain: list[ir.Node]) -> str:
         value = chain[-1].outputs[0]
         self._declare(value, f"node {chain[-1].name!r}")
-        return _name(value)
+        return name_of(value)
 
     def _gemm(self, node: ir.Node) -> Op | None:
         x, w = node.inputs[0], node.inputs[1]
         weight = self._constant(w)
         extra = node.inputs[2] if len(node.inputs) > 2 else None
         bias = self._constant(extra)
-        if weight is None or self._constant(x) is not None or not self._is_float(x) or (extra is not None and bias is None):
+        if weight is None or self._constant(x) is not None or not self._is_float(x):
             return None
-        if _int(node, "transA", 0) or _float(node, "alpha", 1.0) != 1.0 or _float(node, "beta", 1.0) != 1.0:
+        if extra is not None and bias is None:
             return None
-        rows_out = weight if _int(node, "transB", 0) else weight.T
+        if integer(node, "transA", 0) or number(node, "alpha", 1.0) != 1.0 or number(node, "beta", 1.0) != 1.0:
+            return None
+        rows_out = weight if integer(node, "transB", 0) else weight.T
         if bias is not None and bias.size not in (1, rows_out.shape[0]):
             return None
-        return self._linear(node, _name(x), rows_out, bias)
+        return self._linear(node, name_of(x), rows_out, bias)
 
     def _matmul(self, node: ir.Node) -> Op | None:
         x, w = node.inputs[0], node.inputs[1]
@@ -287,8 +288,9 @@ class _Walk:
         add = self._sole_consumer(node.outputs[0])
         bias = None
         if add is not None and add.op_type == "Add":
-            bias = next((c for c in map(self._constant, add.inputs) if c is not None and c.shape == weight.shape[1:]), None)
-        return self._linear(node, _name(x), weight.T, bias, add if bias is not None else None)
+            constants = [self._constant(value) for value in add.inputs]
+            bias = next((each for each in constants if each is not None and each.shape == weight.shape[1:]), None)
+        return self._linear(node, name_of(x), weight.T, bias, add if bias is not None else None)
 
     def _linear(
         self, node: ir.Node, x: str, weight: np.ndarray, bias: np.ndarray | None, add: ir.Node | None = None
@@ -305,7 +307,7 @@ class _Walk:
         if bias is not None:
             full += bias.reshape(-1)
         return Linear(
-            _node_name(node),
+            node_name(node),
             self._names([*head[:-1], *chain]),
             (x,),
             (self._output(chain),),
@@ -317,35 +319,39 @@ class _Walk:
 
     def _pooling(self, node: ir.Node) -> Op | None:
         image = self._image(node.inputs[0])
-        kernel = _ints(node, "kernel_shape", ())
+        kernel = ints(node, "kernel_shape", ())
         if image is None or len(kernel) != 2 or len([v for v in node.outputs if v.name]) != 1:
             return None
-        strides, dilations = _pair(node, "strides"), _pair(node, "dilations")
-        pads = _pads(node, image[2:], (kernel[0], kernel[1]), strides, dilations)
+        strides, dilations = pair(node, "strides"), pair(node, "dilations")
+        pads = pads_of(node, image[2:], (kernel[0], kernel[1]), strides, dilations)
         out = self._shape_of(node.outputs[0])
         floor = [
             (size + before + after - (k - 1) * d - 1) // s + 1
-            for size, before, after, k, d, s in zip(image[2:], pads[:2], pads[2:], kernel, dilations, strides, strict=True)
+            for size, before, after, k, d, s in zip(
+                image[2:], pads[:2], pads[2:], kernel, dilations, strides, strict=True
+            )
         ]
-        if _int(node, "storage_order", 0) or any(p >= k for p, k in zip((*pads,), (*kernel, *kernel), strict=True)):
+        if integer(node, "storage_order", 0) or any(p >= k for p, k in zip((*pads,), (*kernel, *kernel), strict=True)):
             return None
         mode = "max"
         if node.op_type == "AveragePool":
             if list(out[2:]) != floor:
                 return None  # ceil_mode counts pixels in its own way
-            mode = "avg" if _int(node, "count_include_pad", 0) or not any(pads) else "avg_valid"
+            mode = "avg" if integer(node, "count_include_pad", 0) or not any(pads) else "avg_valid"
             if mode == "avg_valid" and max(dilations) > 1:
                 return None
-        x = _name(node.inputs[0])
+        x = name_of(node.inputs[0])
         self.taken.add(id(node))
         outputs = (self._output([node]),)
         return Pooling(
-            _node_name(node), self._names([node]), (x,), outputs, mode, (kernel[0], kernel[1]), strides, dilations, pads
+            node_name(node), self._names([node]), (x,), outputs, mode, (kernel[0], kernel[1]), strides, dilations, pads
         )
 
-    def _shape_of(self, value: ir.Value) -> tuple[int, ...]:
+    def _shape_of(self, value: ir.Value | None) -> tuple[int, ...]:
+        if value is None:
+            return ()
         self._declare(value, "the model")
-        return self.values[_name(value)].shape
+        return self.values[name_of(value)].shape
 
     def _global_pooling(self, node: ir.Node) -> Op | None:
         if self._image(node.inputs[0]) is None:
@@ -356,15 +362,15 @@ class _Walk:
         """ReduceMean over both image axes is a global average pool."""
         if self._image(node.inputs[0]) is None:
             return None
-        axes: Any = self._constant(node.inputs[1]) if len(node.inputs) > 1 else _ints(node, "axes", ())
+        axes: Any = self._constant(node.inputs[1]) if len(node.inputs) > 1 else ints(node, "axes", ())
         if axes is None or sorted(int(axis) % 4 for axis in np.asarray(axes).reshape(-1)) != [2, 3]:
             return None
         return self._global(node, "avg")
 
     def _global(self, node: ir.Node, mode: str) -> Op:
         self.taken.add(id(node))
-        x = _name(node.inputs[0])
-        return GlobalPooling(_node_name(node), self._names([node]), (x,), (self._output([node]),), mode)
+        x = name_of(node.inputs[0])
+        return GlobalPooling(node_name(node), self._names([node]), (x,), (self._output([node]),), mode)
 
     def _binary(self, node: ir.Node) -> Op | None:
         """Image op image, channel vector or scalar; the image has the output's shape."""
@@ -379,11 +385,19 @@ class _Walk:
             kind = _operand(out, self._shape_of(node.inputs[z]) if constant is None else constant.shape, constant)
             if kind is None:
                 continue
-            names = [_name(node.inputs[x])] + ([] if constant is not None else [_name(node.inputs[z])])
+            names = [name_of(node.inputs[x])] + ([] if constant is not None else [name_of(node.inputs[z])])
             op = _BINARY[node.op_type]
             epilogue, _, chain = self._fuse(node, residuals=False)
             return Elementwise(
-                _node_name(node), self._names(chain), tuple(names), (self._output(chain),), op, kind, constant, x == 1, epilogue
+                node_name(node),
+                self._names(chain),
+                tuple(names),
+                (self._output(chain),),
+                op,
+                kind,
+                constant,
+                x == 1,
+                epilogue,
             )
         return None
 
@@ -394,71 +408,33 @@ class _Walk:
         if epilogue is None:
             return None
         self.taken.add(id(node))
-        x = _name(node.inputs[0])
+        x = name_of(node.inputs[0])
         return Elementwise(
-            _node_name(node), self._names([node]), (x,), (self._output([node]),), "first", "none", None, False, epilogue
+            node_name(node), self._names([node]), (x,), (self._output([node]),), "first", "none", None, False, epilogue
         )
 
     def _concat(self, node: ir.Node) -> Op | None:
         images = [self._image(value) for value in node.inputs]
-        if any(image is None for image in images) or _int(node, "axis", 0) % 4 != 1:
+        if any(image is None for image in images) or integer(node, "axis", 0) % 4 != 1:
             return None
         self.taken.add(id(node))
-        names = tuple(_name(value) for value in node.inputs)
-        return Concat(_node_name(node), self._names([node]), names, (self._output([node]),))
+        names = tuple(name_of(value) for value in node.inputs)
+        return Concat(node_name(node), self._names([node]), names, (self._output([node]),))
 
     def _view(self, node: ir.Node) -> Op | None:
         x = node.inputs[0]
-        if x is None or self._constant(x) is not None or _name(x) not in self.values:
+        if x is None or self._constant(x) is not None or name_of(x) not in self.values:
             return None
         self.taken.add(id(node))
-        return View(_node_name(node), self._names([node]), (_name(x),), (self._output([node]),))
+        return View(node_name(node), self._names([node]), (name_of(x),), (self._output([node]),))
 
     # -- the rest ----------------------------------------------------------------------------------------------
 
     def _flush(self) -> None:
         """Make one fallback part of the loose nodes so far."""
         if self.loose:
-            self.ops.append(_fallback(self.model, self.loose, self.values))
+            self.ops.append(carve(self.model, self.loose, self.values))
             self.loose = []
-
-
-def _fallback(model: ir.Model, nodes: list[ir.Node], values: dict[str, Value]) -> Fallback:
-    """The nodes as a model of their own: computed values become inputs, constants initializers."""
-    inside = {_name(value) for node in nodes for value in node.outputs if value.name}
-    protos = [ir.serde.serialize_node(node) for node in nodes]
-    inputs: dict[str, Value] = {}
-    initializers: dict[str, onnx.TensorProto] = {}
-    outer = {value.name for value in model.graph.outputs}
-    members = {id(node) for node in nodes}
-    for value in itertools.chain.from_iterable(node.inputs for node in nodes):
-        if value is None or not value.name or value.name in inside:
-            continue
-        if value.const_value is not None and not value.is_graph_input():
-            tensor = onnx.numpy_helper.from_array(np.asarray(value.const_value.numpy()), value.name)
-            initializers[value.name] = tensor
-        else:
-            inputs[value.name] = values[value.name]
-    outputs = [
-        values[_name(value)]
-        for node in nodes
-        for value in node.outputs
-        if value.name
-        and (value.name in outer or any(id(use.node) not in members for use in value.uses()))
-    ]
-    graph = onnx.helper.make_graph(
-        protos, "part", [_info(v) for v in inputs.values()], [_info(v) for v in outputs], list(initializers.values())
-    )
-    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
-    part = onnx.helper.make_model(graph, opset_imports=imports, ir_version=min(model.ir_version, 10))
-    names = tuple(node.name or node.op_type for node in nodes)
-    return Fallback(names[0], names, tuple(inputs), tuple(v.name for v in outputs), part)
-
-
-def _info(value: Value) -> onnx.ValueInfoProto:
-    return onnx.helper.make_tensor_value_info(
-        value.name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype)), value.shape
-    )
 
 
 def _sorted(ops: list[Op], inputs: list[str]) -> list[Op]:
@@ -469,7 +445,9 @@ def _sorted(ops: list[Op], inputs: list[str]) -> list[Op]:
         index = next((i for i, op in enumerate(pending) if all(name in ready for name in op.inputs)), None)
         if index is None:
             names = ", ".join(op.name for op in pending[:4])
-            raise UnsupportedError(f"the graph has no order in which {names} can run", why="values are missing or form a cycle")
+            raise UnsupportedError(
+                f"the graph has no order in which {names} can run", why="values are missing or form a cycle"
+            )
         op = pending.pop(index)
         ready.update(op.outputs)
         ordered.append(op)
@@ -488,58 +466,3 @@ def _operand(out: tuple[int, ...], shape: tuple[int, ...], constant: np.ndarray 
     if padded[1:] == (out[1], 1, 1) and padded[0] in (1, out[0]) and (padded[0] == out[0] or constant is not None):
         return "channel" if constant is None or padded[0] == 1 else None
     return None
-
-
-def _name(value: ir.Value | None) -> str:
-    if value is None or value.name is None:
-        raise UnsupportedError("a value without a name", fix="run the model through edgesparse sparsify first")
-    return value.name
-
-
-def _node_name(node: ir.Node) -> str:
-    return node.name or f"{node.op_type}:{node.outputs[0].name}"
-
-
-def _ints(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-    attribute = node.attributes.get(name)
-    return tuple(int(v) for v in attribute.as_ints()) if attribute is not None else default
-
-
-def _int(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return int(attribute.as_int()) if attribute is not None else default
-
-
-def _float(node: ir.Node, name: str, default: float) -> float:
-    attribute = node.attributes.get(name)
-    return float(attribute.as_float()) if attribute is not None else default
-
-
-def _pair(node: ir.Node, name: str) -> tuple[int, int]:
-    values = _ints(node, name, (1, 1))
-    return values[0], values[1]
-
-
-def _pads(
-    node: ir.Node,
-    size: tuple[int, int],
-    kernel: tuple[int, int],
-    strides: tuple[int, int],
-    dilations: tuple[int, int],
-) -> tuple[int, int, int, int]:
-    """Padding as (top, left, bottom, right), also for auto_pad."""
-    attribute = node.attributes.get("auto_pad")
-    mode = attribute.as_string() if attribute is not None else "NOTSET"
-    if mode == "NOTSET":
-        pads = _ints(node, "pads", (0, 0, 0, 0))
-        return pads[0], pads[1], pads[2], pads[3]
-    if mode == "VALID":
-        return 0, 0, 0, 0
-    totals = [
-        max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
-        for n, k, s, d in zip(size, kernel, strides, dilations, strict=True)
-    ]
-    small = [total // 2 for total in totals]
-    large = [total - half for total, half in zip(totals, small, strict=True)]
-    first, last = (small, large) if mode == "SAME_UPPER" else (large, small)
-    return first[0], first[1], last[0], last[1]

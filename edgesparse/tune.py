@@ -63,7 +63,14 @@ def measure_products(
 
 def _key(job: Job, products: list[Product], target: Target) -> str:
     weight = np.ascontiguousarray(job.weight != 0)
-    parts = [str(job.weight.shape), str(job.pixels), str(job.bands), str(job.epilogue), str(target), str(record()["cpu"])]
+    parts = [
+        str(job.weight.shape),
+        str(job.pixels),
+        str(job.bands),
+        str(job.epilogue),
+        str(target),
+        str(record()["cpu"]),
+    ]
     return cache.key_of("tune", *parts, *map(str, products), toolchain(), np.packbits(weight).tobytes())
 
 

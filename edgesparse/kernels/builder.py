@@ -136,9 +136,7 @@ def kernel(symbol: str, pointers: Sequence[tuple[str, str]], body: Callable[[Bod
             handles = {name: T.arg(name, T.handle(dtype)) for name, dtype in pointers}
             table = T.arg("a", T.handle("int32"))
             begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
-            buffers = {
-                name: T.decl_buffer((_UNBOUNDED,), dtype, data=handles[name]) for name, dtype in pointers
-            }
+            buffers = {name: T.decl_buffer((_UNBOUNDED,), dtype, data=handles[name]) for name, dtype in pointers}
             args = T.decl_buffer((_UNBOUNDED,), "int32", data=table)
             body(Body(T, buffers, args, begin, end))
         return ib.get()

@@ -38,7 +38,11 @@ class Epilogue:
     residual: str = "none"
 
     def __post_init__(self) -> None:
-        if len(self.constants) != ACTIVATIONS.get(self.activation, -1) or self.residual not in ("none", "before", "after"):
+        if len(self.constants) != ACTIVATIONS.get(self.activation, -1) or self.residual not in (
+            "none",
+            "before",
+            "after",
+        ):
             raise UnsupportedError(f"no epilogue {self}")
 
     @property

@@ -109,9 +109,7 @@ class Spmm:
         parts = _split(self.group, self.lanes)
         streams = max(1, _IN_FLIGHT // (count * len(parts)))
         spill = body.scratch(max(self.group, 2))
-        accs = {
-            (s, part): body.registers(count, part[1]) for s in range(streams) for part in parts
-        }
+        accs = {(s, part): body.registers(count, part[1]) for s in range(streams) for part in parts}
         with body.loop(body.begin, body.end) as group:
             for (s, (at, lanes)), acc in accs.items():
                 bias = body.load("b", group * self.group + at, lanes) if s == 0 else body.number(0.0, lanes)

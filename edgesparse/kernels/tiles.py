@@ -7,12 +7,13 @@ channels (49 = 48 + 1 is faster that way than with a fourth vector).
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Run:
-    """`repeat` like tiles: tile `i` holds the vectors that start at pixels ``offset + i * step`` for each of `offsets`."""
+    """`repeat` like tiles; tile `i` holds the vectors from pixels ``offset + i * step`` on, for each of `offsets`."""
 
     offsets: tuple[int, ...]
     repeat: int
@@ -53,7 +54,7 @@ def cut_pixels(pixels: int, lanes: int, vectors: int, tail_limit: int) -> Cut:
     count = -(-len(starts) // vectors)
     small, large = divmod(len(starts), count)
     bounds = [index * small + min(index, large) for index in range(count + 1)]
-    tiles = [starts[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    tiles = [starts[a:b] for a, b in itertools.pairwise(bounds)]
     return Cut(_runs(tiles), pixels - tail, tail)
 
 

@@ -141,9 +141,7 @@ class _Rows:
             if not any(mask[:half]):
                 return body.even(body.number(0.0, lanes), body.let(high), lanes, odd)
             return body.even(body.let(low), body.let(high), lanes, odd)
-        return body.gather(
-            "x", [row + (column + lane * stride if mask[lane] else 0) for lane in range(lanes)]
-        )
+        return body.gather("x", [row + (column + lane * stride if mask[lane] else 0) for lane in range(lanes)])
 
 
 @dataclass(frozen=True)
