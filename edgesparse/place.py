@@ -139,10 +139,12 @@ def candidates(job: Job, target: Target, *, dense_only: bool) -> list[Product]:
     most = accumulators(target)
     groups = [4 * target.lanes, 2 * target.lanes, target.lanes] if job.pixels == 1 else [4, 8, 16]
     for group in groups:
-        found += [Product(group, vectors, True) for vectors in tile_widths(group, most)]
+        if group <= most or job.pixels == 1:
+            found += [Product(group, vectors, True) for vectors in tile_widths(group, most)]
     if not dense_only and (job.weight == 0).mean() > 0.05:
         for group in GROUPS:
-            found += [Product(group, vectors, False) for vectors in tile_widths(group, most)]
+            if group <= most or job.pixels == 1:
+                found += [Product(group, vectors, False) for vectors in tile_widths(group, most)]
     costs = {product: cost(job, product, target) for product in found}
     return sorted(found, key=lambda product: (costs[product], product.group, product.vectors))
 
@@ -155,7 +157,7 @@ def tile_widths(group: int, most: int) -> list[int]:
 
 def accumulators(target: Target) -> int:
     """Vector registers that may hold sums: the rest are for the loaded vectors and a weight."""
-    return target.registers * 3 // 4
+    return target.accumulators or target.registers * 3 // 4
 
 
 def cost(job: Job, product: Product, target: Target) -> float:

@@ -42,6 +42,8 @@ class Target:
         Kind of runner that reaches the device: "local", "ssh", "adb", "qemu", "node", ...
     machine, needs:
         `platform.machine()` and the cpu flags of hosts that run this code natively; `native` chooses by them.
+    accumulators:
+        Vector registers that may hold sums without spills; 0 for three quarters of all.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Target:
     runner: str
     machine: str
     needs: frozenset[str]
+    accumulators: int = 0
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -120,11 +123,33 @@ def _x86(name: str, lanes: int, registers: int, l2: int, needs: frozenset[str], 
     )
 
 
+def _wasm(name: str, *features: str) -> Target:
+    # Engines keep one or two of the host's 16 registers for themselves, and know no operands in memory.
+    return Target(
+        name=name,
+        triple="wasm32-unknown-unknown",
+        cpu="generic",
+        features=("+simd128", "+bulk-memory", *features),
+        lanes=4,
+        registers=16,
+        l1d=32 << 10,
+        l2=512 << 10,
+        index="offset",
+        packing="panel",
+        runner="node",
+        machine="wasm32",
+        needs=frozenset(),
+        accumulators=8,
+    )
+
+
 TARGETS: tuple[Target, ...] = (
     _x86("x86-64-v2", 4, 16, 256 << 10, _V2),
     _x86("x86-64-v3", 8, 16, 512 << 10, _V3),
     # LLVM tunes the generic v4 for 256-bit vectors: half of the machine. Ask for all of it.
     _x86("x86-64-v4", 16, 32, 1 << 20, _V4, "-prefer-256-bit"),
+    _wasm("wasm-simd"),
+    _wasm("wasm-relaxed", "+relaxed-simd"),
 )
 """All presets, within one machine in rising order: `native` takes the last that the host can run."""
 
