@@ -29,6 +29,11 @@ TIMEOUT = 900.0
 _ZIG_TRIPLES = {
     "x86_64-linux-gnu": "x86_64-linux-gnu.2.17",
     "aarch64-linux-gnu": "aarch64-linux-gnu.2.17",
+    "wasm32-unknown-unknown": "wasm32-freestanding",
+}
+#: What the C side of a kind of machine needs beyond `_CFLAGS`.
+_ZIG_FLAGS: dict[str, tuple[str, ...]] = {
+    "wasm32-unknown-unknown": ("-fno-PIC", "-mcpu=baseline+bulk_memory"),
 }
 
 _CFLAGS = (
@@ -50,6 +55,15 @@ _LDFLAGS = (
     "-Wl,--gc-sections",
 )
 _SOURCES = ("runtime.c", "platform_posix.c")
+_WEB_SOURCES = ("runtime.c", "platform_wasm.c")
+_WEB_LDFLAGS = (
+    "-nostdlib",
+    "-s",
+    "-Wl,--no-entry",
+    "-Wl,--gc-sections",
+    "-Wl,--stack-first",
+    "-Wl,-z,stack-size=65536",
+)
 
 #: Only the runtime's interface leaves the library; kernels come from objects with default visibility.
 _EXPORTS = "{ global: es_abi; es_version; es_error; es_create*; es_destroy; es_input*; es_output*; es_run; \
@@ -110,6 +124,37 @@ def link_shared(objects: Sequence[Path | bytes], program_c: str, out: Path, trip
             raise CompileError(f"cannot write {out}", why=error.strerror or str(error)) from error
 
 
+def link_wasm(objects: Sequence[bytes], program_c: str, out: Path, features: Sequence[str]) -> None:
+    """Link kernels, a program's tables and the runtime into a WebAssembly module that needs no libc.
+
+    Parameters
+    ----------
+    objects, program_c, out:
+        As for `link_shared`.
+    features:
+        LLVM's names of the features of the kernels, such as "+simd128": the module is checked against them.
+
+    Raises
+    ------
+    CompileError
+        As for `link_shared`.
+    """
+    triple = "wasm32-unknown-unknown"
+    with tempfile.TemporaryDirectory(prefix="edgesparse-link-") as folder:
+        work = Path(folder)
+        parts = [_as_file(work / f"kernels{index}.o", item) for index, item in enumerate(objects)]
+        parts += [_as_file(work / f"{Path(name).stem}.o", _runtime_object(name, triple)) for name in _WEB_SOURCES]
+        parts.append(_as_file(work / "program.o", compile_c(program_c, triple)))
+        module = work / "out.wasm"
+        cpu = "baseline" + "".join(feature.replace("-", "_") for feature in features)
+        command = ["-target", zig_triple(triple), f"-mcpu={cpu}", *_WEB_LDFLAGS, *map(str, parts), "-o", str(module)]
+        _zig_cc(command, work, "linking the compiled model")
+        try:
+            out.write_bytes(module.read_bytes())
+        except OSError as error:
+            raise CompileError(f"cannot write {out}", why=error.strerror or str(error)) from error
+
+
 def link_objects(objects: Sequence[bytes], out: Path, triple: str = "x86_64-linux-gnu") -> None:
     """Link kernels alone into a shared library that exports them all, for tuning. Raises CompileError."""
     with tempfile.TemporaryDirectory(prefix="edgesparse-link-") as folder:
@@ -125,14 +170,14 @@ def compile_c(source: str, triple: str, flags: Sequence[str] = ()) -> bytes:
         work = Path(folder)
         # By its bare name from its own folder: a path in the object would differ from run to run.
         _as_file(work / "source.c", source.encode())
-        command = ["-target", zig_triple(triple), *_CFLAGS, *flags, "-I", str(native_folder())]
+        command = ["-target", zig_triple(triple), *_CFLAGS, *_ZIG_FLAGS.get(triple, ()), *flags, "-I", str(native_folder())]
         _zig_cc([*command, "-c", "source.c", "-o", "source.o"], work, "compiling C for the model")
         return (work / "source.o").read_bytes()
 
 
 def _runtime_object(name: str, triple: str) -> bytes:
     source, key = _runtime_source(name)
-    full_key = cache.key_of("runtime", key, zig_triple(triple), zig_version(), *_CFLAGS)
+    full_key = cache.key_of("runtime", key, zig_triple(triple), zig_version(), *_CFLAGS, *_ZIG_FLAGS.get(triple, ()))
     found = cache.get(full_key)
     if found is None:
         found = compile_c(source, triple, [f'-DES_VERSION="{edgesparse.__version__}"'])

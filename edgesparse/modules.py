@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from edgesparse.errors import UnsupportedError
-from edgesparse.link import link_shared
+from edgesparse.link import link_shared, link_wasm
 from edgesparse.target import Target
 
 #: objects, program in C, folder to write to, target -> name of the module, and all files by name.
@@ -44,4 +44,11 @@ def _shared(objects: Sequence[bytes], program_c: str, folder: Path, target: Targ
     return library.name, {library.name: library}
 
 
-LINKERS: Mapping[str, Linker] = {"local": _shared}
+def _web(objects: Sequence[bytes], program_c: str, folder: Path, target: Target) -> tuple[str, dict[str, Path]]:
+    """A WebAssembly module: `edgesparse bundle` puts a package around it."""
+    module = folder / "model.wasm"
+    link_wasm(objects, program_c, module, target.features)
+    return module.name, {module.name: module}
+
+
+LINKERS: Mapping[str, Linker] = {"local": _shared, "node": _web}

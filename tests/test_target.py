@@ -79,7 +79,7 @@ def test_no_cpuinfo(fake_host, monkeypatch, tmp_path: Path) -> None:
 
 
 def test_unknown_target_is_told_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match=r"did you mean x86-64-v3\? .*x86-64-v4, native"):
+    with pytest.raises(UsageError, match=r"did you mean x86-64-v3\? .*x86-64-v4, .*native"):
         Target.parse("x86_64_v3")
     with pytest.raises(UsageError, match="unknown target"):
         Target.parse("")
