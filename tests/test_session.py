@@ -1,0 +1,200 @@
+"""A bench from artifact to report: contenders, memory, layers, tables and JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgesparse import memory, report, session
+from edgesparse.artifact import open_artifact
+from edgesparse.bench import Plan
+from edgesparse.commands import benching
+from edgesparse.console import Console
+from edgesparse.contenders import ArtifactContender, OrtContender, prepare
+from edgesparse.errors import EdgesparseError, ModelError, RegressionError, UnsupportedError, UsageError
+from edgesparse.feeds import random_feeds
+from edgesparse.manifest import TensorInfo
+from edgesparse.memory import Memory
+from edgesparse.report import LayerTime, as_json, latency_table, layer_flops, layer_table, layer_times, remarks
+from edgesparse.session import DENSE, ORT, SPARSE, Wanted, bench_artifact, target_text
+
+import toy  # isort: skip
+
+QUICK = Plan(seconds=0.02, runs=20, warm_up=0.05, turn=0.001)
+
+
+@pytest.fixture
+def found(toy_built: Path, monkeypatch: pytest.MonkeyPatch) -> report.Report:
+    """A report of the toy, whose dense form is the toy itself."""
+    module = types.ModuleType("edgesparse.pipeline")
+    module.compile_model = lambda *_, **__: open_artifact(toy_built)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "edgesparse.pipeline", module)
+    monkeypatch.setattr(session, "target_text", lambda _: "x86-64-v2")
+    monkeypatch.setattr(memory, "measure", lambda *_, **__: Memory(2_000_000, 30_000_000))
+    return bench_artifact(open_artifact(toy_built), QUICK, Wanted(layers=True, peak=100.0))
+
+
+def test_a_report_has_all_contenders(found: report.Report) -> None:
+    assert [item.name for item in found.outcome.measured] == [SPARSE, DENSE, ORT]
+    assert {item.other for item in found.outcome.comparisons} == {DENSE, ORT}
+    assert set(found.sizes) == set(found.memory) == {SPARSE, DENSE, ORT}
+    assert found.sizes[SPARSE] > 1000
+    assert [item.name for item in found.layers] == ["affine", "relu", "rows"]
+    assert found.subject["target"] == "toy"
+    assert len(found.subject["artifact_sha256"]) == len(found.subject["model_sha256"]) == 64
+
+
+def test_the_json_is_plain_and_complete(found: report.Report) -> None:
+    data = json.loads(json.dumps(as_json(found), allow_nan=False))
+    assert data["schema"] == "edgesparse.bench/1"
+    assert set(data) == {
+        "schema",
+        "subject",
+        "environment",
+        "settings",
+        "contenders",
+        "comparisons",
+        "notes",
+        "peak_gflops",
+        "layers",
+    }
+    first = data["contenders"][0]
+    assert first["latency"]["p50"] > 0
+    assert first["memory"] == {"peak_bytes": 2_000_000, "baseline_bytes": 30_000_000}
+    assert len(first["block_seconds"]) == data["comparisons"][0]["blocks"]
+    documented = (Path(__file__).parent.parent / "docs" / "measuring.md").read_text()
+    for row in (data, data["environment"], data["settings"], first, data["comparisons"][0], data["layers"][0]):
+        for key in row:
+            assert f"`{key}`" in documented or f"`{key}[]`" in documented, key
+    assert str(Path.home()) not in json.dumps(data)
+
+
+def test_the_tables(found: report.Report) -> None:
+    columns, rows = latency_table(found)
+    assert all(len(row) == len(columns) for row in rows)
+    assert rows[0][-1] == ""
+    assert "x [" in rows[1][-1]
+    columns, rows = layer_table(found.layers, found.peak)
+    assert all(len(row) == len(columns) for row in rows)
+    assert sum(float(row[2].split()[0]) for row in rows) == pytest.approx(100, abs=0.5)
+
+
+def test_bench_prints_and_judges(found: report.Report, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    benching.show(Console(), found, str(tmp_path / "r.json"))
+    out = capfd.readouterr().out
+    for word in (SPARSE, DENSE, ORT, "affine", "toy-"[:3]):
+        assert word in out
+    assert json.loads((tmp_path / "r.json").read_text())["schema"] == report.SCHEMA
+    benching.check_speed(found, 1e-6)
+    with pytest.raises(RegressionError, match="not 1e\\+06") as caught:
+        benching.check_speed(found, 1e6)
+    assert caught.value.exit_code == 5
+
+
+def test_instability_is_remarked(found: report.Report) -> None:
+    noted = report.Report(
+        types.SimpleNamespace(  # type: ignore[arg-type]
+            measured=[types.SimpleNamespace(name="a", unstable=("drift: much",))], notes=("ended early",)
+        ),
+        {},
+        {},
+    )
+    assert remarks(noted) == ["a is unstable: drift: much", "ended early"]
+
+
+def test_layers_meet_the_manifest() -> None:
+    records = [
+        {"name": "a", "macs": 500_000, "density": 0.5, "kernel": "k", "pattern": "group:4x1", "reason": None},
+        {"name": "b", "macs": 0, "density": None, "reason": "why"},
+    ]
+    runs = [[("a", 1000), ("b", 10)], [("a", 3000), ("b", 30)], [("a", 2000), ("b", 20)]]
+    a, b = layer_times(runs, records)
+    assert a == LayerTime("a", 2e-6, 500_000.0, "k", "group:4x1", 0.5, "")
+    assert a.gflops == pytest.approx(250)
+    assert a.peak_share(500.0) == pytest.approx(0.5)
+    assert (b.gflops, b.peak_share(500.0), b.reason, b.density) == (None, None, "why", None)
+    assert layer_flops({}) == 0
+
+
+def test_a_contender_runs_what_it_was_given(toy_built: Path) -> None:
+    x = np.full((toy.ROWS, toy.COLUMNS), 2, np.float32)
+    made = ArtifactContender("a", toy_built, {toy.INPUT: x})
+    assert made.run_once() > 0
+    assert made.load_seconds > 0
+    made.close()
+    rival = OrtContender("b", toy_built / "model.onnx", {toy.INPUT: x})
+    assert rival.run_once() > 0
+    assert OrtContender("c", toy_built / "model.onnx").run_once() > 0
+
+
+def test_contenders_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"no model")
+    with pytest.raises(ModelError, match="onnxruntime cannot load"):
+        OrtContender("b", tmp_path / "x.onnx")
+    with pytest.raises(UsageError, match="no contender of kind"):
+        prepare("nonsense")
+
+
+def test_open_dimensions_are_refused(tmp_path: Path) -> None:
+    import onnx.parser
+
+    text = '<ir_version: 8, opset_import: ["" : 17]> m (float[N] x) => (float[N] y) { y = Relu(x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "open.onnx")
+    with pytest.raises(UnsupportedError, match="open dimensions"):
+        OrtContender("b", tmp_path / "open.onnx")
+
+
+def test_random_feeds_fit_and_repeat() -> None:
+    infos = [TensorInfo("a", "float32", (2, 3)), TensorInfo("b", "int64", (4,)), TensorInfo("c", "bool", ())]
+    feeds, again = random_feeds(infos, seed=1), random_feeds(infos, seed=1)
+    for info in infos:
+        assert feeds[info.name].shape == info.shape
+        assert str(feeds[info.name].dtype) == info.dtype
+        np.testing.assert_array_equal(feeds[info.name], again[info.name])
+
+
+def test_targets_are_named_with_their_caches() -> None:
+    from edgesparse.target import Target
+
+    text = target_text({"name": "x86-64-v3", "l1d": 48 << 10, "l2": 1 << 20})
+    assert (Target.parse(text).l1d, Target.parse(text).l2) == (48 << 10, 1 << 20)
+
+
+def test_memory_is_measured_in_a_process_of_its_own(toy_built: Path) -> None:
+    for kind, path in (("artifact", toy_built), ("onnx", toy_built / "model.onnx")):
+        found = memory.measure(kind, path)
+        assert found.baseline_bytes > 5_000_000
+        assert 0 <= found.peak_bytes < 200_000_000
+
+
+def test_memory_that_cannot_be_measured(tmp_path: Path, toy_built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EdgesparseError, match="cannot measure the memory") as caught:
+        memory.measure("artifact", tmp_path / "none")
+    assert "there is no artifact" in caught.value.why
+    with pytest.raises(EdgesparseError, match="does not tell"):
+        memory.resident(status=tmp_path / "none")
+
+    def refuse(*_: Any, **__: Any) -> Memory:
+        raise EdgesparseError("no")
+
+    monkeypatch.setattr(memory, "measure", refuse)
+    told: list[str] = []
+    wanted = Wanted(dense=False, onnxruntime=False)
+    bare = bench_artifact(open_artifact(toy_built), QUICK, wanted, notice=told.append)
+    assert told == [f"{SPARSE}: no"]
+    assert bare.memory == {}
+    assert as_json(bare)["contenders"][0]["memory"] is None
+
+
+def test_resident_memory_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = memory.resident()
+    block = np.ones(8_000_000)
+    assert memory.resident() - before > 50_000_000
+    memory.reset_peak()
+    assert memory.resident("VmHWM") >= block.nbytes
