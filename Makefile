@@ -32,13 +32,13 @@ test: $(STAMP)
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long
 
-# mypy does not follow the mapping of an editable install, so it is shown the package as setup.cfg lays it out.
+# mypy does not follow the mapping of an editable install: it is shown a copy, laid out as setup.cfg installs it.
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf $(TYPED) && mkdir -p $(TYPED)
-	ln -s $(CURDIR)/edgesparse/* $(CURDIR)/passes $(CURDIR)/runtimes $(CURDIR)/models $(TYPED)/
-	MYPYPATH=$(dir $(TYPED)) $(BIN)/mypy -p edgesparse
+	rm -rf $(TYPED) && mkdir -p $(dir $(TYPED))
+	cp -rp edgesparse $(TYPED) && cp -rp passes runtimes models $(TYPED)/
+	MYPYPATH=$(dir $(TYPED)) $(BIN)/mypy --cache-dir build/mypy -p edgesparse
 
 bench: $(STAMP)
 	mkdir -p out
@@ -46,7 +46,7 @@ bench: $(STAMP)
 	$(BIN)/edgesparse bench out/mobilenet-v1.onnx --pattern group:8x1 --density 0.1 --layers --json out/bench.json
 
 wheel: $(STAMP)
-	rm -rf build/lib build/bdist.* dist
+	rm -rf build/lib build/bdist* dist
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 clean:
