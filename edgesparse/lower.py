@@ -37,9 +37,9 @@ ZEROS = "@zeros"
 
 @dataclass(frozen=True)
 class Part:
-    """A fallback part: calls over value names, sizes of its own buffers, and constants. See `fallback.relaxed`."""
+    """A fallback part: calls (symbol, value names, extent), sizes of its own buffers, constants, code: see `relaxed`."""
 
-    calls: tuple[tuple[str, tuple[str, ...]], ...]
+    calls: tuple[tuple[str, tuple[str, ...], int], ...]
     buffers: Mapping[str, int]
     constants: Mapping[str, np.ndarray]
     objects: tuple[bytes, ...]
@@ -382,9 +382,9 @@ class _Emitter:
             names[name] = self.buffer(name, max(nbytes, 4))
         for name, array in part.constants.items():
             names[name] = self.constant(name, lambda array=array: array).name  # type: ignore[misc]
-        for symbol, pointers in part.calls:
+        for symbol, pointers, extent in part.calls:
             refs = tuple(Ref(names[name]) for name in pointers)
-            self.calls.append(Call(symbol, refs, (), 0, 1, self.layer))
+            self.calls.append(Call(symbol, refs, (), 0, extent, self.layer))
 
 
 def lower(

@@ -83,13 +83,22 @@ def rowwise(op: Op) -> bool:
     return isinstance(op, (Conv, Pooling, Elementwise, Concat))
 
 
-def needed_rows(op: Op, height: int, first: int, last: int) -> tuple[int, int]:
-    """Rows ``[a, b)`` of an input of `height` rows that output rows ``[first, last)`` read; clipped to the image."""
-    if isinstance(op, (Conv, Pooling)):
-        start = first * op.strides[0] - op.pads[0]
-        end = (last - 1) * op.strides[0] - op.pads[0] + (op.kernel[0] - 1) * op.dilations[0] + 1
-        return max(start, 0), max(min(end, height), 0)
-    return first, last
+def needed_rows(op: Op, source: str, height: int, first: int, last: int) -> tuple[int, int]:
+    """Rows ``[a, b)`` of an input of `height` rows that output rows ``[first, last)`` read; clipped to the image.
+
+    A residual is read row by row, whatever window its convolution has.
+    """
+    starts, ends = [], []
+    for index, name in enumerate(op.inputs):
+        if name != source:
+            continue
+        if isinstance(op, (Conv, Pooling)) and index == 0:
+            starts.append(first * op.strides[0] - op.pads[0])
+            ends.append((last - 1) * op.strides[0] - op.pads[0] + (op.kernel[0] - 1) * op.dilations[0] + 1)
+        else:
+            starts.append(first)
+            ends.append(last)
+    return max(min(starts), 0), min(max(ends), height)
 
 
 def band_rows(height: int, width: int, lanes: int) -> int:
@@ -165,11 +174,7 @@ def _order(graph: Graph, layouts: Mapping[str, Layout], depth_first: bool) -> li
                 if source in layouts:
                     at = layouts[source]
                     shared = image if at.images > 1 else 0
-                    demand(
-                        source,
-                        shared,
-                        needed_rows(op, at.height, first, last)[1] if at.height > 1 or at.width > 1 else 1,
-                    )
+                    demand(source, shared, needed_rows(op, source, at.height, first, last)[1])
                 else:
                     whole(index_of.get(source, -1))
             made[name, image] = last
@@ -225,8 +230,8 @@ def _rings(graph: Graph, layouts: Mapping[str, Layout], steps: list[Step]) -> di
                 continue
             first, last = (0, at.height)
             image = step.image if at.images > 1 else 0
-            if rowwise(op) and at.height > 1:
-                first, last = needed_rows(op, at.height, step.first, step.last)
+            if rowwise(op):
+                first, last = needed_rows(op, source, at.height, step.first, step.last)
             images = [image] if rowwise(op) else range(at.images)
             for each in images:
                 for band in range(first // at.rows, -(-last // at.rows)):
