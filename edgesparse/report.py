@@ -31,7 +31,7 @@ class LayerTime:
     seconds:
         Median over the profile's runs.
     flops:
-        Operations that the layer really does, 2 per kept weight and pixel; 0 where it is not counted.
+        Operations that the layer's kernel really does, 2 per multiply-add; 0 where it is not counted.
     kernel, pattern, density, reason:
         What the placement chose, and why; density is the share of the weights kept, None where there are
         none.
@@ -144,8 +144,20 @@ def latency_table(report: Report) -> tuple[Columns, Rows]:
 
 def remarks(report: Report) -> list[str]:
     """Return what must be known beside the table: verdicts of instability, notes of the protocol."""
-    lines = [f"{item.name} is unstable: {cause}" for item in report.outcome.measured for cause in item.unstable]
-    return [*lines, *report.outcome.notes]
+    return [*instability(report.outcome, report.environment), *report.outcome.notes]
+
+
+def instability(outcome: Outcome, here: Mapping[str, Any]) -> list[str]:
+    """Return one line for each contender whose timings should not be trusted, and the machine's
+    load if it may be why.
+    """
+    lines = [f"{item.name} is unstable: {'; '.join(item.unstable)}" for item in outcome.measured if item.unstable]
+    load, cores = here.get("load_1min"), here.get("cores_allowed") or here.get("cores") or 1
+    if lines and load is not None and load > outcome.plan.threads + cores / 2:
+        lines.append(
+            f"other work is going on: the load average is {load:.1f} on {cores} cores; measure again when idle"
+        )
+    return lines
 
 
 def layer_table(layers: Sequence[LayerTime], peak: float | None = None) -> tuple[Columns, Rows]:
@@ -193,16 +205,22 @@ def layer_times(
 
 
 def layer_flops(record: Mapping[str, Any]) -> float:
-    """Return the operations that a layer of a manifest really does: 2 per multiply-add with a kept weight."""
+    """Return the operations that a layer of a manifest really does: 2 per multiply-add that its kernel makes.
+
+    A dense kernel makes all of them, whatever the density.
+    """
     macs, density = record.get("macs"), record.get("density")
     if not isinstance(macs, int | float):
         return 0.0
-    return 2.0 * macs * (density if isinstance(density, int | float) else 1.0)
+    sparse = isinstance(density, int | float) and not str(record.get("kernel")).startswith("dense")
+    return 2.0 * macs * (density if sparse else 1.0)
 
 
 def reason_text(record: Mapping[str, Any]) -> str:
-    """Return the reason of a layer of a manifest as text; empty if it has none."""
-    return str(record.get("reason") or "")
+    """Return the reason of a layer of a manifest as text, without the layer's own name; empty if it
+    has none.
+    """
+    return str(record.get("reason") or "").removeprefix(f"{record.get('name')}: ")
 
 
 TEXT_COLUMNS = ("", "layer", "pattern", "kernel", "reason")

@@ -98,28 +98,32 @@ def test_bench_prints_and_judges(found: report.Report, capfd: pytest.CaptureFixt
 
 
 def test_instability_is_remarked(found: report.Report) -> None:
-    noted = report.Report(
-        types.SimpleNamespace(  # type: ignore[arg-type]
-            measured=[types.SimpleNamespace(name="a", unstable=("drift: much",))], notes=("ended early",)
-        ),
-        {},
-        {},
-    )
-    assert remarks(noted) == ["a is unstable: drift: much", "ended early"]
+    shaky = types.SimpleNamespace(name="a", unstable=("drift: much", "spikes: some"))
+    steady = types.SimpleNamespace(name="b", unstable=())
+    outcome: Any = types.SimpleNamespace(measured=[shaky, steady], notes=("ended early",), plan=Plan())
+    busy = {"load_1min": 5.0, "cores_allowed": 4}
+    lines = remarks(report.Report(outcome, {}, busy))
+    assert lines[0] == "a is unstable: drift: much; spikes: some"
+    assert lines[1].startswith("other work is going on: the load average is 5.0 on 4 cores")
+    assert lines[2] == "ended early"
+    assert len(remarks(report.Report(outcome, {}, {"load_1min": 1.0, "cores": 4}))) == 2
+    outcome.measured = [steady]
+    assert remarks(report.Report(outcome, {}, busy)) == ["ended early"]
 
 
 def test_layers_meet_the_manifest() -> None:
     records = [
-        {"name": "a", "macs": 500_000, "density": 0.5, "kernel": "k", "pattern": "group:4x1", "reason": None},
+        {"name": "a", "macs": 500_000, "density": 0.5, "kernel": "k", "pattern": "group:4x1", "reason": "a: so"},
         {"name": "b", "macs": 0, "density": None, "reason": "why"},
     ]
     runs = [[("a", 1000), ("b", 10)], [("a", 3000), ("b", 30)], [("a", 2000), ("b", 20)]]
     a, b = layer_times(runs, records)
-    assert a == LayerTime("a", 2e-6, 500_000.0, "k", "group:4x1", 0.5, "")
+    assert a == LayerTime("a", 2e-6, 500_000.0, "k", "group:4x1", 0.5, "so")
     assert a.gflops == pytest.approx(250)
     assert a.peak_share(500.0) == pytest.approx(0.5)
     assert (b.gflops, b.peak_share(500.0), b.reason, b.density) == (None, None, "why", None)
     assert layer_flops({}) == 0
+    assert layer_flops({"macs": 10, "density": 0.5, "kernel": "dense:8 tile 3"}) == 20
 
 
 def test_a_contender_runs_what_it_was_given(toy_built: Path) -> None:

@@ -46,7 +46,8 @@ def demo(console: Console, target: str, output: Path, seconds: float, seed: int,
 
 def show(console: Console, found: Demonstration) -> None:
     """Print the demo as a newcomer reads it: before and after, then every layer with its reason."""
-    from edgesparse.report import TEXT_COLUMNS, layer_table, megabytes, millis, percent
+    from edgesparse import environment
+    from edgesparse.report import TEXT_COLUMNS, instability, layer_table, megabytes, millis, percent
 
     rows: list[tuple[str, ...]] = []
     for row in found.rows:
@@ -73,9 +74,8 @@ def show(console: Console, found: Demonstration) -> None:
     console.result(f"All programs agree with onnxruntime to {found.worst_error:.1g} of the largest output.")
     console.result("careful: groups of 4 weights go where it costs little. hard: a tenth of all weights stays; it")
     console.result("shows the speed of that density, which needs training or repair to be accurate.")
-    for item in found.outcome.measured:
-        for cause in item.unstable:
-            console.result(f"note: {item.name} is unstable: {cause}")
+    for text in instability(found.outcome, environment.record()):
+        console.result(f"note: {text}")
     columns, rows = layer_table(found.layers)
     console.table(columns, rows, title="edgesparse, careful: every layer", text_columns=TEXT_COLUMNS)
     for place in found.artifacts.values():

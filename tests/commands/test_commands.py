@@ -160,6 +160,32 @@ def test_verify_a_damaged_artifact(run: Run, toy_artifact: Path) -> None:
         assert "weights.bin is damaged" in err
 
 
+def test_bench_compiles_a_model_first(run: Run, fake_pipeline: FakePipeline, toy_artifact: Path, model: Path) -> None:
+    given: dict[str, Any] = {}
+
+    def act(path: Path, **options: Any) -> Any:
+        given.update(options, path=path)
+        return open_artifact(toy_artifact)
+
+    fake_pipeline(act)
+    quick = ("--seconds", "0.01", "--runs", "5", "--no-dense", "--no-memory", "--layers", "--peak", "100")
+    code, out, err = run("bench", model, "--pattern", "group:8x1", "--density", "0.5", *quick)
+    assert code == 0, err
+    assert (given["path"], given["recipe"].density) == (model, 0.5)
+    for word in ("edgesparse", "onnxruntime", "affine", "speedup"):
+        assert word in out
+    assert not given["output"].parent.exists(), "nothing is left behind"
+    code, _, err = run("bench", toy_artifact, *quick, "--fail-below", "1e9")
+    assert code == 5
+    assert "times as fast as onnxruntime" in err
+
+
+def test_bench_options_that_contradict_each_other(run: Run, toy_artifact: Path) -> None:
+    assert run("bench", toy_artifact, "--pattern", "group:8x1", "--density", "0.5")[0] == 2
+    assert run("bench", toy_artifact, "--fail-below", "1", "--no-onnxruntime")[0] == 2
+    assert run("bench", toy_artifact, "--threads", "2")[0] == 2
+
+
 def test_inspect_an_artifact(run: Run, toy_artifact: Path) -> None:
     code, out, _ = run("inspect", toy_artifact)
     assert code == 0
