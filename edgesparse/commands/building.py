@@ -85,13 +85,16 @@ def compile_(
 def show_artifact(console: Console, artifact: Artifact, model: Path, json_to: str | None) -> None:
     """Print what was made: sizes, target, and how many layers run which kernels."""
     manifest = artifact.manifest
+    path = artifact.path
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
     weights = manifest.files["weights.bin"].size
     total = sum(entry.size for entry in manifest.files.values())
     kernels = [str(layer.get("kernel", "")) for layer in manifest.layers]
     if json_to:
         data = {
             "schema": "edgesparse.compile/1",
-            "artifact": str(artifact.path),
+            "artifact": str(path),
             "target": dict(manifest.target),
             "weights_bytes": weights,
             "model_bytes": model.stat().st_size,
@@ -99,11 +102,11 @@ def show_artifact(console: Console, artifact: Artifact, model: Path, json_to: st
         }
         console.json(data, json_to)
         return
-    console.result(f"{artifact.path}  for {manifest.target.get('name')}, {len(kernels)} layers")
+    console.result(f"{path}  for {manifest.target.get('name')}, {len(kernels)} layers")
     console.result(
         f"  weights {weights / 1e6:.2f} MB (model {model.stat().st_size / 1e6:.2f} MB), all files {total / 1e6:.2f} MB"
     )
-    console.notice(f"next: edgesparse inspect {artifact.path}, edgesparse bench {artifact.path}")
+    console.notice(f"next: edgesparse inspect {path}, edgesparse bench {path}")
 
 
 @click.command()
