@@ -71,6 +71,9 @@ def lower_subgraph(model: onnx.ModelProto, prefix: str, target: Mapping[str, Any
     CompileError
         TVM failed after the import.
     """
+    from edgesparse.fallback.prepare import prepared
+
+    model = prepared(model)
     module = _imported(model)
     try:
         lowered = _fused(module)
@@ -90,8 +93,10 @@ def vector_lanes(target: Mapping[str, Any]) -> int:
     return max(4, min(16, bits // 32))
 
 
-def _described(model: onnx.ModelProto) -> str:
-    nodes = [f"node {node.name or node.output[0]!r} ({node.op_type})" for node in model.graph.node]
+def _described(model: onnx.ModelProto, hint: str = "") -> str:
+    """The nodes of a model by name and operator; those that a message speaks of if there are any."""
+    named = [node for node in model.graph.node if node.op_type.lower() in hint.replace("_", "").lower()]
+    nodes = [f"node {(node.name or node.output[0])!r} ({node.op_type})" for node in named or model.graph.node]
     return ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")
 
 
@@ -118,7 +123,7 @@ def _imported(model: onnx.ModelProto) -> Any:
             return from_onnx(model, keep_params_in_input=False)
     except Exception as error:  # the frontend raises what it likes
         raise UnsupportedError(
-            f"cannot lower {_described(model)}, opset {_opset(model)}", why=brief(error), fix=fix
+            f"cannot lower {_described(model, brief(error))}, opset {_opset(model)}", why=brief(error), fix=fix
         ) from error
 
 
@@ -128,7 +133,8 @@ def _fused(module: Any) -> Any:
     from tvm import relax
 
     passes = relax.transform
-    first = [passes.DecomposeOpsForInference(), passes.FoldConstant(), passes.LegalizeOps(), passes.FoldConstant()]
+    legalize = passes.LegalizeOps({"relax.cumsum": _cumsum})
+    first = [passes.DecomposeOpsForInference(), passes.FoldConstant(), legalize, passes.FoldConstant()]
     legal = tvm.ir.transform.Sequential([*first, passes.AnnotateTIROpPattern()])(module)
     for depth in _DEPTHS:
         with tvm.transform.PassContext(config={"relax.FuseOps.max_depth": depth}):
@@ -137,6 +143,16 @@ def _fused(module: Any) -> Any:
         if all(len(func.params) <= MAX_POINTERS - 3 for _, func in _functions(fused)):
             break
     return fused
+
+
+def _cumsum(builder: Any, call: Any) -> Any:
+    """Relax has no lowering of its own for a running sum on a CPU; TVM's operator library has."""
+    from tvm import topi
+
+    attrs = call.attrs
+    axis = None if attrs.axis is None else int(attrs.axis)
+    dtype = str(attrs.dtype) if attrs.dtype else None
+    return builder.call_te(topi.cumsum, call.args[0], axis, dtype, bool(attrs.exclusive))
 
 
 def _functions(module: Any) -> Iterator[tuple[str, Any]]:
@@ -177,15 +193,19 @@ class _Collector:
         outputs = [value.name for value in self.model.graph.output]
         if len(made) != len(outputs):
             raise self._unsupported(f"Relax gives {len(made)} outputs, ONNX has {len(outputs)}")
-        self._rename(made, outputs, set(inputs))
+        for name, output in zip(made, outputs, strict=True):
+            have = int(np.prod(self.made[name][1], dtype=np.int64)) if name in self.made else None
+            if have not in (None, self._declared(output)[1]):
+                raise self._unsupported(f"Relax gives {output!r} another shape than ONNX does")
+        self._rename(made, outputs)
         return Part(self.kernels, tuple(self.calls), self.buffers, self.constants, self.extents)
 
     def _results(self, body: Any) -> list[Any]:
         return list(body.body.fields) if hasattr(body.body, "fields") else [body.body]
 
-    def _unsupported(self, why: str) -> UnsupportedError:
+    def _unsupported(self, why: str, kind: str = "") -> UnsupportedError:
         return UnsupportedError(
-            f"cannot lower {_described(self.model)}, opset {_opset(self.model)}",
+            f"cannot lower {_described(self.model, kind)}, opset {_opset(self.model)}",
             why=why,
             fix="fix all shapes with --shape, or rewrite the model without it",
         )
@@ -198,7 +218,8 @@ class _Collector:
         elif isinstance(value, relax.TupleGetItem):
             self.names[var] = (self._values(value.tuple_value)[int(value.index)],)
         elif isinstance(value, relax.Call):
-            raise self._unsupported(f"Relax leaves {value.op.name} to its runtime")
+            kind = str(value.op.name).removeprefix("relax.")
+            raise self._unsupported(f"Relax leaves {kind} to its runtime", kind)
         else:
             self.names[var] = self._values(value)
 
@@ -243,12 +264,11 @@ class _Collector:
     def _add(self, hint: str, func: Any, names: list[str]) -> None:
         from edgesparse.fallback.emit import emit
         from edgesparse.fallback.nests import NotSimple, optimise, parse
-        from edgesparse.fallback.raw import emit_raw
 
         try:
             kernel = emit(optimise(parse(func)), self.lanes)
-        except NotSimple:
-            kernel = emit_raw(func)
+        except NotSimple as error:
+            raise self._unsupported(f"{hint} has {error}, which is not foreseen") from error
         digest = hashlib.sha256(f"{self.lanes} {kernel.func.script()}".encode()).hexdigest()
         symbol = f"es_relax_{hint[:40]}_{digest[:16]}"
         for size in kernel.workspaces:
@@ -261,28 +281,40 @@ class _Collector:
         self.extents[symbol] = kernel.extent
         self.calls.append((symbol, tuple(names)))
 
-    def _rename(self, made: list[str], outputs: list[str], inputs: set[str]) -> None:
+    def _rename(self, made: list[str], outputs: list[str]) -> None:
         """Give the results their ONNX names; what is not a fresh value (an input, a constant, a double) is copied."""
         fresh: dict[str, str] = {}
         for name, output in zip(made, outputs, strict=True):
-            if name in self.made and name not in fresh:
+            if name in self.made and name not in fresh and self.made[name][0] == self._declared(output)[0]:
                 fresh[name] = output
         self.calls = [(symbol, tuple(fresh.get(name, name) for name in names)) for symbol, names in self.calls]
         for name in fresh:
             del self.buffers[name]
         for name, output in zip(made, outputs, strict=True):
             if fresh.get(name) != output:
-                self._copy(fresh.get(name, name), output)
+                self._copy(name, fresh.get(name, name), output)
 
-    def _copy(self, source: str, output: str) -> None:
-        from tvm import te
-
-        value = next(value for value in self.model.graph.output if value.name == output)
+    def _declared(self, name: str) -> tuple[str, int]:
+        """Dtype and elements of an input or output, as ONNX declares it."""
+        graph = self.model.graph
+        value = next(value for value in (*graph.output, *graph.input) if value.name == name)
         shape = [int(dim.dim_value) for dim in value.type.tensor_type.shape.dim]
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)).name
-        count = int(np.prod(shape, dtype=np.int64))
-        given = te.placeholder((count,), dtype)
-        self._add("copy", te.create_prim_func([given, te.compute((count,), lambda i: given[i])]), [source, output])
+        return dtype, int(np.prod(shape, dtype=np.int64))
+
+    def _copy(self, name: str, source: str, output: str) -> None:
+        """Copy a value to an output, to its dtype (Relax's operators sometimes differ from ONNX in it)."""
+        from tvm import te
+
+        dtype, count = self._declared(output)
+        held = self.constants.get(name)
+        if name in self.made:
+            kind = self.made[name][0]
+        else:
+            kind = held.dtype.name if held is not None else self._declared(name)[0]
+        given = te.placeholder((count,), kind)
+        copied = te.compute((count,), lambda i: given[i].astype(dtype))
+        self._add("copy", te.create_prim_func([given, copied]), [source, output])
 
 
 def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:

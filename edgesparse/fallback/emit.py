@@ -10,7 +10,8 @@ from typing import Any
 from edgesparse.fallback import flat as flats
 from edgesparse.fallback.folds import emit_fold, fold_plan
 from edgesparse.fallback.maps import emit_map
-from edgesparse.fallback.nests import Axis, Function, Group, Nest, Store, group, shape_of, size_of
+from edgesparse.fallback.nests import Axis, Function, Group, Nest, Raw, Store, group, shape_of, size_of
+from edgesparse.fallback.raw import emit_raw
 from edgesparse.fallback.rewrite import substitute
 
 
@@ -77,7 +78,7 @@ def emit(function: Function, lanes: int) -> Kernel:
     from tvm.script.ir_builder import IRBuilder
     from tvm.tirx.script import builder as T
 
-    groups = _groups(function, lanes)
+    groups = _groups(function, lanes) if function.nests else []
     local = {temp: item.depth for item in groups for temp in item.local}
     spilled = [temp for temp in function.temps if temp not in local]
     with IRBuilder() as build, T.prim_func():
@@ -93,6 +94,11 @@ def emit(function: Function, lanes: int) -> Kernel:
         }
         for item in groups:
             _emit_group(scope, item, made, local, len(groups) == 1)
+        for stage in function.raw:
+            if isinstance(stage, Raw):
+                emit_raw(scope, stage, made)
+            else:
+                _emit_nest(scope, stage, 0, {}, (made, {}), False)
     return Kernel(build.get(), tuple(size_of(temp) for temp in spilled), scope.extent)
 
 
@@ -139,7 +145,7 @@ def _emit_group(scope: Scope, item: Group, made: Mapping[Any, Any], local: Mappi
             fixed = {}
             for own, first in zip(nest.axes[: item.depth], item.nests[0].axes, strict=False):
                 fixed[own.var] = at.get(first.var, tirx.IntImm("int32", 0))
-            _emit_nest(scope, nest, item.depth, fixed, (inside, local), alone and not rows)
+            _emit_nest(scope, nest, item.depth, fixed, (inside, local), alone and not rows and len(item.nests) == 1)
 
 
 def _emit_nest(

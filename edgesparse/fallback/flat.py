@@ -156,7 +156,7 @@ def cuts(flat: Flat) -> dict[Any, list[int]]:
         kind = type(node).__name__
         if kind == "Select":
             condition = node.condition
-        elif kind == "Call" and node.op.name == "tirx.if_then_else":
+        elif kind == "Call" and node.op.name == "prim.if_then_else":
             condition = node.args[0]
         else:
             continue

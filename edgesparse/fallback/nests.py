@@ -72,12 +72,23 @@ class Nest:
 
 
 @dataclass(frozen=True)
+class Raw:
+    """A stage that is no nest: its statement as it is."""
+
+    statement: Any
+
+
+@dataclass(frozen=True)
 class Function:
-    """What a fused function does: parameters in order, intermediate buffers, nests in order."""
+    """What a fused function does: parameters in order, intermediate buffers, nests in order.
+
+    Where one stage is no nest, `raw` holds all stages in order, and there are no nests.
+    """
 
     params: tuple[Any, ...]
     temps: tuple[Any, ...]
     nests: tuple[Nest, ...]
+    raw: tuple[Nest | Raw, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ class Group:
 
 
 class NotSimple(Exception):
-    """A function that is not a sequence of simple blocks."""
+    """A stage or function of a form that is not foreseen."""
 
 
 def shape_of(buffer: Any) -> tuple[int, ...]:
@@ -106,12 +117,23 @@ def size_of(buffer: Any, skip: int = 0) -> int:
 
 
 def parse(func: Any) -> Function:
-    """Read a PrimFunc of simple blocks. Raises NotSimple for anything else."""
+    """Read a PrimFunc whose root block is a sequence of stages. Raises NotSimple for anything else."""
     root = getattr(func.body, "block", None)
     if root is None:
         raise NotSimple("no root block")
     stages = list(root.body.seq) if hasattr(root.body, "seq") else [root.body]
-    return Function(tuple(func.params), tuple(root.alloc_buffers), tuple(_nest(stage) for stage in stages))
+    nests: list[Nest] = []
+    mixed: list[Nest | Raw] = []
+    for stage in stages:
+        try:
+            nests.append(_nest(stage))
+            mixed.append(nests[-1])
+        except NotSimple:
+            mixed.append(Raw(stage))
+    params, temps = tuple(func.params), tuple(root.alloc_buffers)
+    if len(nests) < len(stages):
+        return Function(params, temps, (), tuple(mixed))
+    return Function(params, temps, tuple(nests))
 
 
 def _nest(stage: Any) -> Nest:

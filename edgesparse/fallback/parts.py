@@ -40,10 +40,11 @@ def _lowered(op: Fallback, number: int, target: Target) -> Part:
     from edgesparse.relaxed import lower_subgraph
 
     made = lower_subgraph(op.model, f"relax{number}", target.tvm_target())
-    code = codegen.compile_object(made.kernels, target.tvm_target()) if made.kernels else None
+    # One object for each kernel: parts that share a kernel then share the object.
+    code = [codegen.compile_object({symbol: func}, target.tvm_target()) for symbol, func in made.kernels.items()]
     calls = tuple((symbol, tuple(names), made.extents[symbol]) for symbol, names in made.calls)
     constants = {name: np.ascontiguousarray(array) for name, array in made.constants.items()}
-    return Part(calls, dict(made.buffers), constants, (code,) if code else ())
+    return Part(calls, dict(made.buffers), constants, tuple(code))
 
 
 def _dump(part: Part) -> bytes:

@@ -117,7 +117,10 @@ def narrowed(expr: Any, variables: Mapping[Any, Any]) -> Any:
         parts = children(node)
         if _is(node, "EQ", "NE", "LT", "LE", "GT", "GE") and all(pure(part) for part in parts):
             return type(node)(*(index(part) for part in parts))
-        return rebuilt(node, [value(part) for part in parts])
+        made = [value(part) for part in parts]
+        if _is(node, "Cast") and kind == "float16" and dtype_of(made[0]) == "float64":
+            made = [tirx.Cast("float32", made[0])]  # LLVM would call a library
+        return rebuilt(node, made)
 
     def index(node: Any) -> Any:
         if _is(node, "Var") and node in variables:
@@ -128,7 +131,7 @@ def narrowed(expr: Any, variables: Mapping[Any, Any]) -> Any:
             return type(node)(*(index(part) for part in children(node)))
         if _is(node, "Select"):
             return tirx.Select(value(node.condition), index(node.true_value), index(node.false_value))
-        if _is(node, "Call") and node.op.name == "tirx.if_then_else":
+        if _is(node, "Call") and node.op.name == "prim.if_then_else":
             return tirx.if_then_else(value(node.args[0]), index(node.args[1]), index(node.args[2]))
         if _is(node, "Cast") and dtype_of(node.value) in ("int32", "int64"):
             return index(node.value)
@@ -165,7 +168,7 @@ def cost(expr: Any) -> int:
     total = 0
     for node in walk(expr):
         if _is(node, "Call"):
-            total += node.op.name in EXPENSIVE or node.op.name == "tirx.if_then_else"
+            total += node.op.name in EXPENSIVE or node.op.name == "prim.if_then_else"
         elif _is(node, "Div", "Let"):
             total += 1
     return total + max(0, len(loads(expr)) - 3)
