@@ -44,6 +44,7 @@ def lives(program: Program) -> list[Life]:
     buffers = _by_name(program)
     first: dict[str, int] = {}
     last: dict[str, int] = {}
+    moments = program.moments()
     for index, call in enumerate(program.calls):
         for ref in (*call.refs, *(arg for arg in call.args if isinstance(arg, Ref))):
             if ref.name == ARENA or ref.name in program.constants:
@@ -54,8 +55,8 @@ def lives(program: Program) -> list[Life]:
                     why="there is no such buffer or constant",
                     fix="this is a bug in edgesparse; please report it",
                 )
-            first.setdefault(ref.name, index)
-            last[ref.name] = index
+            first.setdefault(ref.name, moments[index])
+            last[ref.name] = moments[index]
     _check_ports(program, buffers)
     end = max(len(program.calls) - 1, 0)
     return [

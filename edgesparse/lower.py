@@ -6,6 +6,7 @@ comes as ready parts (`fallback.relaxed`) whose calls are taken over.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -25,9 +26,10 @@ from edgesparse.kernels import (
     Window,
 )
 from edgesparse.ops import Concat, Conv, Elementwise, Fallback, GlobalPooling, Graph, Linear, Op, Pooling, View
+from edgesparse.order import Stage, Step
 from edgesparse.packing import Packed, pack
 from edgesparse.place import Placement, accumulators
-from edgesparse.plan import Plan, Step, pitch_of
+from edgesparse.plan import Plan, pitch_of
 from edgesparse.program import ARENA, Buffer, Call, Layout, Port, Program, Ref
 from edgesparse.target import Target
 
@@ -37,7 +39,7 @@ ZEROS = "@zeros"
 
 @dataclass(frozen=True)
 class Part:
-    """A fallback part: calls (symbol, value names, extent), sizes of its own buffers, constants, code: see `relaxed`."""
+    """A fallback part (see `relaxed`): calls (symbol, value names, extent), its own buffers, constants, code."""
 
     calls: tuple[tuple[str, tuple[str, ...], int], ...]
     buffers: Mapping[str, int]
@@ -75,16 +77,53 @@ class _Emitter:
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     kernels: dict[str, KernelSpec] = field(default_factory=dict)
     places: dict[str, _Place] = field(default_factory=dict)
+    stages: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
+    strip: int = 0
+    shared: bool = False
     plains: dict[str, str] = field(default_factory=dict)
     packs: dict[str, tuple[Packed, ...]] = field(default_factory=dict)
     layer: int = 0
 
     # -- small words -------------------------------------------------------------------------------------------
 
-    def call(self, spec: KernelSpec, refs: list[Ref], args: list[int | Ref], end: int, begin: int = 0) -> None:
-        if end > begin:
+    def call(
+        self, spec: KernelSpec, refs: list[Ref], args: list[int | Ref], extent: int, work: np.ndarray | None = None
+    ) -> None:
+        """Emit a call over ``[0, extent)``; `work` is what each unit of the extent costs, added up from zero."""
+        if extent > 0:
             self.kernels[spec.symbol] = spec
-            self.calls.append(Call(spec.symbol, tuple(refs), tuple(args), begin, end, self.layer))
+            self.emit(spec.symbol, tuple(refs), tuple(args), extent, work)
+
+    def emit(
+        self,
+        symbol: str,
+        refs: tuple[Ref, ...],
+        args: tuple[int | Ref, ...],
+        extent: int,
+        work: np.ndarray | None = None,
+    ) -> None:
+        """Append a call: whole, or in a shared stage cut into a stage of its own with equal work in each share."""
+        if not self.shared:
+            self.calls.append(Call(symbol, refs, args, 0, extent, self.layer))
+            return
+        first = len(self.calls)
+        bounds = _shares(extent, self.plan.strips, work)
+        self.calls += [Call(symbol, refs, args, a, b, self.layer) for a, b in itertools.pairwise(bounds) if b > a]
+        self.stages.append(tuple((index, index + 1) for index in range(first, len(self.calls))))
+
+    def run(self, stage: Stage, lower_step: Callable[[Step], None]) -> None:
+        """Emit a stage, strip by strip, or shared call by call."""
+        self.shared = self.plan.strips > 1 and len(stage.strips) == 1
+        ranges = []
+        for strip, steps in enumerate(stage.strips):
+            self.strip = strip
+            first = len(self.calls)
+            for step in steps:
+                lower_step(step)
+            ranges.append((first, len(self.calls)))
+        if not self.shared:
+            self.stages.append(tuple(ranges))
+        self.strip, self.shared = 0, self.plan.strips > 1
 
     def constant(self, name: str, make: Callable[[], np.ndarray]) -> Ref:
         if name not in self.constants:
@@ -98,12 +137,17 @@ class _Emitter:
         return name
 
     def place_of(self, name: str) -> _Place:
-        """The place of a value; made when it is first asked for."""
-        if name not in self.places:
+        """The place of a value, made when it is first asked for; a value that waits has one in each strip."""
+        own = self.own(name) if name in self.plan.waiting else name
+        if own not in self.places:
             value, layout = self.graph.values[name], self.plan.layouts.get(name)
             nbytes = layout.nbytes if layout is not None else value.nbytes
-            self.places[name] = _Place(self.buffer(name, max(nbytes, 4)), layout)
-        return self.places[name]
+            self.places[own] = _Place(self.buffer(own, max(nbytes, 4)), layout)
+        return self.places[own]
+
+    def own(self, name: str) -> str:
+        """The name of this strip's own buffer."""
+        return f"{name}#{self.strip}" if self.strip else name
 
     def image(self, name: str) -> tuple[str, Layout]:
         place = self.place_of(name)
@@ -179,7 +223,7 @@ class _Emitter:
         residual: tuple[Ref, int] | None,
         first_row: int = 0,
     ) -> None:
-        """``y = epilogue(weight x + bias)`` over one band, as the placement says; `first_row` is its place in the bias."""
+        """``y = epilogue(weight x + bias)`` over one band, as placed; `first_row` is its place in the bias."""
         chosen = self.placements[op.name].product
         assert chosen is not None
         key = f"{op.name}/{tag}"
@@ -209,7 +253,7 @@ class _Emitter:
             if residual:
                 refs.append(Ref(residual[0].name, residual[0].offset + 4 * part.first * residual[1]))
             refs.append(Ref(y[0].name, y[0].offset + 4 * part.first * y[1]))
-            self.call(spec, refs, args, part.groups)
+            self.call(spec, refs, args, part.groups, part.start)
 
     # -- families ----------------------------------------------------------------------------------------------
 
@@ -267,7 +311,7 @@ class _Emitter:
         pitch = pitch_of(pixels)
         _, source = self.image(op.inputs[0])
         taps = op.kernel[0] * op.kernel[1]
-        panel = self.buffer(f"{op.name}/panel", 4 * source.channels * taps * pitch)
+        panel = self.buffer(self.own(f"{op.name}/panel"), 4 * source.channels * taps * pitch)
         args = [pitch, 0, *self.rows(op.inputs[0], step.image, window, step.first)]
         self.call(Panel(window, self.target.lanes), [Ref(ARENA), Ref(panel)], args, source.channels)
         return panel, pitch
@@ -383,8 +427,7 @@ class _Emitter:
         for name, array in part.constants.items():
             names[name] = self.constant(name, lambda array=array: array).name  # type: ignore[misc]
         for symbol, pointers, extent in part.calls:
-            refs = tuple(Ref(names[name]) for name in pointers)
-            self.calls.append(Call(symbol, refs, (), 0, extent, self.layer))
+            self.emit(symbol, tuple(Ref(names[name]) for name in pointers), (), extent)
 
 
 def lower(
@@ -395,9 +438,13 @@ def lower(
     for name in graph.inputs:
         emitter.place_of(name)
         emitter.buffer(name, 0, pinned=True)
-    for step in plan.steps:
+
+    def lower_step(step: Step) -> None:
         emitter.layer = step.op
         _step(emitter, graph.ops[step.op], step, parts)
+
+    for stage in plan.stages:
+        emitter.run(stage, lower_step)
     emitter.layer = max(len(graph.ops) - 1, 0)
     inputs = tuple(_port(emitter, name) for name in graph.inputs)
     outputs = tuple(_port(emitter, name) for name in graph.outputs)
@@ -408,9 +455,18 @@ def lower(
         inputs,
         outputs,
         tuple(op.name for op in graph.ops) or ("nothing",),
+        tuple(emitter.stages) if plan.strips > 1 else (),
     )
     objects = tuple(dict.fromkeys(code for part in parts.values() for code in part.objects))
     return Lowered(program, emitter.kernels, objects)
+
+
+def _shares(extent: int, count: int, work: np.ndarray | None) -> list[int]:
+    """Bounds of `count` shares of ``[0, extent)`` with nearly equal work."""
+    if work is None:
+        return [extent * part // count for part in range(count + 1)]
+    goals = [work[-1] * part / count for part in range(1, count)]
+    return [0, *(int(np.searchsorted(work, goal)) for goal in goals), extent]
 
 
 def _step(emitter: _Emitter, op: Op, step: Step, parts: Mapping[str, Part]) -> None:

@@ -55,6 +55,7 @@ def compile_model(
     dense: bool = False,
     tune: bool | None = None,
     depth_first: bool = True,
+    threads: int = 1,
 ) -> Artifact | None:
     """Compile an ONNX model.
 
@@ -79,6 +80,8 @@ def compile_model(
         Choose tiles by measuring; by default where the target is this host.
     depth_first:
         Run chains of wide maps band by band.
+    threads:
+        The most threads that the compiled model can use; the results are the same for any number.
 
     Raises
     ------
@@ -91,7 +94,7 @@ def compile_model(
         if stop_after is not None:
             return None
         graph = recognise(model)
-        layout = plan(graph, target, depth_first=depth_first)
+        layout = plan(graph, target, depth_first=depth_first, strips=threads)
         parts = _fallback_parts(graph, target, tick)
         placements = _place(graph, layout, target, dense, target.runs_here() if tune is None else tune, tick)
         lowered = lower(graph, layout, placements, parts, target)
@@ -118,6 +121,7 @@ def compile_model(
                     "model_bytes": Path(path).stat().st_size,
                     "dense": dense,
                     "depth_first": layout.depth_first,
+                    "threads": threads,
                     "calls": len(program.calls),
                     "arena_bytes": program.arena_bytes,
                 },

@@ -1,26 +1,17 @@
 """The planner: the layout of every image, the order in which pieces of it are made, and how many stay in memory.
 
 Images with wide maps are kept in bands of a few rows, small maps as whole planes; all images of one size share their
-band height, so that 1x1 convolutions, residuals and elementwise steps always meet band to band. Production is driven
-by demand: making rows of a value first makes the rows of its inputs that they need. Layer by layer, every value is
-demanded whole when its turn comes; depth-first, a value waits until a consumer asks, and then only the bands between
-the oldest row still needed and the newest stay resident, in a ring.
+band height, so that 1x1 convolutions, residuals and elementwise steps always meet band to band. `order` says what is
+made when; the rings of images that wait follow from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from edgesparse.ops import (
-    Concat,
-    Conv,
-    Elementwise,
-    Graph,
-    Op,
-    Pooling,
-    Value,
-)
+from edgesparse.ops import Graph, Value
+from edgesparse.order import Stage, order, rings, rowwise, waiting
 from edgesparse.program import Layout
 from edgesparse.target import Target
 
@@ -33,25 +24,27 @@ _LINE = 16
 
 
 @dataclass(frozen=True)
-class Step:
-    """Make rows ``[first, last)`` of image `image` of an operation's output; operations without rows have (0, 0, 1)."""
-
-    op: int
-    image: int
-    first: int
-    last: int
-
-
-@dataclass(frozen=True)
 class Plan:
-    """Layouts by value name (images only), and the steps in order."""
+    """How a graph will run.
+
+    Attributes
+    ----------
+    layouts:
+        By value name, images only.
+    stages:
+        What is made when, cut into `strips` parts that may run at the same time.
+    waiting:
+        Values that are made band by band as their readers ask; each strip has a ring of its own.
+    """
 
     layouts: Mapping[str, Layout]
-    steps: tuple[Step, ...]
+    stages: tuple[Stage, ...]
+    waiting: frozenset[str]
     depth_first: bool
+    strips: int
 
 
-def plan(graph: Graph, target: Target, *, depth_first: bool = True) -> Plan:
+def plan(graph: Graph, target: Target, *, depth_first: bool = True, strips: int = 1) -> Plan:
     """Lay out and order a graph.
 
     Parameters
@@ -59,46 +52,15 @@ def plan(graph: Graph, target: Target, *, depth_first: bool = True) -> Plan:
     depth_first:
         Chains of wide maps run band by band through ring buffers instead of layer by layer. The results are bitwise
         the same.
+    strips:
+        Parts of each stage that may run on threads of their own; results are bitwise the same for any number.
     """
     layouts = _layouts(graph, target)
-    steps = _order(graph, layouts, depth_first)
-    rings = _rings(graph, layouts, steps)
-    final = {
-        name: Layout(
-            layout.channels,
-            layout.height,
-            layout.width,
-            layout.rows,
-            layout.pitch,
-            rings.get(name, layout.ring),
-            layout.images,
-        )
-        for name, layout in layouts.items()
-    }
-    return Plan(final, tuple(steps), depth_first)
-
-
-def rowwise(op: Op) -> bool:
-    """Whether an operation makes its output rows from a few rows of its inputs."""
-    return isinstance(op, (Conv, Pooling, Elementwise, Concat))
-
-
-def needed_rows(op: Op, source: str, height: int, first: int, last: int) -> tuple[int, int]:
-    """Rows ``[a, b)`` of an input of `height` rows that output rows ``[first, last)`` read; clipped to the image.
-
-    A residual is read row by row, whatever window its convolution has.
-    """
-    starts, ends = [], []
-    for index, name in enumerate(op.inputs):
-        if name != source:
-            continue
-        if isinstance(op, (Conv, Pooling)) and index == 0:
-            starts.append(first * op.strides[0] - op.pads[0])
-            ends.append((last - 1) * op.strides[0] - op.pads[0] + (op.kernel[0] - 1) * op.dilations[0] + 1)
-        else:
-            starts.append(first)
-            ends.append(last)
-    return max(min(starts), 0), min(max(ends), height)
+    lazy = waiting(graph, layouts) if depth_first else frozenset()
+    stages = order(graph, layouts, lazy, strips)
+    resident = rings(graph, layouts, stages, lazy)
+    final = {name: replace(layout, ring=resident.get(name, layout.ring)) for name, layout in layouts.items()}
+    return Plan(final, stages, lazy, depth_first, strips)
 
 
 def band_rows(height: int, width: int, lanes: int) -> int:
@@ -149,100 +111,3 @@ def _banded(value: Value, target: Target) -> Layout:
     rows = band_rows(height, width, target.lanes)
     layout = Layout(channels, height, width, rows, pitch_of(rows * width), 1, images)
     return Layout(channels, height, width, rows, layout.pitch, layout.bands * images, images)
-
-
-def _order(graph: Graph, layouts: Mapping[str, Layout], depth_first: bool) -> list[Step]:
-    """The steps, by demand."""
-    index_of = {name: index for index, op in enumerate(graph.ops) for name in op.outputs}
-    made: dict[tuple[str, int], int] = {}
-    steps: list[Step] = []
-
-    def demand(name: str, image: int, rows: int) -> None:
-        """Make rows of an image until `rows` of them are there."""
-        if name not in index_of:
-            return
-        index = index_of[name]
-        op = graph.ops[index]
-        if not rowwise(op):
-            whole(index)
-            return
-        layout = layouts[name]
-        while made.get((name, image), 0) < rows:
-            first = made.get((name, image), 0)
-            last = min(first + layout.rows, layout.height)
-            for source in dict.fromkeys(op.inputs):
-                if source in layouts:
-                    at = layouts[source]
-                    shared = image if at.images > 1 else 0
-                    demand(source, shared, needed_rows(op, source, at.height, first, last)[1])
-                else:
-                    whole(index_of.get(source, -1))
-            made[name, image] = last
-            steps.append(Step(index, image, first, last))
-
-    done: set[int] = set()
-
-    def whole(index: int) -> None:
-        """Run an operation that has no rows, after all of its inputs."""
-        if index < 0 or index in done:
-            return
-        op = graph.ops[index]
-        done.add(index)
-        if rowwise(op):
-            for image in range(layouts[op.output].images):
-                demand(op.output, image, layouts[op.output].height)
-            return
-        for source in dict.fromkeys(op.inputs):
-            if source in index_of:
-                whole(index_of[source])
-        steps.append(Step(index, 0, 0, 1))
-
-    consumers = graph.consumers()
-    for index, op in enumerate(graph.ops):
-        if depth_first and _may_wait(graph, layouts, op, consumers[op.output]):
-            continue
-        whole(index)
-    return steps
-
-
-def _may_wait(graph: Graph, layouts: Mapping[str, Layout], op: Op, readers: list[Op]) -> bool:
-    """Whether a value is made band by band as its readers, all row-wise over several bands, ask for it."""
-    if not rowwise(op) or op.output in graph.outputs or not readers:
-        return False
-    if layouts[op.output].bands == 1:
-        return False
-    return all(rowwise(reader) and layouts[reader.output].bands > 1 for reader in readers)
-
-
-def _rings(graph: Graph, layouts: Mapping[str, Layout], steps: list[Step]) -> dict[str, int]:
-    """Fewest resident bands of each value such that none is overwritten before its last use."""
-    made: dict[str, dict[int, int]] = {}
-    used: dict[str, dict[int, int]] = {}
-    for time, step in enumerate(steps):
-        op = graph.ops[step.op]
-        if rowwise(op):
-            layout = layouts[op.output]
-            band = step.image * layout.bands + step.first // layout.rows
-            made.setdefault(op.output, {})[band] = time
-        for source in op.inputs:
-            at = layouts.get(source)
-            if at is None:
-                continue
-            first, last = (0, at.height)
-            image = step.image if at.images > 1 else 0
-            if rowwise(op):
-                first, last = needed_rows(op, source, at.height, step.first, step.last)
-            images = [image] if rowwise(op) else range(at.images)
-            for each in images:
-                for band in range(first // at.rows, -(-last // at.rows)):
-                    used.setdefault(source, {})[each * at.bands + band] = time
-    rings = {}
-    for name, times in made.items():
-        if name in graph.outputs:
-            continue
-        last_use = used.get(name, {})
-        ring = 1
-        while any(last_use.get(band, -1) >= times.get(band + ring, len(steps)) for band in times):
-            ring += 1
-        rings[name] = ring
-    return rings

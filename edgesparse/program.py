@@ -129,6 +129,8 @@ class Program:
 
     `constants` are the packed weights and tables, in the order in which they are stored; `offsets` gives each buffer
     its byte offset in the arena once `arena.assign` has run; `layers` names what the calls belong to, for profiles.
+    `stages` cuts the calls for threads: a stage is a range of calls ``[first, last)`` per strip; strips of a stage may
+    run at the same time, stages follow each other. Without stages all calls run in order.
     """
 
     calls: tuple[Call, ...]
@@ -137,5 +139,21 @@ class Program:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     layers: tuple[str, ...]
+    stages: tuple[tuple[tuple[int, int], ...], ...] = ()
     offsets: Mapping[str, int] = field(default_factory=dict)
     arena_bytes: int = 0
+
+    @property
+    def strips(self) -> int:
+        """Threads that can be of use."""
+        return max((len(stage) for stage in self.stages), default=1)
+
+    def moments(self) -> list[int]:
+        """A time for each call such that calls that may run together have the same: the stage, or the call itself."""
+        if self.strips == 1:
+            return list(range(len(self.calls)))
+        times = [0] * len(self.calls)
+        for time, stage in enumerate(self.stages):
+            for first, last in stage:
+                times[first:last] = [time] * (last - first)
+        return times
