@@ -2,8 +2,9 @@
 
 A contender is anything with a name that can run once and say how many seconds that took. All are timed in
 one process, on the same cores, forth and back (A B C C B A), a few runs at each turn. The first run of a
-turn is not counted: the caches still hold another contender's weights. `stats` turns the timings into
-statements.
+turn is not counted: the caches still hold another contender's weights. Nor is a run during which the
+system gave the core to somebody else: it would tell of them, and hit long runs harder than short ones.
+`stats` turns the timings into statements.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -95,7 +97,10 @@ ENOUGH_RUNS = 100_000
 
 @dataclass(frozen=True)
 class Measured:
-    """One contender's outcome. `settled` says whether warm-up ended by itself, after `warm_up_runs` runs."""
+    """One contender's outcome. `settled` says whether warm-up ended by itself, after `warm_up_runs` runs;
+    `disturbed` counts the runs that were left out because the system gave the core to somebody else
+    meanwhile.
+    """
 
     samples: Samples
     stats: Stats
@@ -103,6 +108,7 @@ class Measured:
     first_seconds: float
     settled: bool
     warm_up_runs: int
+    disturbed: int = 0
 
     @property
     def name(self) -> str:
@@ -144,7 +150,7 @@ def measure(contenders: Sequence[Contender], plan: Plan | None = None, *, progre
     report = progress or (lambda share, text: None)
     with pinned(plan.threads) as cores:
         first, warm = _warm_up_all(contenders, plan, report)
-        samples, notes = _blocks(contenders, plan, warm, report)
+        samples, disturbed, notes = _blocks(contenders, plan, warm, report)
     measured = tuple(
         Measured(
             samples[item.name],
@@ -153,6 +159,7 @@ def measure(contenders: Sequence[Contender], plan: Plan | None = None, *, progre
             first[item.name],
             settled(warm[item.name]),
             len(warm[item.name]) + 1,
+            disturbed[item.name],
         )
         for item in contenders
     )
@@ -180,18 +187,20 @@ def _warm_up_all(
 
 def _blocks(
     contenders: Sequence[Contender], plan: Plan, warm: dict[str, list[float]], report: Progress
-) -> tuple[dict[str, Samples], tuple[str, ...]]:
+) -> tuple[dict[str, Samples], dict[str, int], tuple[str, ...]]:
     """Run blocks until every contender has its runs and seconds, or one reaches the limit."""
     turn_runs = {name: _turn_runs(times, plan) for name, times in warm.items()}
     blocks: dict[str, list[tuple[tuple[float, ...], ...]]] = {item.name: [] for item in contenders}
     spent = dict.fromkeys(blocks, 0.0)
     runs = dict.fromkeys(blocks, 0)
+    disturbed = dict.fromkeys(blocks, 0)
     notes: tuple[str, ...] = ()
     while True:
         block: dict[str, list[tuple[float, ...]]] = {name: [] for name in blocks}
         for item in [*contenders, *reversed(contenders)]:
-            item.run_once()  # the caches hold another contender's weights
-            block[item.name].append(tuple(item.run_once() for _ in range(turn_runs[item.name])))
+            times, left_out = _turn(item, turn_runs[item.name], plan.threads)
+            block[item.name].append(times)
+            disturbed[item.name] += left_out
         for name, turns in block.items():
             blocks[name].append(tuple(turns))
             spent[name] += sum(map(sum, turns))
@@ -207,7 +216,32 @@ def _blocks(
         if max(spent.values()) >= plan.limit:
             notes = (f"ended after {plan.limit:g} s of one contender, with {min(runs.values())} runs each",)
             break
-    return {name: Samples(name, tuple(turns)) for name, turns in blocks.items()}, notes
+    return {name: Samples(name, tuple(turns)) for name, turns in blocks.items()}, disturbed, notes
+
+
+def _turn(item: Contender, count: int, threads: int) -> tuple[tuple[float, ...], int]:
+    """Return the times of `count` undisturbed runs, and how many disturbed ones were left out.
+
+    Where nearly all runs are disturbed (longer than the system's time slices) they are kept as they are.
+    """
+    item.run_once()  # the caches hold another contender's weights
+    good: list[float] = []
+    bad: list[float] = []
+    while len(good) < count and len(bad) < 2 * count:
+        before = _preemptions(threads)
+        seconds = item.run_once()
+        (bad if _preemptions(threads) != before else good).append(seconds)
+    if len(good) < MIN_TURN_RUNS:
+        return tuple(good + bad), 0
+    return tuple(good), len(bad)
+
+
+def _preemptions(threads: int) -> int:
+    """Return how often the system has taken a core away from this thread (of all threads, if runs
+    use several).
+    """
+    who = resource.RUSAGE_THREAD if threads == 1 else resource.RUSAGE_SELF
+    return resource.getrusage(who).ru_nivcsw
 
 
 def _turn_runs(times: Sequence[float], plan: Plan) -> int:

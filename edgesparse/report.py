@@ -108,6 +108,7 @@ def _contender(report: Report, item: Measured) -> dict[str, Any]:
         "unstable": list(item.unstable),
         "load_seconds": item.load_seconds,
         "first_seconds": item.first_seconds,
+        "disturbed_runs": item.disturbed,
         "warm_up": {"runs": item.warm_up_runs, "settled": item.settled},
         "memory": None if memory is None else vars(memory),
         "size_bytes": report.sizes.get(item.name),
@@ -212,8 +213,8 @@ def layer_flops(record: Mapping[str, Any]) -> float:
     macs, density = record.get("macs"), record.get("density")
     if not isinstance(macs, int | float):
         return 0.0
-    sparse = isinstance(density, int | float) and not str(record.get("kernel")).startswith("dense")
-    return 2.0 * macs * (density if sparse else 1.0)
+    dense = str(record.get("kernel")).startswith("dense") or not isinstance(density, int | float)
+    return 2.0 * macs * (1.0 if dense else float(density or 0.0))
 
 
 def reason_text(record: Mapping[str, Any]) -> str:

@@ -72,6 +72,36 @@ def test_a_model_of_microseconds_ends_after_enough_runs(monkeypatch: pytest.Monk
     assert 5000 <= outcome["a"].stats.n <= 5000 + 2 * bench.MAX_TURN_RUNS
 
 
+def test_disturbed_runs_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    switches = 0
+
+    class Disturbed(Fake):
+        def run_once(self) -> float:
+            nonlocal switches
+            seconds = super().run_once()
+            if self.calls % 3 == 0:
+                switches += 1
+                return 9 * seconds
+            return seconds
+
+    monkeypatch.setattr(bench, "_preemptions", lambda _threads: switches)
+    outcome = measure([Disturbed("a", 1e-3, [])], Plan(seconds=0.1, runs=50))
+    assert outcome["a"].stats.p99 < 1.5e-3
+    assert outcome["a"].disturbed > 10
+
+
+def test_where_every_run_is_disturbed_all_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = iter(range(10**9))
+    monkeypatch.setattr(bench, "_preemptions", lambda _threads: next(counter))
+    outcome = measure([Fake("a", 1e-3, [])], Plan(seconds=0.1, runs=50))
+    assert (outcome["a"].disturbed, outcome["a"].stats.n >= 50) == (0, True)
+
+
+def test_this_system_counts_preemptions() -> None:
+    assert bench._preemptions(1) >= 0
+    assert bench._preemptions(2) >= 0
+
+
 def test_times_that_never_settle_are_called_unstable() -> None:
     outcome = measure([Fake("a", 1e-4, [], never_settles=True)], Plan(seconds=0.2, runs=20, warm_up=0.1))
     assert not outcome["a"].settled
