@@ -21,7 +21,7 @@ from pathlib import Path
 import click
 
 from edgesparse import __version__
-from edgesparse.commands import benching, building, demo, inspection, listing, running
+from edgesparse.commands import benching, building, demo, inspection, listing, running, web
 from edgesparse.console import Console
 from edgesparse.errors import EdgesparseError
 
@@ -60,6 +60,7 @@ for _command in (
     demo.demo,
     building.compile_,
     building.sparsify,
+    web.bundle,
     running.run,
     running.verify,
     inspection.inspect,

@@ -61,7 +61,6 @@ _WEB_LDFLAGS = (
     "-s",
     "-Wl,--no-entry",
     "-Wl,--gc-sections",
-    "-Wl,--stack-first",
     "-Wl,-z,stack-size=65536",
 )
 
@@ -153,6 +152,18 @@ def link_wasm(objects: Sequence[bytes], program_c: str, out: Path, features: Seq
             out.write_bytes(module.read_bytes())
         except OSError as error:
             raise CompileError(f"cannot write {out}", why=error.strerror or str(error)) from error
+
+
+def compile_probe(source: str) -> bytes:
+    """A C source without a runtime as a WebAssembly module with relaxed SIMD. Raises CompileError."""
+    with tempfile.TemporaryDirectory(prefix="edgesparse-cc-") as folder:
+        work = Path(folder)
+        _as_file(work / "source.c", source.encode())
+        cpu = "-mcpu=baseline+simd128+relaxed_simd"
+        flags = [flag for flag in _CFLAGS if flag != "-fPIC"]
+        command = ["-target", "wasm32-freestanding", cpu, *flags, "-ffp-contract=off", *_WEB_LDFLAGS]
+        _zig_cc([*command, "source.c", "-o", "out.wasm"], work, "compiling C for the web")
+        return (work / "out.wasm").read_bytes()
 
 
 def link_objects(objects: Sequence[bytes], out: Path, triple: str = "x86_64-linux-gnu") -> None:

@@ -54,14 +54,19 @@ uint64_t es_clock_ns(void) {
 #define EXPORT(name) __attribute__((export_name(name)))
 
 static es_model *model;
+static uint64_t *spent;
 
 EXPORT("allocate") void *es_web_allocate(uint32_t bytes) {
     return es_allocate(bytes);
 }
 
-/* Make the model from its weights file in memory that `allocate` gave: a status. */
+/* Make the model from its weights file in memory that `allocate` gave: a status. Memory does not grow after this. */
 EXPORT("create") int32_t es_web_create(const void *weights, uint32_t bytes) {
-    return es_create_from_memory(weights, bytes, &model);
+    const int status = es_create_from_memory(weights, bytes, &model);
+    if (status != ES_OK)
+        return status;
+    spent = es_allocate(sizeof(uint64_t) * (uint64_t)es_layer_count(model));
+    return spent ? ES_OK : ES_NO_MEMORY;
 }
 
 EXPORT("input") void *es_web_input(int32_t index) {
@@ -76,12 +81,8 @@ EXPORT("run") int32_t es_web_run(void) {
     return es_run(model);
 }
 
-/* One run of its own: the address of the nanoseconds spent in each layer, 64 bits each. Null where memory is out. */
+/* One run of its own: the address of the nanoseconds spent in each layer, 64 bits each. */
 EXPORT("profile") void *es_web_profile(void) {
-    static uint64_t *spent;
-    if (!spent)
-        spent = es_allocate(sizeof(uint64_t) * (uint64_t)es_layer_count(model));
-    if (spent)
-        es_profile(model, spent);
+    es_profile(model, spent);
     return spent;
 }

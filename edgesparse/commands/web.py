@@ -1,0 +1,76 @@
+"""`bundle`: a model as a package for the web."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgesparse.commands import common
+from edgesparse.console import Console
+
+
+@click.command()
+@common.model_argument
+@common.recipe_options
+@common.shape_option
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: MODEL.web]")
+@click.option("--name", help="Name of the npm package.  [default: from the file's name]")
+@click.option("--demo", is_flag=True, help="Add a page that shows the model at work: demo.html.")
+@common.force_option
+@common.seed_option
+@common.json_option
+@common.verbosity_options
+@click.pass_obj
+def bundle(
+    console: Console,
+    model: Path,
+    recipe: Path | None,
+    pattern: str | None,
+    density: float | None,
+    sparsity: float | None,
+    shapes: tuple[str, ...],
+    output: Path | None,
+    name: str | None,
+    demo: bool,
+    force: bool,
+    seed: int,
+    json_to: str | None,
+) -> None:
+    """Compile MODEL (ONNX) into a package for the web: WebAssembly, JavaScript and types for this model.
+
+    It runs in browsers, workers and Node, without any other runtime.
+    """
+    from edgesparse.bundle import bundle_model
+
+    place = output or Path(f"{model.stem}.web")
+    with console.progress("bundle") as tick:
+        made = bundle_model(
+            model,
+            output=place,
+            name=name,
+            recipe=common.read_recipe(recipe, pattern, density, sparsity, seed),
+            shapes=common.read_shapes(shapes),
+            force=force,
+            progress=tick,
+            notice=console.notice,
+            seed=seed,
+            demo=demo,
+        )
+    weights = made.manifest["files"]["weights.bin"]["size"]
+    if json_to:
+        data = {
+            "schema": "edgesparse.bundle-made/1",
+            "bundle": str(made.path),
+            "name": made.manifest["name"],
+            "code_gzipped_bytes": made.code_gzipped,
+            "weights_bytes": weights,
+            "model_bytes": made.manifest["model"]["bytes"],
+        }
+        console.json(data, json_to)
+        return
+    console.result(f"{made.path}  package {made.manifest['name']}, {len(made.manifest['layers'])} layers")
+    console.result(
+        f"  code {made.code_gzipped / 1e3:.0f} kB gzipped, weights {weights / 1e6:.2f} MB"
+        f" (model {made.manifest['model']['bytes'] / 1e6:.2f} MB)"
+    )
