@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("passes", "kernels", "models", "*"),
     ("artifact", "manifest", "packed", "samples", "feeds"),
     ("runtimes",),
-    ("pipeline", "verify"),
+    ("pipeline", "verify", "bundle", "webpackage"),
     ("bench", "contenders", "demonstration", "memory", "report", "session", "survey"),
     ("console", "commands", "cli", "__main__"),
 )
