@@ -238,6 +238,7 @@ class _Emitter:
                 self.target.lanes,
                 chosen.dense,
                 op.epilogue,
+                self.target.by_lane,
             )
             refs = [x[0], self.constant(f"{key}/values{number}", lambda part=part: part.values)]  # type: ignore[misc]
             args: list[int | Ref] = [y[1], residual[1] if residual else 0]

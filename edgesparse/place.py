@@ -26,8 +26,6 @@ GROUPS = (1, 2, 4, 8, 16)
 
 #: Cycles that a group's prologue and epilogue cost in each tile, per stored vector and fixed.
 _GROUP_CYCLES, _STORE_CYCLES = 12.0, 1.5
-#: Vector multiply-adds and loads that a core issues in a cycle.
-_PIPES, _LOADS = 2.0, 2.0
 #: Candidates that are worth measuring: those the model puts within this factor of the best, and at most so many.
 _CLOSE, _MOST = 1.35, 4
 
@@ -164,16 +162,18 @@ def cost(job: Job, product: Product, target: Target) -> float:
     """Cycles of the whole layer, by counting what each group does in each tile."""
     cycles = 0.0
     for part in pack(job.weight, product.group, dense=product.dense):
-        spec = Spmm(part.group, job.pixels, product.vectors, target.lanes, product.dense, job.epilogue)
+        spec = Spmm(part.group, job.pixels, product.vectors, target.lanes, product.dense, job.epilogue, target.by_lane)
         cut = cut_pixels(job.pixels, target.lanes, product.vectors, spec.tail_limit)
         nnz, groups = part.nnz, part.groups
         for run in cut.runs:
             wide = len(run.offsets)
-            step = max(part.group * wide / _PIPES, (wide + part.group + (not product.dense)) / _LOADS, 4.0 / _PIPES)
+            weights = part.group / (target.lanes if spec.by_lane else 1)
+            loads = wide + weights + (not product.dense)
+            step = max(part.group * wide / target.pipes, loads / target.loads, 4.0 / target.pipes)
             cycles += run.repeat * (nnz * step + groups * (_GROUP_CYCLES + _STORE_CYCLES * part.group * wide))
         if cut.tail:
             vectors = -(-part.group // target.lanes)
-            step = max(vectors * cut.tail / _PIPES, (vectors + cut.tail + 1) / _LOADS)
+            step = max(vectors * cut.tail / target.pipes, (vectors + cut.tail + 1) / target.loads)
             cycles += nnz * step + groups * (_GROUP_CYCLES + 3.0 * part.group * cut.tail)
     return cycles * job.bands
 

@@ -44,6 +44,10 @@ class Target:
         `platform.machine()` and the cpu flags of hosts that run this code natively; `native` chooses by them.
     accumulators:
         Vector registers that may hold sums without spills; 0 for three quarters of all.
+    by_lane:
+        The machine multiplies a vector by one lane of another, so weights are loaded as vectors.
+    pipes, loads:
+        Vector multiply-adds and vector loads that a core issues in a cycle.
     """
 
     name: str
@@ -60,6 +64,9 @@ class Target:
     machine: str
     needs: frozenset[str]
     accumulators: int = 0
+    by_lane: bool = False
+    pipes: float = 2.0
+    loads: float = 2.0
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -143,6 +150,64 @@ def _wasm(name: str, *features: str) -> Target:
     )
 
 
+_ASIMD = frozenset({"fp", "asimd"})
+_V82 = _ASIMD | {"atomics", "asimdrdm", "asimddp", "fphp", "asimdhp", "lrcpc"}
+_VFP4 = frozenset({"neon", "vfpv4"})
+
+
+def _arm64(
+    name: str,
+    cpu: str = "",
+    needs: frozenset[str] = _ASIMD,
+    l1d: int = 32 << 10,
+    l2: int = 512 << 10,
+    pipes: float = 2.0,
+    loads: float = 2.0,
+    runner: str = "device",
+) -> Target:
+    return Target(
+        name=name,
+        triple="aarch64-linux-gnu",
+        cpu=cpu or name,
+        features=("+neon",),
+        lanes=4,
+        registers=32,
+        l1d=l1d,
+        l2=l2,
+        index="offset",
+        packing="panel",
+        runner=runner,
+        machine="aarch64",
+        needs=needs,
+        by_lane=True,
+        pipes=pipes,
+        loads=loads,
+    )
+
+
+def _arm32(name: str, runner: str = "device") -> Target:
+    # The A7 is slow at fused multiply-adds only on paper; without these two switches LLVM splits every one of them.
+    return Target(
+        name=name,
+        triple="armv7-linux-gnueabihf",
+        cpu="cortex-a7",
+        features=("+neon", "+vfp4", "-slowfpvfmx", "-slowfpvmlx"),
+        lanes=4,
+        registers=16,
+        l1d=32 << 10,
+        l2=512 << 10,
+        index="offset",
+        packing="panel",
+        runner=runner,
+        machine="armv7l",
+        needs=_VFP4,
+        accumulators=8,
+        by_lane=True,
+        pipes=0.5,
+        loads=0.5,
+    )
+
+
 TARGETS: tuple[Target, ...] = (
     _x86("x86-64-v2", 4, 16, 256 << 10, _V2),
     _x86("x86-64-v3", 8, 16, 512 << 10, _V3),
@@ -150,6 +215,20 @@ TARGETS: tuple[Target, ...] = (
     _x86("x86-64-v4", 16, 32, 1 << 20, _V4, "-prefer-256-bit"),
     _wasm("wasm-simd"),
     _wasm("wasm-relaxed", "+relaxed-simd"),
+    _arm32("armv7"),
+    _arm32("android-armv7"),
+    # The A53 moves 64 bits a cycle from memory; both it and the A55 have one multiply-add of 128 bits a cycle.
+    _arm64("cortex-a53", pipes=1.0, loads=0.5),
+    _arm64("cortex-a55", needs=_V82, pipes=1.0, loads=1.0, l2=128 << 10),
+    _arm64("cortex-a72", l2=1 << 20, pipes=2.0, loads=1.0),
+    _arm64("cortex-a76", needs=_V82, l1d=64 << 10),
+    _arm64("neoverse-n1", needs=_V82, l1d=64 << 10, l2=1 << 20),
+    _arm64("apple-m1", needs=_V82, l1d=128 << 10, l2=3 << 20, pipes=4.0, loads=3.0),
+    _arm64("android-arm64", "generic"),
+    _arm64("android-arm64-app", "generic", runner="app"),
+    _arm64("aarch64", "generic"),
+    # For Python on the ARM machine itself; the others make programs to send to a device.
+    _arm64("aarch64-local", "generic", runner="local"),
 )
 """All presets, within one machine in rising order: `native` takes the last that the host can run."""
 
@@ -165,7 +244,7 @@ def native() -> Target:
     """The highest preset that this machine runs, with this machine's cache sizes. UsageError if there is
     none.
     """
-    able = [target for target in TARGETS if target.runs_here()]
+    able = [target for target in TARGETS if target.runner == "local" and target.runs_here()]
     if not able:
         raise UsageError(
             "no target fits this machine",

@@ -78,7 +78,8 @@ def _specs(job: Job, product: Product, target: Target) -> list[tuple[Spmm, Packe
     found = []
     for part in pack(job.weight, product.group, dense=product.dense):
         vectors = max(1, min(product.vectors, accumulators(target) // part.group))
-        found.append((Spmm(part.group, job.pixels, vectors, target.lanes, product.dense, job.epilogue), part))
+        spec = Spmm(part.group, job.pixels, vectors, target.lanes, product.dense, job.epilogue, target.by_lane)
+        found.append((spec, part))
     return found
 
 

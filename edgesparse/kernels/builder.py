@@ -79,6 +79,12 @@ class Body:
         picks = [tirx.IntImm("int32", first + 2 * lane) for lane in range(lanes)]
         return tirx.Shuffle([low, high], picks)
 
+    def splat(self, vector: Any, lane: int, lanes: int) -> Any:
+        """One lane of a vector in all lanes."""
+        from tvm import tirx
+
+        return tirx.Shuffle([vector], [tirx.IntImm("int32", lane)] * lanes)
+
     def where(self, mask: Sequence[bool], value: Any, other: Any) -> Any:
         """Lanes of `value` where the constant `mask` holds, else of `other`."""
         from tvm import tirx

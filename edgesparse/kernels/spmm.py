@@ -10,7 +10,7 @@ weights stream; then groups; then non-zeros, with the whole tile in registers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,9 @@ class Spmm:
         All input channels in order, without a column table.
     epilogue:
         Activation and residual.
+    by_lane:
+        Load a group's weights as vectors and multiply by their lanes (ARM has that instruction), instead of spreading
+        each weight from memory.
 
     Pointers: x, w ``[nnz][N]``, start ``[G + 1]``, column ``[nnz]`` (element offsets into x), b ``[G*N]``, residual
     (where the epilogue has one), y. For a dense layer start and column are absent and w is ``[G][K][N]``.
@@ -50,10 +53,11 @@ class Spmm:
     lanes: int
     dense: bool
     epilogue: Epilogue
+    by_lane: bool = False
 
     @property
     def symbol(self) -> str:
-        pattern = f"dense{self.group}" if self.dense else f"g{self.group}"
+        pattern = (f"dense{self.group}" if self.dense else f"g{self.group}") + ("l" if self.by_lane else "")
         return f"es_spmm_f32_{pattern}_{self.pixels}px_{self.vectors}x{self.lanes}_{self.epilogue.name}"
 
     @property
@@ -92,8 +96,7 @@ class Spmm:
 
             def multiply(x_offset: Any, w_offset: Any) -> None:
                 x = [body.let(body.load("x", x_offset + base + start, self.lanes)) for start in run.offsets]
-                for j in range(self.group):
-                    w = body.let(body.spread(body["w"][w_offset + j], self.lanes))
+                for j, w in self._weights(body, w_offset):
                     for v in range(wide):
                         body.put(acc, j * wide + v, acc[j * wide + v] + w * x[v])
 
@@ -103,6 +106,17 @@ class Spmm:
                 for v, start in enumerate(run.offsets):
                     pixel = base + start
                     self._finish(body, row, pixel, acc[j * wide + v], self.lanes)
+
+    def _weights(self, body: Body, offset: Any) -> Iterator[tuple[int, Any]]:
+        """Each row of the group with its weight in all lanes."""
+        if not self.by_lane or self.group % self.lanes:
+            for j in range(self.group):
+                yield j, body.let(body.spread(body["w"][offset + j], self.lanes))
+            return
+        for first in range(0, self.group, self.lanes):
+            weights = body.let(body.load("w", offset + first, self.lanes))
+            for lane in range(self.lanes):
+                yield first + lane, body.let(body.splat(weights, lane, self.lanes))
 
     def _pixels(self, body: Body, first: int, count: int) -> None:
         """Single pixels with vectors along the group's output channels."""
