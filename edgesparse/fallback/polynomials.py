@@ -5,9 +5,9 @@ Coefficients are Chebyshev interpolants, made here in double precision on first 
 float32 arguments unless said otherwise, held by ``tests/test_polynomials.py``:
 
 ========= ================================================================================
-exp       2 ulp; results under 2^-125 become zero
+exp       2 ulp; results under 2^-125.5 become zero
 log       2 ulp
-sigmoid   3 ulp (results under 2^-125 become zero)
+sigmoid   3 ulp; results under 2^-125 become zero
 tanh      3 ulp
 erf       3 ulp
 pow       1 ulp (computed in double precision; powers 2, 3, 0.5, 1 and -1 are products, roots and quotients)
@@ -150,28 +150,30 @@ def _absolute(x: Any) -> Any:
     return tirx.max(x, _same(0.0, x) - x)
 
 
-def _exp(x: Any) -> Any:
-    """2^n * e^r with n = round(x / ln 2); n - 1 in the exponent, doubled after, so that the top range does not wrap."""
-    double = _kind(x) == "float64"
-    magic, low, kind, shift, bias = (
-        (_MAGIC64, -708.0, "int64", 52, 1022) if double else (_MAGIC, -87.0, "int32", 23, 126)
-    )
-    degree = 11 if double else 6
-    poly = _fit("exp", -0.347, 0.347, degree)
+def _exp(x: Any, degree: int = 6) -> Any:
+    """2^n * e^r with n = round(x / ln 2).
 
-    def with_t(t: Any) -> Any:
-        return _let(t - _same(magic, x), lambda n: with_n(t, n))
-
-    def with_n(t: Any, n: Any) -> Any:
-        scale = _bits((_bits(t, kind) << _same(shift, x, kind)) + _same(bias << shift, x, kind), _kind(x))
-        rest = (x - n * _same(_LN2_HIGH, x)) - n * _same(_LN2_LOW, x)
-        return _let(rest, lambda r: _select(below, zero, (_horner(r, poly) * scale) * _same(2.0, x)))
-
+    n - 1 goes in the exponent and the factor 2 in the polynomial, so that the top of the range does not wrap; at the
+    bottom the exponent becomes that of zero. The constant comes first in min and max: that passes not-a-number on.
+    """
     from tvm import tirx
 
-    below, zero = x < _same(low, x), _same(0.0, x)
-    top = tirx.min(tirx.max(x, _same(low, x)), _same(709.7 if double else 89.0, x))
-    return _let(top * _same(1 / _LN2, x) + _same(magic, x), with_t)
+    double = _kind(x) == "float64"
+    magic, low, high, kind, shift, bias = (
+        (_MAGIC64, -708.3, 709.8, "int64", 52, 1022) if double else (_MAGIC, -87.6, 89.0, "int32", 23, 126)
+    )
+    poly = tuple(2 * c for c in _fit("exp", -0.347, 0.347, 11 if double else degree))
+
+    def with_top(top: Any) -> Any:
+        return _let(top * _same(1 / _LN2, x) + _same(magic, x), lambda t: with_t(top, t))
+
+    def with_t(top: Any, t: Any) -> Any:
+        n = t - _same(magic, x)
+        rest = _let(n, lambda n: (top - n * _same(_LN2_HIGH, x)) - n * _same(_LN2_LOW, x))
+        scale = _bits((_bits(t, kind) << _same(shift, x, kind)) + _same(bias << shift, x, kind), _kind(x))
+        return _let(rest, lambda r: _horner(r, poly) * scale)
+
+    return _let(tirx.max(_same(low, x), tirx.min(_same(high, x), x)), with_top)
 
 
 def _log(x: Any) -> Any:
@@ -233,7 +235,7 @@ def _signed(x: Any, magnitude: Any) -> Any:
 def _tanh(x: Any) -> Any:
     if _kind(x) == "float64":
         return _same(1.0, x) - _same(2.0, x) / (_let(x + x, _exp) + _same(1.0, x))
-    poly = _fit("tanh3", 0.0, 0.3907, 6)
+    poly = _fit("tanh3", 0.0, 0.3907, 5)
     near = x + x * _let(x * x, lambda s: s * _horner(s, poly))
 
     def with_size(a: Any) -> Any:
@@ -248,13 +250,13 @@ def _erf(x: Any) -> Any:
         return _cast(_let(_cast(x, "float32"), _erf), "float64")
     from tvm import tirx
 
-    poly = _fit("erf1", 0.0, 1.0, 9)
+    poly = _fit("erf1", 0.0, 1.0, 6)
     near = x + x * _let(x * x, lambda s: _horner(s, poly))
 
     def with_size(a: Any) -> Any:
-        tail = _let(tirx.min(a, _same(4.2, x)), lambda b: _horner(b, _fit("logerfc", 0.98, 4.2, 9)))
-        far = _same(1.0, x) - _let(tail, _exp)
-        return _select(a < _same(1.0, x), near, _select(a >= _same(1.0, x), _signed(x, far), x))
+        tail = _let(tirx.min(a, _same(4.0, x)), lambda b: _horner(b, _fit("logerfc", 0.99, 4.0, 8)))
+        far = _same(1.0, x) - _let(tail, lambda t: _exp(t, 5))
+        return _select(a >= _same(1.0, x), _signed(x, far), near)
 
     return _let(_absolute(x), with_size)
 
