@@ -248,10 +248,19 @@ def _port_row(port: Port, shape: str) -> str:
     return f"{{{_string(port.name)},{_string(port.dtype)},{shape},{len(port.shape)},{port.nbytes}u}},"
 
 
+def _stage_cells(program: Program) -> Iterator[str]:
+    """Every stage as one range of calls per strip; strips that a stage has not are empty ranges."""
+    for stage in program.stages:
+        for first, last in (*stage, *[(0, 0)] * (program.strips - len(stage))):
+            yield f"{first}u,{last}u,"
+
+
 def _program_lines(program: Program, digest: bytes, size: int) -> Iterator[str]:
+    yield from _array("const uint32_t", "stages", _stage_cells(program), "0")
     yield f"static const uint8_t digest[32] = {{{','.join(map(str, digest))}}};\n"
     yield "const es_program es_main_program = {"
     yield "    kernels, calls, refs, args, inputs, outputs, input_offsets, output_offsets, layers, digest,"
     yield f"    {program.arena_bytes}u, {size}u, {len(program.calls)}u,"
+    yield f"    stages, {len(program.stages)}u, {program.strips},"
     yield f"    {len(program.inputs)}, {len(program.outputs)}, {len(program.layers)},"
     yield "};"

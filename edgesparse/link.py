@@ -54,7 +54,7 @@ _LDFLAGS = (
     "-Wl,--build-id=none",
     "-Wl,--gc-sections",
 )
-_SOURCES = ("runtime.c", "platform_posix.c")
+_SOURCES = ("runtime.c", "platform_posix.c", "pool_posix.c")
 _WEB_SOURCES = ("runtime.c", "platform_wasm.c")
 _WEB_LDFLAGS = (
     "-nostdlib",
@@ -66,7 +66,7 @@ _WEB_LDFLAGS = (
 
 #: Only the runtime's interface leaves the library; kernels come from objects with default visibility.
 _EXPORTS = "{ global: es_abi; es_version; es_error; es_create*; es_destroy; es_input*; es_output*; es_run; \
-es_profile; es_layer_*; es_arena_bytes; es_weights_bytes; local: *; };\n"
+es_most_threads; es_set_threads; es_profile; es_layer_*; es_arena_bytes; es_weights_bytes; local: *; };\n"
 
 
 def native_folder() -> Path:
@@ -105,7 +105,9 @@ def link_shared(objects: Sequence[Path | bytes], program_c: str, out: Path, trip
     with tempfile.TemporaryDirectory(prefix="edgesparse-link-") as folder:
         work = Path(folder)
         parts = [_as_file(work / f"kernels{index}.o", item) for index, item in enumerate(objects)]
-        parts += [_as_file(work / f"{Path(name).stem}.o", _runtime_object(name, triple)) for name in _SOURCES]
+        parts += [
+            _as_file(work / f"{Path(name).stem}.o", _runtime_object(name, triple, "-DES_THREADS")) for name in _SOURCES
+        ]
         parts.append(_as_file(work / "program.o", compile_c(program_c, triple)))
         exports = _as_file(work / "exports.map", _EXPORTS.encode())
         library = work / "out.so"
@@ -115,6 +117,7 @@ def link_shared(objects: Sequence[Path | bytes], program_c: str, out: Path, trip
             *_LDFLAGS,
             f"-Wl,--version-script={exports}",
             *map(str, parts),
+            "-lpthread",
         ]
         _zig_cc([*command, "-o", str(library)], work, "linking the compiled model")
         try:
@@ -181,17 +184,25 @@ def compile_c(source: str, triple: str, flags: Sequence[str] = ()) -> bytes:
         work = Path(folder)
         # By its bare name from its own folder: a path in the object would differ from run to run.
         _as_file(work / "source.c", source.encode())
-        command = ["-target", zig_triple(triple), *_CFLAGS, *_ZIG_FLAGS.get(triple, ()), *flags, "-I", str(native_folder())]
+        command = [
+            "-target",
+            zig_triple(triple),
+            *_CFLAGS,
+            *_ZIG_FLAGS.get(triple, ()),
+            *flags,
+            "-I",
+            str(native_folder()),
+        ]
         _zig_cc([*command, "-c", "source.c", "-o", "source.o"], work, "compiling C for the model")
         return (work / "source.o").read_bytes()
 
 
-def _runtime_object(name: str, triple: str) -> bytes:
+def _runtime_object(name: str, triple: str, *flags: str) -> bytes:
     source, key = _runtime_source(name)
     full_key = cache.key_of("runtime", key, zig_triple(triple), zig_version(), *_CFLAGS, *_ZIG_FLAGS.get(triple, ()))
     found = cache.get(full_key)
     if found is None:
-        found = compile_c(source, triple, [f'-DES_VERSION="{edgesparse.__version__}"'])
+        found = compile_c(source, triple, [f'-DES_VERSION="{edgesparse.__version__}"', *flags])
         cache.put(full_key, found)
     return found
 

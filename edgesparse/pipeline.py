@@ -230,7 +230,7 @@ def _samples(
     """One sample: seeded inputs, and what onnxruntime makes of them."""
     import onnxruntime
 
-    from edgesparse.contenders import random_feeds
+    from edgesparse.feeds import random_feeds
 
     feeds = random_feeds(inputs, seed)
     options = onnxruntime.SessionOptions()

@@ -18,7 +18,7 @@ from edgesparse.manifest import TensorInfo
 from edgesparse.runtimes.base import check_feeds, check_host
 
 #: The ABI of edgesparse.h that this module speaks.
-ABI = 1
+ABI = 2
 
 _NO_MEMORY = 5
 
@@ -42,6 +42,8 @@ class LocalRunner:
     ----------
     artifact:
         A path (checked before anything is loaded), or an artifact that was opened before.
+    threads:
+        How many threads a run uses; at most what the model was compiled for.
 
     Raises
     ------
@@ -51,7 +53,7 @@ class LocalRunner:
         This machine cannot run its code, or lacks the memory.
     """
 
-    def __init__(self, artifact: Path | str | Artifact) -> None:
+    def __init__(self, artifact: Path | str | Artifact, *, threads: int = 1) -> None:
         self._model = ctypes.c_void_p()
         self._lock = threading.Lock()
         self.artifact = artifact if isinstance(artifact, Artifact) else open_artifact(Path(artifact))
@@ -63,6 +65,7 @@ class LocalRunner:
             if status == _NO_MEMORY:
                 raise DeviceError(f"{self.artifact.path} cannot run here", why=message)
             raise ArtifactError(f"{self.artifact.weights} cannot be used", why=message, fix="copy the artifact again")
+        self._set_threads(threads)
         self._inputs = self._views("input", self.inputs)
         self._outputs = self._views("output", self.outputs)
 
@@ -142,6 +145,19 @@ class LocalRunner:
         if getattr(self, "_library", None) is not None:
             self.close()
 
+    def _set_threads(self, threads: int) -> None:
+        most = self._library.es_most_threads(self._model)
+        if not 1 <= threads <= most:
+            self.close()
+            raise UsageError(
+                f"{self.artifact.path} cannot run on {threads} threads",
+                why=f"it was compiled for at most {most}",
+                fix=f"compile it again with --threads {threads}" if threads > most else "use 1 or more",
+            )
+        if self._library.es_set_threads(self._model, threads):
+            self.close()
+            raise DeviceError(f"{threads} threads cannot be started", fix="use fewer")
+
     def _open(self) -> ctypes.c_void_p:
         if not self._model:
             raise UsageError("the runner is closed", fix="open the artifact again")
@@ -203,6 +219,8 @@ def _declare(library: ctypes.CDLL) -> None:
     library.es_run.argtypes = [model]
     library.es_profile.argtypes = [model, ctypes.POINTER(ctypes.c_uint64)]
     library.es_layer_count.argtypes = [model]
+    library.es_most_threads.argtypes = [model]
+    library.es_set_threads.argtypes = [model, index]
     library.es_layer_name.argtypes = [model, index]
     library.es_layer_name.restype = ctypes.c_char_p
     for kind in ("input", "output"):

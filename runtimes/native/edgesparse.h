@@ -21,7 +21,7 @@ extern "C" {
 #endif
 
 /* Rises whenever a function, struct or table below changes its meaning. */
-#define ES_ABI 1
+#define ES_ABI 2
 
 #if defined(__wasm__)
 #define ES_API
@@ -38,7 +38,8 @@ enum {
     ES_NOT_WEIGHTS = 3,   /* the file does not begin as a weights file of this version does */
     ES_OTHER_MODEL = 4,   /* a weights file, but of another model */
     ES_NO_MEMORY = 5,     /* the arena cannot be had */
-    ES_BAD_ARGUMENT = 6   /* a null pointer */
+    ES_BAD_ARGUMENT = 6,  /* a null pointer, or a number out of range */
+    ES_NO_THREADS = 7     /* threads cannot be started */
 };
 
 /* One input or output: ONNX name (UTF-8), numpy's name of the dtype, shape, size in bytes. */
@@ -72,6 +73,12 @@ ES_API const es_port *es_output_info(const es_model *model, int32_t index);
 /* Where an input is to be written or an output to be read, 64-byte aligned; null where the index is out of range. */
 ES_API void *es_input(es_model *model, int32_t index);
 ES_API void *es_output(es_model *model, int32_t index);
+
+/* How many threads the compiled model can use, and how many es_run shall use, the caller's among them: 1 at first. The
+ * results are the same for any number. The threads sleep between runs, inherit the caller's affinity, and after a fork the
+ * child runs on one thread. */
+ES_API int32_t es_most_threads(const es_model *model);
+ES_API int es_set_threads(es_model *model, int32_t threads);
 
 /* Compute the outputs from the inputs. Inputs may be overwritten by nothing but the caller. */
 ES_API int es_run(es_model *model);

@@ -47,6 +47,10 @@ typedef struct es_program {
     const uint8_t *digest; /* of the weights, 32 bytes */
     uint64_t arena_bytes, weights_bytes;
     uint32_t call_count;
+    /* For threads: stages of strip_count ranges of calls [first, last) each; none where strip_count is 1. */
+    const uint32_t *stages;
+    uint32_t stage_count;
+    int32_t strip_count;
     int32_t input_count, output_count, layer_count;
 } es_program;
 

@@ -4,6 +4,9 @@
 #include "edgesparse.h"
 #include "platform.h"
 #include "program.h"
+#ifdef ES_THREADS
+#include "pool.h"
+#endif
 
 #include <stddef.h>
 
@@ -19,6 +22,9 @@ struct es_model {
     /* Indexed by the top bit of a reference: the arena, the weights. */
     uint8_t *bases[2];
     uint64_t mapped_bytes; /* 0 where the weights belong to the caller */
+#ifdef ES_THREADS
+    es_pool *pool; /* null while there is one thread */
+#endif
 };
 
 int32_t es_abi(void) {
@@ -37,7 +43,8 @@ const char *es_error(int status) {
     case ES_NOT_WEIGHTS: return "the file is not a weights file of this version";
     case ES_OTHER_MODEL: return "the weights file belongs to another model";
     case ES_NO_MEMORY: return "not enough memory for the arena";
-    case ES_BAD_ARGUMENT: return "a null pointer was given";
+    case ES_BAD_ARGUMENT: return "a null pointer, or a number that the model does not allow, was given";
+    case ES_NO_THREADS: return "the threads cannot be started";
     default: return "unknown status";
     }
 }
@@ -106,6 +113,9 @@ int es_create(const char *weights_path, es_model **out) {
 void es_destroy(es_model *model) {
     if (!model)
         return;
+#ifdef ES_THREADS
+    es_pool_destroy(model->pool);
+#endif
     if (model->mapped_bytes)
         es_unmap_file(model->bases[1], model->mapped_bytes);
     es_release(model, RECORD_BYTES + model->program->arena_bytes);
@@ -218,9 +228,55 @@ static void run_calls(const es_model *model, uint32_t first, uint32_t last) {
         run_slice(model, call, call->begin, call->end);
 }
 
+int32_t es_most_threads(const es_model *model) {
+#ifdef ES_THREADS
+    return model->program->strip_count;
+#else
+    (void)model;
+    return 1;
+#endif
+}
+
+int es_set_threads(es_model *model, int32_t threads) {
+    if (!model || threads < 1 || threads > es_most_threads(model))
+        return ES_BAD_ARGUMENT;
+#ifdef ES_THREADS
+    es_pool_destroy(model->pool);
+    model->pool = NULL;
+    if (threads > 1) {
+        model->pool = es_pool_create(threads);
+        if (!model->pool)
+            return ES_NO_THREADS;
+    }
+#endif
+    return ES_OK;
+}
+
+#ifdef ES_THREADS
+/* One thread's part of a run: its strips of each stage, then a wait for the others. */
+static void run_strips(void *context, es_pool *pool, int thread, int threads) {
+    const es_model *model = context;
+    const es_program *program = model->program;
+    const uint32_t *range = program->stages;
+    for (uint32_t stage = 0; stage < program->stage_count; stage++, range += 2 * program->strip_count) {
+        for (int strip = thread; strip < program->strip_count; strip += threads)
+            run_calls(model, range[2 * strip], range[2 * strip + 1]);
+        if (stage + 1 < program->stage_count)
+            es_pool_barrier(pool);
+    }
+}
+#endif
+
 int es_run(es_model *model) {
     if (!model)
         return ES_BAD_ARGUMENT;
+#ifdef ES_THREADS
+    if (model->pool && es_pool_usable(model->pool)) {
+        es_pool_run(model->pool, run_strips, model);
+        return ES_OK;
+    }
+#endif
+    /* The strips of a stage lie behind each other, and the stages too: the table's order is a valid one. */
     run_calls(model, 0, model->program->call_count);
     return ES_OK;
 }

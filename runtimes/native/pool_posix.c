@@ -1,0 +1,128 @@
+/* The pool on POSIX threads. Between runs the workers sleep; within a run they spin for each other, since stages follow
+ * each other within microseconds, and give the core away when that takes long. */
+#define _GNU_SOURCE
+
+#include "pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+/* Looks at a flag before a thread offers its core to others: some tens of microseconds. */
+#define SPINS 20000
+
+typedef struct worker {
+    es_pool *pool;
+    pthread_t id;
+    int index;
+} worker;
+
+struct es_pool {
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    es_work work;
+    void *context;
+    uint32_t runs;     /* under the lock: counts the runs that were started */
+    int quit;          /* under the lock */
+    uint32_t arrived;  /* atomic: threads that wait at the barrier */
+    uint32_t phase;    /* atomic: barriers passed */
+    int threads;
+    pid_t process;
+    worker workers[];
+};
+
+static void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__) || defined(__arm__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+void es_pool_barrier(es_pool *pool) {
+    const uint32_t phase = __atomic_load_n(&pool->phase, __ATOMIC_RELAXED);
+    if (__atomic_add_fetch(&pool->arrived, 1, __ATOMIC_ACQ_REL) == (uint32_t)pool->threads) {
+        __atomic_store_n(&pool->arrived, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&pool->phase, phase + 1, __ATOMIC_RELEASE);
+        return;
+    }
+    for (int spins = 0; __atomic_load_n(&pool->phase, __ATOMIC_ACQUIRE) == phase; spins++) {
+        if (spins < SPINS)
+            relax();
+        else
+            sched_yield();
+    }
+}
+
+static void *serve(void *argument) {
+    worker *self = argument;
+    es_pool *pool = self->pool;
+    uint32_t seen = 0;
+    for (;;) {
+        pthread_mutex_lock(&pool->lock);
+        while (pool->runs == seen && !pool->quit)
+            pthread_cond_wait(&pool->wake, &pool->lock);
+        const int quit = pool->quit;
+        const es_work work = pool->work;
+        void *context = pool->context;
+        seen = pool->runs;
+        pthread_mutex_unlock(&pool->lock);
+        if (quit)
+            return NULL;
+        work(context, pool, self->index, pool->threads);
+        es_pool_barrier(pool);
+    }
+}
+
+es_pool *es_pool_create(int threads) {
+    es_pool *pool = calloc(1, sizeof(es_pool) + (size_t)threads * sizeof(worker));
+    if (!pool)
+        return NULL;
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->wake, NULL);
+    pool->process = getpid();
+    pool->threads = 1;
+    for (int index = 1; index < threads; index++) {
+        pool->workers[index].pool = pool;
+        pool->workers[index].index = index;
+        if (pthread_create(&pool->workers[index].id, NULL, serve, &pool->workers[index])) {
+            es_pool_destroy(pool);
+            return NULL;
+        }
+        pool->threads = index + 1;
+    }
+    return pool;
+}
+
+void es_pool_destroy(es_pool *pool) {
+    if (!pool)
+        return;
+    if (es_pool_usable(pool)) {
+        pthread_mutex_lock(&pool->lock);
+        pool->quit = 1;
+        pthread_cond_broadcast(&pool->wake);
+        pthread_mutex_unlock(&pool->lock);
+        for (int index = 1; index < pool->threads; index++)
+            pthread_join(pool->workers[index].id, NULL);
+        pthread_cond_destroy(&pool->wake);
+        pthread_mutex_destroy(&pool->lock);
+    }
+    free(pool);
+}
+
+int es_pool_usable(const es_pool *pool) {
+    return pool->process == getpid();
+}
+
+void es_pool_run(es_pool *pool, es_work work, void *context) {
+    pthread_mutex_lock(&pool->lock);
+    pool->work = work;
+    pool->context = context;
+    pool->runs++;
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->lock);
+    work(context, pool, 0, pool->threads);
+    es_pool_barrier(pool);
+}
