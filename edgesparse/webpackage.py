@@ -1,6 +1,7 @@
 """The texts of a web bundle: what npm, TypeScript and a reader need to know of one model. Pure functions.
 
-The code that runs is `runtimes/web/runtime.mjs`, the same for every model; `index.mjs` gives it the description made here.
+The code that runs is `runtimes/web/runtime.mjs`, the same for every model; `index.mjs` gives it the description made
+here.
 """
 
 from __future__ import annotations
@@ -221,16 +222,16 @@ milliseconds of each layer. `session.run(inputs, outputs)` writes into arrays th
 ## Where it runs
 
 Browsers (Chrome and Edge 91, Firefox 89, Safari 16.4 or newer), web workers, Node 20 or newer, Deno. Vite and webpack
-find the files by themselves; with esbuild, copy `*.wasm` and `weights.bin` beside the output. `run` occupies its thread:
-create the session in a worker to keep a page responsive.
+find the files by themselves; with esbuild, copy `*.wasm` and `weights.bin` beside the output. `run` occupies its
+thread: create the session in a worker to keep a page responsive.
 
 The weights are streamed, checked against their SHA-256 and kept in the Cache API. Two variants of the code come along:
 plain SIMD and relaxed SIMD; the faster one on the visitor's engine is picked in a few milliseconds.
 
 ## Headers
 
-One thread needs no special headers. Serve `.wasm` as `application/wasm`, so that it compiles while it loads. Finer clocks
-for `profile()` need a page that is cross-origin isolated:
+One thread needs no special headers. Serve `.wasm` as `application/wasm`, so that it compiles while it loads. Finer
+clocks for `profile()` need a page that is cross-origin isolated:
 
     Cross-Origin-Opener-Policy: same-origin
     Cross-Origin-Embedder-Policy: require-corp
