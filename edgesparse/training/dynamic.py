@@ -1,0 +1,133 @@
+"""Methods that are as sparse as they end from the first step on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from edgesparse.errors import UnsupportedError, UsageError
+from edgesparse.pattern import Mask, best_mask
+from edgesparse.training.allocation import unit_energy
+from edgesparse.training.methods import Method, check_positive, check_shares
+from edgesparse.training.run import NotFiniteError, Run
+
+
+@dataclass
+class RandomMask(Method):
+    """A random mask from the first step, never changed: the baseline (1911.11134's "static"; 2202.02643).
+
+    With allocation `erk` this is the baseline of EVIDENCE.md that all methods must beat.
+    """
+
+    name: ClassVar[str] = "random"
+    source: ClassVar[str] = "2202.02643"
+
+    def start(self, run: Run) -> None:
+        run.set_masks(random_masks(run))
+        run.apply()
+
+    def step(self, run: Run) -> None:
+        run.apply()
+
+    def finish(self, run: Run) -> None:
+        run.apply()
+
+
+@dataclass
+class Rigl(Method):
+    """RigL: Evci et al., "Rigging the lottery", 1911.11134; for `fanin` SRigL's constant fan-in, 2305.02299.
+
+    Until share `end` of the steps, every 1/`updates` of that, the units with the smallest norms are dropped, a share of
+    drop/2 (1 + cos(pi t / end)) of those kept, and as many of the dropped ones with the largest gradients grown, at
+    zero. Units are the pattern's: weights, or groups Nx1. `initial` is "magnitude" (from trained weights) or
+    "random". How dense each layer is stays as allocated in the beginning. Without SRigL's ablation of neurons.
+    """
+
+    name: ClassVar[str] = "rigl"
+    source: ClassVar[str] = "1911.11134, 2305.02299"
+
+    drop: float = 0.3
+    end: float = 0.75
+    updates: int = 40
+    initial: str = "magnitude"
+
+    def __post_init__(self) -> None:
+        check_shares(end=self.end)
+        check_shares(drop=self.drop)
+        check_positive(updates=self.updates)
+        if self.initial not in ("magnitude", "random"):
+            raise UsageError(f"setting initial is {self.initial!r}", fix="take magnitude or random")
+
+    def start(self, run: Run) -> None:
+        for name, pattern in run.patterns.items():
+            if pattern.fixed:
+                raise UnsupportedError(
+                    f"layer {name!r}: method rigl cannot train pattern {pattern}",
+                    why="its density is fixed, so nothing can be dropped before something else has grown",
+                    fix="take sr-ste for n:m",
+                )
+        if self.initial == "random":
+            run.set_masks(random_masks(run))
+        else:
+            run.set_masks(run.project(run.scores(run.weights())))
+        self.memory["done"] = 0
+        run.apply()
+
+    def step(self, run: Run) -> None:
+        time = run.progress(0.0, self.end)
+        due = int(time * self.updates)
+        if self.memory["done"] < due and time < 1.0:
+            share = self.drop / 2 * (1.0 + math.cos(math.pi * time))
+            try:
+                self._exchange(run, share)
+                self.memory["done"] = due
+            except NotFiniteError:
+                if not _finite_weights(run):
+                    raise
+                # an overflow of scaled gradients, which mixed precision skips as well: the next step will do
+        run.apply()
+
+    def finish(self, run: Run) -> None:
+        run.apply()
+
+    def _exchange(self, run: Run, share: float) -> None:
+        gradients = {}
+        for name, weight in run.weights().items():
+            if weight.grad is None:
+                raise UsageError(
+                    f"layer {name!r} has no gradient when step() is called",
+                    why="method rigl grows where gradients are large",
+                    fix="call sparsifier.step() after optimizer.step() and before zero_grad()",
+                )
+            gradients[name] = weight.grad
+        grow, strength = run.scores(gradients), run.scores(run.weights())
+        masks: dict[str, Mask] = {}
+        for name, layer in run.layers.items():
+            pattern, mask = run.patterns[name], layer.canonical_mask(run.masks[name])
+            units = unit_energy(pattern, mask) > 0
+            density = float(units.mean())
+            # a weight of exactly zero inside the mask still goes before all that is outside
+            inside = np.where(mask, strength[name] + 1e-30, 0.0)
+            stays = best_mask(pattern, inside, density * (1.0 - share)) & mask
+            top = grow[name].sum() + 1.0
+            masks[name] = best_mask(pattern, np.where(stays, top, grow[name]), density)
+        for name, layer in run.layers.items():
+            before = layer.canonical_mask(run.masks[name])
+            run.layers[name].weight.data.mul_(layer.mask_tensor(before))
+        run.set_masks(masks)
+
+
+def random_masks(run: Run) -> dict[str, Mask]:
+    """Random masks of the patterns; the allocation sees equal scores, except `lamp`, which is random with them."""
+    scores = {}
+    for name, layer in run.layers.items():
+        # a unit's draws count as one: the same number in the whole of it would make narrow last units weak
+        scores[name] = run.rng.random(layer.shape)
+    return run.project(scores)
+
+
+def _finite_weights(run: Run) -> bool:
+    return all(bool(weight.detach().isfinite().all()) for weight in run.weights().values())

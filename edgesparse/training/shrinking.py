@@ -1,0 +1,157 @@
+"""Methods that let weights fade out before they are cut off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from edgesparse.pattern import Array, SparsePattern
+from edgesparse.training.layers import Tensor
+from edgesparse.training.methods import Method, check_positive, check_shares
+from edgesparse.training.run import Run
+
+
+@dataclass
+class SoftShrinkage(Method):
+    """Iterative soft shrinkage: Zhang et al., "Iterative soft shrinkage learning for efficient image
+    super-resolution" (ISS-P), 2303.09650.
+
+    Units outside the present projection are not cut but shrunk, W <- (1 - a) W, so that they still take part and may
+    come back. The sparsity follows the cubic schedule to share `ramp` of the steps, the strength a rises linearly from
+    0 to 1 between `begin` and `end`; from then on the mask is fixed.
+    """
+
+    name: ClassVar[str] = "soft-shrinkage"
+    source: ClassVar[str] = "2303.09650"
+
+    begin: float = 0.0
+    ramp: float = 0.5
+    end: float = 0.8
+    every: int = 8
+
+    def __post_init__(self) -> None:
+        check_shares(begin=self.begin, ramp=self.ramp, end=self.end)
+        check_positive(every=self.every)
+
+    def step(self, run: Run) -> None:
+        strength = run.progress(self.begin, self.end)
+        if strength < 1.0:
+            if run.step % self.every == 0:
+                due = run.progress(self.begin, self.ramp)
+                run.set_masks(run.project(run.scores(run.weights()), 1.0 - (1.0 - due) ** 3))
+                for name, weight in run.weights().items():
+                    weight.data.mul_(1.0 - strength * (~run.masks[name]).to(weight.dtype))
+            return
+        if not self.memory.get("fixed"):
+            run.set_masks(run.project(run.scores(run.weights())))
+            self.memory["fixed"] = True
+        run.apply()
+
+    def finish(self, run: Run) -> None:
+        if self.memory.get("fixed"):
+            run.apply()
+        else:
+            super().finish(run)
+
+
+@dataclass
+class GroupProximal(SoftShrinkage):
+    """Group-wise proximal regularisation, after the weighted group sparse envelope (WGSEF).
+
+    The envelope's proximal map leaves the best k groups as they are and shrinks the others; here by the group lasso's
+    step, u <- u max(0, 1 - a q / |u|), where q is the largest norm of a group outside the mask and a rises to 1: weak
+    groups reach zero first, the last one when a is 1.
+    """
+
+    name: ClassVar[str] = "group-proximal"
+    source: ClassVar[str] = "the WGSEF of EVIDENCE.md; group lasso's proximal step (Yuan and Lin, 2006)"
+
+    def step(self, run: Run) -> None:
+        strength = run.progress(self.begin, self.end)
+        if strength >= 1.0 or run.step % self.every:
+            super().step(run)
+            return
+        due = run.progress(self.begin, self.ramp)
+        scores = run.scores(run.weights())
+        masks = run.project(scores, 1.0 - (1.0 - due) ** 3)
+        run.set_masks(masks)
+        for name, layer in run.layers.items():
+            norms = np.sqrt(_unit_sums(run.patterns[name], scores[name]))
+            outside = norms[~masks[name]]
+            limit = strength**2 * float(outside.max()) if outside.size else 0.0
+            factor = np.where(masks[name], 1.0, np.maximum(0.0, 1.0 - limit / np.maximum(norms, 1e-30)))
+            layer.weight.data.mul_(layer.tensor(factor))
+
+
+@dataclass
+class HyperSparse(Method):
+    """Adaptive regularised training (ART) with the HyperSparse loss: Glandorf et al., 2308.07163.
+
+    L = sum_i |w_i| (sum_j t(s |w_j|)) / A - |w_i|, with A = sum_j t(s |w_j|) held constant and t = tanh: of value zero,
+    with the gradient sign(w_i) s t'(s |w_i|) sum_j |w_j| / A, which is strong for weights that would be pruned and
+    vanishes for large ones. s is 1 / the magnitude at the border of the projection. Its factor grows from `strength` by
+    `growth` over the run up to share `end`; then the mask is set and the rest is fine-tuning. Per weight, whatever the
+    pattern.
+    """
+
+    name: ClassVar[str] = "hypersparse"
+    source: ClassVar[str] = "2308.07163"
+
+    strength: float = 5e-6
+    growth: float = 1000.0
+    end: float = 0.6
+    every: int = 16
+
+    def __post_init__(self) -> None:
+        check_shares(end=self.end)
+        check_positive(strength=self.strength, growth=self.growth, every=self.every)
+
+    def start(self, run: Run) -> None:
+        super().start(run)
+        self.memory["fixed"] = False
+        self._sharpen(run)
+
+    def step(self, run: Run) -> None:
+        if not self.memory["fixed"] and run.progress(0.0, self.end) >= 1.0:
+            run.set_masks(run.project(run.scores(run.weights())))
+            self.memory["fixed"] = True
+        if self.memory["fixed"]:
+            run.apply()
+        elif run.step % self.every == 0:
+            self._sharpen(run)
+
+    def regularizer(self, run: Run) -> Tensor | None:
+        if self.memory["fixed"]:
+            return None
+        factor = self.strength * self.growth ** run.progress(0.0, self.end)
+        magnitudes = [weight.abs() for weight in run.weights().values()]
+        bent = [torch.tanh(self.memory["scale"][name] * a) for name, a in zip(run.layers, magnitudes, strict=True)]
+        total, bent_total = sum(a.sum() for a in magnitudes), sum(b.sum() for b in bent)
+        return factor * (total.detach() * bent_total / bent_total.detach().clamp_min(1e-12) - total.detach())
+
+    def finish(self, run: Run) -> None:
+        if self.memory["fixed"]:
+            run.apply()
+        else:
+            super().finish(run)
+
+    def _sharpen(self, run: Run) -> None:
+        scores = run.scores(run.weights())
+        masks = run.project(scores)
+        border = {name: np.sqrt(scores[name][masks[name]].min()) for name in run.layers}
+        self.memory["scale"] = {name: float(1.0 / max(value, 1e-8)) for name, value in border.items()}
+
+
+def _unit_sums(pattern: SparsePattern, scores: Array) -> Array:
+    """Of each weight, the sum over the unit that it belongs to."""
+    if pattern.kind not in ("group", "block"):
+        return scores
+    sums = np.add.reduceat(scores, np.arange(0, scores.shape[0], pattern.n), axis=0)
+    sums = np.add.reduceat(sums, np.arange(0, scores.shape[1], pattern.m), axis=1)
+    if pattern.kind == "block":
+        sums = np.broadcast_to(sums.sum(axis=2, keepdims=True), sums.shape)
+    rows, columns = np.arange(scores.shape[0]) // pattern.n, np.arange(scores.shape[1]) // pattern.m
+    return sums[rows][:, columns]

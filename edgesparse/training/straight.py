@@ -1,0 +1,76 @@
+"""Methods that train a dense weight through the sparse one that the network runs with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from edgesparse.training.methods import Method, check_positive, check_shares
+from edgesparse.training.run import Run
+
+
+@dataclass
+class SrSte(Method):
+    """SR-STE: Zhou et al., "Learning N:M fine-grained structured sparse neural networks from scratch", 2102.04010.
+
+    The network runs with W' = proj(W); the gradient at W' goes straight to the dense W, and weights outside the mask
+    are drawn to zero: W <- W - lr * (g(W') + decay * (1 - M) * W). Here W lies in `memory`: whatever the optimizer has
+    done to W' is done to W, so every optimizer works as it is, and the decay (lr included) is a step of its own, as
+    in AdamW. `end` is the share of the steps after which the mask is fixed; until `ramp` the projection gets
+    denser to sparser by the cubic schedule (0: sparse from the start, as in the paper), which is the progressive form
+    for high sparsity.
+    """
+
+    name: ClassVar[str] = "sr-ste"
+    source: ClassVar[str] = "2102.04010"
+
+    decay: float = 2e-4
+    ramp: float = 0.0
+    end: float = 0.85
+    every: int = 4
+
+    def __post_init__(self) -> None:
+        check_shares(ramp=self.ramp, end=self.end)
+        check_positive(every=self.every)
+
+    def start(self, run: Run) -> None:
+        self.memory["dense"] = {name: weight.detach().clone() for name, weight in run.weights().items()}
+        self._project(run)
+        self._show(run)
+
+    def step(self, run: Run) -> None:
+        if run.progress(0.0, self.end) >= 1.0:
+            if "dense" in self.memory:
+                self._absorb(run)
+                self._project(run)
+                self._show(run)
+                del self.memory["dense"], self.memory["shown"]
+            run.apply()
+            return
+        self._absorb(run)
+        if run.step % self.every == 0:
+            self._project(run)
+        self._show(run)
+
+    def finish(self, run: Run) -> None:
+        if "dense" in self.memory:
+            run.set_masks(run.project(run.scores(self.memory["dense"])))
+            self._show(run)
+            del self.memory["dense"], self.memory["shown"]
+        run.apply()
+
+    def _absorb(self, run: Run) -> None:
+        """What the optimizer did to the shown weights happens to the dense ones, and the decay outside the mask."""
+        for name, weight in run.weights().items():
+            dense = self.memory["dense"][name]
+            dense.mul_(1.0 - self.decay * (~run.masks[name]).to(dense.dtype))
+            dense.add_(weight.data - self.memory["shown"][name])
+
+    def _project(self, run: Run) -> None:
+        due = run.progress(0.0, self.ramp) if self.ramp > 0 else 1.0
+        run.set_masks(run.project(run.scores(self.memory["dense"]), 1.0 - (1.0 - due) ** 3))
+
+    def _show(self, run: Run) -> None:
+        for name, weight in run.weights().items():
+            weight.data.copy_(self.memory["dense"][name] * run.masks[name])
+        self.memory["shown"] = {name: weight.detach().clone() for name, weight in run.weights().items()}
