@@ -100,6 +100,8 @@ class Target:
         target: dict[str, object] = {"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu}
         if self.features:
             target["mattr"] = list(self.features)
+        if self.machine == "wasm32":
+            target["vector-width"] = 32 * self.lanes  # else TVM sets it, with a warning for every kernel
         return target
 
     def runs_here(self) -> bool:
