@@ -182,7 +182,7 @@ class _Emitter:
         start = window.first_row(first)
         wanted = range(start, start + window.rows_in)
         if clamp:
-            found = [self.row(name, image, min(max(row, 0), layout.height - 1)) for row in wanted]
+            found = [self.row(name, image, _nearest(row, layout.height, window.dilation[0])) for row in wanted]
         else:
             found = [self.row(name, image, row) for row in wanted]
         return [*(offset for offset, _ in found), *(pitch for _, pitch in found)]
@@ -468,6 +468,13 @@ def _shares(extent: int, count: int, work: np.ndarray | None) -> list[int]:
         return [extent * part // count for part in range(count + 1)]
     goals = [work[-1] * part / count for part in range(1, count)]
     return [0, *(int(np.searchsorted(work, goal)) for goal in goals), extent]
+
+
+def _nearest(row: int, height: int, step: int) -> int:
+    """The image row nearest to `row` among those `step` apart: a dilated window holds no others."""
+    if row < 0:
+        return row % step
+    return row if row < height else height - 1 - (height - 1 - row) % step
 
 
 def _step(emitter: _Emitter, op: Op, step: Step, parts: Mapping[str, Part]) -> None:

@@ -333,11 +333,15 @@ class _Walk:
         ]
         if integer(node, "storage_order", 0) or any(p >= k for p, k in zip((*pads,), (*kernel, *kernel), strict=True)):
             return None
+        if dilations[0] > image[2]:
+            return None  # a window may hold no row of the image at all
         mode = "max"
         if node.op_type == "AveragePool":
-            if list(out[2:]) != floor:
-                return None  # ceil_mode counts pixels in its own way
-            mode = "avg" if integer(node, "count_include_pad", 0) or not any(pads) else "avg_valid"
+            counted = integer(node, "count_include_pad", 0) and any(pads)
+            ceil = list(out[2:]) != floor
+            if ceil and counted:
+                return None  # padding counts, what hangs over the padding does not
+            mode = "avg" if not ceil and (counted or not any(pads)) else "avg_valid"
             if mode == "avg_valid" and max(dilations) > 1:
                 return None
         x = name_of(node.inputs[0])
