@@ -26,13 +26,15 @@ class ArtifactContender:
     nothing else.
     """
 
-    def __init__(self, name: str, artifact: Artifact | Path, feeds: Feeds | None = None) -> None:
+    def __init__(
+        self, name: str, artifact: Artifact | Path, feeds: Feeds | None = None, *, threads: int = 1
+    ) -> None:
         from edgesparse.runtimes.local import LocalRunner
 
         # hashes are checked when it is opened, which is no part of loading
         opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
         started = time.perf_counter_ns()
-        self.runner = LocalRunner(opened)
+        self.runner = LocalRunner(opened, threads=threads)
         self.load_seconds = (time.perf_counter_ns() - started) / 1e9
         self.name = name
         self.runner.load(feeds if feeds is not None else random_feeds(self.runner.inputs))
@@ -49,7 +51,7 @@ class ArtifactContender:
 
 
 class OrtContender:
-    """An ONNX model in onnxruntime, all optimisations on, inputs and outputs bound, threads that do not spin.
+    """An ONNX model in onnxruntime, all optimisations on, inputs and outputs bound; threads spin within a run only.
 
     Raises
     ------
@@ -64,7 +66,8 @@ class OrtContender:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         started = time.perf_counter_ns()
         try:
             session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
@@ -93,7 +96,7 @@ def prepare(kind: str) -> Make:
     if kind == "artifact":
         from edgesparse.runtimes import local  # noqa: F401
 
-        return lambda path, _threads: ArtifactContender(kind, path)
+        return lambda path, threads: ArtifactContender(kind, path, threads=threads)
     if kind == "onnx":
         import onnxruntime  # noqa: F401
 

@@ -122,16 +122,17 @@ def _dense(artifact: Artifact, place: Path) -> Artifact:
     from edgesparse.target import Target
 
     target = Target.parse(target_text(artifact.manifest.target))
-    made = compile_model(artifact.file(PORTABLE), target=target, output=place, dense=True)
+    threads = int(artifact.manifest.info.get("threads", 1))
+    made = compile_model(artifact.file(PORTABLE), target=target, output=place, dense=True, threads=threads)
     assert made is not None, "only stop_after ends without an artifact"
     return made
 
 
 def _contenders(artifact: Artifact, dense: Artifact | None, wanted: Wanted, plan: Plan) -> list[Contender]:
     feeds = first_sample(artifact)
-    found: list[Contender] = [ArtifactContender(SPARSE, artifact, feeds)]
+    found: list[Contender] = [ArtifactContender(SPARSE, artifact, feeds, threads=plan.threads)]
     if dense is not None:
-        found.append(ArtifactContender(DENSE, dense, feeds))
+        found.append(ArtifactContender(DENSE, dense, feeds, threads=plan.threads))
     if wanted.onnxruntime:
         found.append(OrtContender(ORT, artifact.file(PORTABLE), feeds, threads=plan.threads))
     return found

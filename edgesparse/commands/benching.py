@@ -71,7 +71,6 @@ def bench(
     from edgesparse.errors import UsageError
     from edgesparse.session import Wanted, bench_artifact
 
-    common.check_threads(threads)
     if fail_below is not None and no_onnxruntime:
         raise UsageError("--fail-below needs onnxruntime to compare with", fix="leave --no-onnxruntime out")
     plan = replace(QUICK if quick else Plan(), threads=threads, seed=seed)

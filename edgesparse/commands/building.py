@@ -32,6 +32,9 @@ def step_options(function: F) -> F:
 @common.shape_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder, or FILE.esp.  [default: MODEL.TARGET]")
 @common.force_option
+@click.option(
+    "--threads", type=click.IntRange(1, 64), default=1, show_default=True, help="The most threads a run may use."
+)
 @step_options
 @common.seed_option
 @common.json_option
@@ -48,6 +51,7 @@ def compile_(
     shapes: tuple[str, ...],
     output: Path | None,
     force: bool,
+    threads: int,
     stop_after: str | None,
     dump_after: tuple[str, ...],
     seed: int,
@@ -75,6 +79,7 @@ def compile_(
             stop_after=stop_after,
             dump_after=dump_after,
             seed=seed,
+            threads=threads,
         )
     if artifact is None:
         console.result(f"stopped after {stop_after}; no artifact was written")

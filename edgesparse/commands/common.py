@@ -26,7 +26,7 @@ model_argument = click.argument("model", type=click.Path(path_type=Path))
 artifact_argument = click.argument("artifact", type=click.Path(path_type=Path))
 target_option = click.option("--target", "-t", default="native", show_default=True, help="See `edgesparse targets`.")
 threads_option = click.option(
-    "--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads to run with."
+    "--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads to run with, at most those compiled for."
 )
 seed_option = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of everything random."
@@ -168,14 +168,6 @@ def _json_destination(value: str | None) -> str | None:
     if value is None or value == "-" or value.endswith(".json"):
         return value
     raise click.BadParameter(f"{value!r} does not end in .json; for stdout write --json=-", param_hint="--json")
-
-
-def check_threads(threads: int) -> None:
-    """Raise UsageError for more threads than programs run with."""
-    if threads > 1:
-        raise UsageError(
-            f"--threads {threads} is not there yet", why="programs run on one thread now", fix="leave it out"
-        )
 
 
 def is_artifact(path: Path) -> bool:

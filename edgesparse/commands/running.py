@@ -38,7 +38,6 @@ def run(
     from edgesparse.errors import UsageError
     from edgesparse.runtimes.local import LocalRunner
 
-    common.check_threads(threads)
     if output is not None:
         if output.suffix != ".npz":
             raise UsageError(f"--output {output} does not end in .npz", fix="outputs are written as an .npz file")
@@ -49,7 +48,7 @@ def run(
     if not feeds:
         feeds = dict(samples.load(opened.file(samples.NAME), opened.manifest)[0].inputs)
         console.notice("no --input: taking the artifact's first sample")
-    with LocalRunner(opened) as runner:
+    with LocalRunner(opened, threads=threads) as runner:
         outputs = runner.run(feeds)
     if output is not None:
         _write_npz(output, outputs)
