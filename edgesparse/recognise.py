@@ -333,6 +333,8 @@ class _Walk:
         ]
         if integer(node, "storage_order", 0) or any(p >= k for p, k in zip((*pads,), (*kernel, *kernel), strict=True)):
             return None
+        if any((n - 1) * s >= size + p for n, s, size, p in zip(out[2:], strides, image[2:], pads[:2], strict=True)):
+            return None  # ceil_mode: ONNX's inference counts a window beyond the image that onnxruntime does not
         if dilations[0] > image[2]:
             return None  # a window may hold no row of the image at all
         mode = "max"
