@@ -62,7 +62,7 @@ def model_path(name: str, *, seed: int = 0, optimize: bool = True) -> Path:
     """Return an ONNX file of the model, exporting it into the cache at first use.
 
     A file that a package ships is returned where it lies. The cache is the user's cache folder (or what
-    `EDGESPARSE_CACHE_DIR` names); its key is name, seed, form, torch's version and the code that builds
+    `EDGESPARSE_MODELS` names); its key is name, seed, form, torch's version and the code that builds
     models.
     """
     model = spec(name)
@@ -90,7 +90,7 @@ def cache_dir() -> Path:
     """Return the folder of exported models."""
     import platformdirs
 
-    root = os.environ.get("EDGESPARSE_CACHE_DIR")
+    root = os.environ.get("EDGESPARSE_MODELS")
     return (Path(root) if root else platformdirs.user_cache_path("edgesparse")) / "models"
 
 

@@ -8,5 +8,5 @@ import pytest
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGESPARSE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("EDGESPARSE_MODELS", str(tmp_path_factory.mktemp("cache")))
         yield
