@@ -119,7 +119,7 @@ def link_shared(objects: Sequence[Path | bytes], program_c: str, out: Path, trip
             *map(str, parts),
             "-lpthread",
         ]
-        _zig_cc([*command, "-o", str(library)], work, "linking the compiled model")
+        zig_cc([*command, "-o", str(library)], work, "linking the compiled model")
         try:
             out.write_bytes(library.read_bytes())
         except OSError as error:
@@ -150,7 +150,7 @@ def link_wasm(objects: Sequence[bytes], program_c: str, out: Path, features: Seq
         module = work / "out.wasm"
         cpu = "baseline" + "".join(feature.replace("-", "_") for feature in features)
         command = ["-target", zig_triple(triple), f"-mcpu={cpu}", *_WEB_LDFLAGS, *map(str, parts), "-o", str(module)]
-        _zig_cc(command, work, "linking the compiled model")
+        zig_cc(command, work, "linking the compiled model")
         try:
             out.write_bytes(module.read_bytes())
         except OSError as error:
@@ -165,7 +165,7 @@ def compile_probe(source: str) -> bytes:
         cpu = "-mcpu=baseline+simd128+relaxed_simd"
         flags = [flag for flag in _CFLAGS if flag != "-fPIC"]
         command = ["-target", "wasm32-freestanding", cpu, *flags, "-ffp-contract=off", *_WEB_LDFLAGS]
-        _zig_cc([*command, "source.c", "-o", "out.wasm"], work, "compiling C for the web")
+        zig_cc([*command, "source.c", "-o", "out.wasm"], work, "compiling C for the web")
         return (work / "out.wasm").read_bytes()
 
 
@@ -175,7 +175,7 @@ def link_objects(objects: Sequence[bytes], out: Path, triple: str = "x86_64-linu
         work = Path(folder)
         parts = [str(_as_file(work / f"kernels{index}.o", item)) for index, item in enumerate(objects)]
         command = ["-target", zig_triple(triple), "-shared", "-nostdlib", *parts, "-o", str(out.absolute())]
-        _zig_cc(command, work, "linking kernels")
+        zig_cc(command, work, "linking kernels")
 
 
 def compile_c(source: str, triple: str, flags: Sequence[str] = ()) -> bytes:
@@ -193,7 +193,7 @@ def compile_c(source: str, triple: str, flags: Sequence[str] = ()) -> bytes:
             "-I",
             str(native_folder()),
         ]
-        _zig_cc([*command, "-c", "source.c", "-o", "source.o"], work, "compiling C for the model")
+        zig_cc([*command, "-c", "source.c", "-o", "source.o"], work, "compiling C for the model")
         return (work / "source.o").read_bytes()
 
 
@@ -239,7 +239,8 @@ def _zig() -> tuple[str, ...]:
     )
 
 
-def _zig_cc(arguments: Sequence[str], work: Path, what: str) -> None:
+def zig_cc(arguments: Sequence[str], work: Path, what: str) -> None:
+    """Run zig's C compiler in a folder; `what` it does goes into the CompileError where it fails."""
     # zig leaves a copy of each link in its local cache: let that go with the folder.
     environment = {**os.environ, "ZIG_LOCAL_CACHE_DIR": str(work / "zig")}
     try:

@@ -1,7 +1,7 @@
 """What a compiled model is linked into, for each kind of runner: a table from kind to linker.
 
 A linker takes the kernels' objects and the program's tables, writes files into a folder, and names the one that holds
-the code. More kinds (a static bench program, WebAssembly) are more rows.
+the code. Kinds in `TWINS` also get the tables of the same model compiled dense, and hold both.
 """
 
 from __future__ import annotations
@@ -10,15 +10,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from edgesparse.errors import UnsupportedError
+from edgesparse.executable import link_executable
 from edgesparse.link import link_shared, link_wasm
 from edgesparse.target import Target
 
-#: objects, program in C, folder to write to, target -> name of the module, and all files by name.
-Linker = Callable[[Sequence[bytes], str, Path, Target], tuple[str, dict[str, Path]]]
+#: objects, programs in C, folder to write to, target -> name of the module, and all files by name.
+Linker = Callable[[Sequence[bytes], Sequence[str], Path, Target], tuple[str, dict[str, Path]]]
+
+TWINS = frozenset({"device"})
+"""Kinds of runner whose module holds the dense form too, to compare with on the device."""
 
 
-def link_module(objects: Sequence[bytes], program_c: str, folder: Path, target: Target) -> tuple[str, dict[str, Path]]:
+def link_module(
+    objects: Sequence[bytes], programs: Sequence[str], folder: Path, target: Target
+) -> tuple[str, dict[str, Path]]:
     """Link a compiled model in the form that the target's runner takes.
+
+    `programs` are the tables in C: the model's, and for `TWINS` those of its dense form.
 
     Raises
     ------
@@ -34,21 +42,34 @@ def link_module(objects: Sequence[bytes], program_c: str, folder: Path, target: 
             why=f"there is no linker for {target.runner!r}",
             fix=f"targets that link run on: {', '.join(LINKERS)}",
         )
-    return linker(objects, program_c, folder, target)
+    return linker(objects, programs, folder, target)
 
 
-def _shared(objects: Sequence[bytes], program_c: str, folder: Path, target: Target) -> tuple[str, dict[str, Path]]:
+def _shared(
+    objects: Sequence[bytes], programs: Sequence[str], folder: Path, target: Target
+) -> tuple[str, dict[str, Path]]:
     """A shared library for this machine's kind of system."""
     library = folder / "model.so"
-    link_shared(objects, program_c, library, target.triple)
+    link_shared(objects, programs[0], library, target.triple)
     return library.name, {library.name: library}
 
 
-def _web(objects: Sequence[bytes], program_c: str, folder: Path, target: Target) -> tuple[str, dict[str, Path]]:
+def _web(
+    objects: Sequence[bytes], programs: Sequence[str], folder: Path, target: Target
+) -> tuple[str, dict[str, Path]]:
     """A WebAssembly module: `edgesparse bundle` puts a package around it."""
     module = folder / "model.wasm"
-    link_wasm(objects, program_c, module, target.features)
+    link_wasm(objects, programs[0], module, target.features)
     return module.name, {module.name: module}
 
 
-LINKERS: Mapping[str, Linker] = {"local": _shared, "node": _web}
+def _device(
+    objects: Sequence[bytes], programs: Sequence[str], folder: Path, target: Target
+) -> tuple[str, dict[str, Path]]:
+    """A static executable with harness: it is sent to a device and run there."""
+    program = folder / "bench"
+    link_executable(objects, programs[0], programs[1], program, target.triple)
+    return program.name, {program.name: program}
+
+
+LINKERS: Mapping[str, Linker] = {"local": _shared, "node": _web, "device": _device}

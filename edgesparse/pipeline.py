@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from edgesparse.build import build_kernels
 from edgesparse.errors import CompileError, EdgesparseError, ModelError, Reason, UsageError
 from edgesparse.lower import Lowered, Part, lower
 from edgesparse.manifest import Manifest, TensorInfo
-from edgesparse.modules import link_module
+from edgesparse.modules import TWINS, link_module
 from edgesparse.ops import Fallback, Graph
 from edgesparse.passes import SIMPLIFY, load_model, run_passes, save_model, sparsify_passes
 from edgesparse.place import Placement, place
@@ -99,11 +100,16 @@ def compile_model(
         placements = _place(graph, layout, target, dense, target.runs_here() if tune is None else tune, tick)
         lowered = lower(graph, layout, placements, parts, target)
         program = arena.assign(lowered.program)
+        twin = None
+        if target.runner in TWINS:
+            twin = lower(graph, layout, place(graph, layout, target, dense=True), parts, target)
+            lowered = replace(lowered, kernels={**lowered.kernels, **twin.kernels})
+        programs = [program, *([arena.assign(twin.program)] if twin else [])]
         objects = _objects(lowered, target, tick)
         tick(0.93, "linking")
         with tempfile.TemporaryDirectory(prefix="edgesparse-") as folder:
-            emitted = emit.emit(program)
-            module, files = link_module(objects, emitted.program_c, Path(folder), target)
+            tables = [emit.emit(each).program_c for each in programs]
+            module, files = link_module(objects, tables, Path(folder), target)
             portable = Path(folder) / PORTABLE
             save_model(model, portable)
             tick(0.96, "sample outputs")
@@ -134,6 +140,7 @@ def compile_model(
                 {
                     **files,
                     "weights.bin": emit.weights_chunks(program),
+                    **({"dense.bin": emit.weights_chunks(programs[1])} if twin else {}),
                     PORTABLE: portable,
                     samples.NAME: samples.dump(sampled, inputs, outputs),
                 },

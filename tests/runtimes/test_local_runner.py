@@ -223,7 +223,7 @@ def test_a_library_that_is_none_is_told(toy_artifact: Path) -> None:
 
 def test_a_library_without_the_interface_is_told(toy_artifact: Path, tmp_path: Path) -> None:
     opened = open_artifact(toy_artifact)
-    link._zig_cc(["-shared", "-x", "c", "/dev/null", "-o", str(tmp_path / "empty.so")], tmp_path, "a test")
+    link.zig_cc(["-shared", "-x", "c", "/dev/null", "-o", str(tmp_path / "empty.so")], tmp_path, "a test")
     (toy_artifact / "model.so").unlink()  # not in place: the file may be mapped
     (toy_artifact / "model.so").write_bytes((tmp_path / "empty.so").read_bytes())
     with pytest.raises(ArtifactError, match="cannot be loaded"):
