@@ -147,14 +147,17 @@ def _sqrt(x: Any) -> Any:
 def _absolute(x: Any) -> Any:
     from tvm import tirx
 
+    if _kind(x) == "float32":
+        return _bits(_bits(x, "int32") & _same(0x7FFFFFFF, x, "int32"), "float32")
     return tirx.max(x, _same(0.0, x) - x)
 
 
-def _exp(x: Any, degree: int = 6) -> Any:
+def _exp(x: Any, degree: int = 6, clamped: bool = True) -> Any:
     """2^n * e^r with n = round(x / ln 2).
 
     n - 1 goes in the exponent and the factor 2 in the polynomial, so that the top of the range does not wrap; at the
     bottom the exponent becomes that of zero. The constant comes first in min and max: that passes not-a-number on.
+    `clamped` may be left out for arguments that are known to be in range.
     """
     from tvm import tirx
 
@@ -173,7 +176,7 @@ def _exp(x: Any, degree: int = 6) -> Any:
         scale = _bits((_bits(t, kind) << _same(shift, x, kind)) + _same(bias << shift, x, kind), _kind(x))
         return _let(rest, lambda r: _horner(r, poly) * scale)
 
-    return _let(tirx.max(_same(low, x), tirx.min(_same(high, x), x)), with_top)
+    return _let(tirx.max(_same(low, x), tirx.min(_same(high, x), x)) if clamped else x, with_top)
 
 
 def _log(x: Any) -> Any:
@@ -229,6 +232,10 @@ def _sigmoid(x: Any) -> Any:
 
 
 def _signed(x: Any, magnitude: Any) -> Any:
+    """The sign of `x` on a magnitude."""
+    if _kind(x) == "float32":
+        sign = _bits(x, "int32") & _same(-(2**31), x, "int32")
+        return _bits(_bits(magnitude, "int32") | sign, "float32")
     return _select(x < _same(0.0, x), _same(0.0, x) - magnitude, magnitude)
 
 
@@ -250,12 +257,12 @@ def _erf(x: Any) -> Any:
         return _cast(_let(_cast(x, "float32"), _erf), "float64")
     from tvm import tirx
 
-    poly = _fit("erf1", 0.0, 1.0, 6)
+    poly = _fit("erf1", 0.0, 1.0, 5)
     near = x + x * _let(x * x, lambda s: _horner(s, poly))
 
     def with_size(a: Any) -> Any:
-        tail = _let(tirx.min(a, _same(4.0, x)), lambda b: _horner(b, _fit("logerfc", 0.99, 4.0, 8)))
-        far = _same(1.0, x) - _let(tail, lambda t: _exp(t, 5))
+        tail = _let(tirx.min(a, _same(4.0, x)), lambda b: _horner(b, _fit("logerfc", 0.99, 4.0, 7)))
+        far = _same(1.0, x) - _let(tail, lambda t: _exp(t, 5, clamped=False))
         return _select(a >= _same(1.0, x), _signed(x, far), near)
 
     return _let(_absolute(x), with_size)
