@@ -167,7 +167,9 @@ def accuracy(model: Any, held: Any) -> float:
     """Percent of the evaluation pictures whose class the model finds."""
     model.eval()
     with torch.no_grad():
-        right = sum(int((model(a).argmax(1) == b).sum()) for a, b in zip(held[0].split(500), held[1].split(500)))
+        right = sum(
+            int((model(a).argmax(1) == b).sum()) for a, b in zip(held[0].split(500), held[1].split(500), strict=True)
+        )
     return 100 * right / len(held[1])
 
 

@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("passes", "kernels", "models", "*"),
     ("artifact", "manifest", "packed", "samples", "feeds"),
     ("runtimes",),
-    ("pipeline", "verify", "bundle", "webpackage"),
+    ("pipeline", "verify", "bundle", "webpackage", "training"),
     ("bench", "contenders", "demonstration", "memory", "report", "session", "survey"),
     ("console", "commands", "cli", "__main__"),
 )

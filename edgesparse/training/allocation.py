@@ -100,4 +100,4 @@ def _lamp(energies: Sequence[NDArray[np.float64]], sizes: NDArray[np.float64], b
     count = int(np.searchsorted(spent, budget + 0.5 * float(spent[0]), side="right"))
     chosen = np.concatenate(layers)[order][: max(count, len(energies))]
     kept = np.bincount(chosen, minlength=len(energies))
-    return kept / np.array([energy.size for energy in energies])
+    return np.asarray(kept / np.array([energy.size for energy in energies]), np.float64)
