@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPED := build/typed/edgesparse
+WEB := build/web/.installed
+WEB_TOOLS := esbuild@0.28.2 onnxruntime-web@1.30.0 publint@0.3.25 typescript@7.0.2
 
 .PHONY: help setup demo test test-long lint bench wheel clean
 
@@ -26,7 +28,19 @@ $(STAMP): setup.cfg pyproject.toml models/requirements-models.txt
 demo: $(STAMP)
 	$(BIN)/edgesparse demo
 
-test: $(STAMP)
+# Bundles are tested in Node and Chromium, with npm's tools. What cannot be had here is told, and its tests are skipped.
+$(WEB):
+	mkdir -p $(dir $@)
+	command -v npm >/dev/null && npm install --prefix $(dir $@) --silent --no-audit --no-fund $(WEB_TOOLS) \
+		|| echo "npm's tools could not be installed: tests that need them are skipped"
+	command -v chromium chromium-browser google-chrome >/dev/null || ( \
+		as_root=$$(test "$$(id -u)" = 0 || echo "sudo -n"); \
+		command -v apt-get >/dev/null && $$as_root apt-get -qq update && \
+		$$as_root apt-get -qq install --no-install-recommends -y -o DPkg::Lock::Timeout=300 chromium ) \
+		|| echo "Chromium could not be installed: tests that need it are skipped"
+	touch $@
+
+test: $(STAMP) $(WEB)
 	$(BIN)/python -m pytest -n auto -m "not long"
 
 test-long: $(STAMP)

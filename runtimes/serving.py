@@ -51,8 +51,7 @@ class Mailbox:
         self.folders: list[Path] = []
         self.isolated = isolated
         self.host_script = host_script
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
 
@@ -85,6 +84,13 @@ class Mailbox:
             if found.is_relative_to(self.folders[int(first)]) and found.is_file():
                 return found
         return None
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """An engine that ends breaks its connections off: no news."""
 
 
 def _handler(box: Mailbox) -> type[BaseHTTPRequestHandler]:

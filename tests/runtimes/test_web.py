@@ -1,0 +1,257 @@
+"""Bundles in Node and in headless Chromium, against onnxruntime; what users get wrong; what npm's tools say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import networks
+import numpy as np
+import onnx
+import pytest
+
+from edgesparse import bundle
+from edgesparse.bundle import Bundle
+from edgesparse.commands.web import bundle as bundle_command
+from edgesparse.errors import DeviceError, UsageError
+from edgesparse.manifest import TensorInfo
+from edgesparse.runtimes.engines import PROGRAMS, Engine, EngineModel, find_package
+
+SEEDS = (0, 5)
+HERE = Path(__file__).resolve().parent
+
+
+def pruned_network() -> onnx.ModelProto:
+    """A separable network with weights in groups of 4, on pictures that are large enough for bands."""
+    net = networks.Net(7)
+    x = net.input(1, 3, 40, 40)
+    x = net.node("Conv", x, net.weight(16, 3, 3, 3), shape=(1, 16, 20, 20), strides=[2, 2], pads=[1, 1, 1, 1])
+    for _ in range(2):
+        depthwise = net.weight(16, 1, 3, 3, scale=0.4)
+        x = net.node("Conv", x, depthwise, shape=(1, 16, 20, 20), group=16, pads=[1, 1, 1, 1])
+        weight = net.weight(16, 16, 1, 1)
+        kept = net.rng.random((4, 1, 16, 1, 1)) < 0.3
+        net.weights[weight] = np.where(kept, net.weights[weight].reshape(4, 4, 16, 1, 1), 0).reshape(16, 16, 1, 1)
+        x = net.node("Relu", net.node("Conv", x, weight, shape=(1, 16, 20, 20)))
+    x = net.node("Flatten", net.node("GlobalAveragePool", x, shape=(1, 16, 1, 1)), shape=(1, 16))
+    net.outputs.append(net.node("Gemm", x, net.weight(10, 16), shape=(1, 10), transB=1))
+    return net.model()
+
+
+MODELS = {
+    **{f"random{seed}": lambda seed=seed: networks.random_network(seed) for seed in SEEDS},
+    "pruned": pruned_network,
+}
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """The bundles by name; each has the ONNX model that it must agree with beside it, as NAME.onnx."""
+    room = tmp_path_factory.mktemp("web")
+    found = {}
+    for name, build in MODELS.items():
+        onnx.save(build(), room / f"{name}.onnx")
+        found[name] = bundle.bundle_model(room / f"{name}.onnx", output=room / name)
+    return found
+
+
+def tensors(made: Bundle, kind: str) -> tuple[TensorInfo, ...]:
+    return tuple(TensorInfo(x["name"], x["dtype"], tuple(x["shape"])) for x in made.manifest[kind])
+
+
+def load(engine: Engine, made: Bundle, **options: object) -> EngineModel:
+    return engine.load_bundle(made.path, tensors(made, "inputs"), tensors(made, "outputs"), **options)
+
+
+def needs(kind: str) -> None:
+    if not any(map(shutil.which, PROGRAMS[kind])):
+        pytest.skip(f"{kind} is not installed here; `make test` installs it where apt is")
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[Engine]:
+    needs("node")
+    with Engine("node") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Engine]:
+    needs("chromium")
+    with Engine("chromium") as engine:
+        yield engine
+
+
+def check(engine: Engine, made: Bundle, **options: object) -> EngineModel:
+    """Run a bundle twice on other inputs, and compare it with onnxruntime."""
+    model = onnx.load(made.path.with_suffix(".onnx"))
+    loaded = load(engine, made, **options)
+    for seed in (1, 2):
+        feeds = networks.feeds_of(model, seed)
+        expected = networks.onnx_outputs(model.SerializeToString(), feeds)
+        for name, value in loaded.run(feeds).items():
+            scale = max(1.0, float(np.abs(expected[name]).max()))
+            np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-5 * scale, err_msg=name)
+    return loaded
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_node_agrees_with_onnxruntime(node: Engine, made: dict[str, Bundle], name: str) -> None:
+    check(node, made[name]).close()
+
+
+@pytest.mark.parametrize("variant", bundle.VARIANTS)
+@pytest.mark.parametrize("name", MODELS)
+def test_chromium_agrees_with_onnxruntime(chromium: Engine, made: dict[str, Bundle], name: str, variant: str) -> None:
+    loaded = check(chromium, made[name], variant=variant)
+    assert loaded.told["variant"] == variant
+    loaded.close()
+
+
+def test_a_page_without_special_headers(made: dict[str, Bundle]) -> None:
+    needs("chromium")
+    with Engine("chromium", isolated=False) as engine:
+        assert engine.told["isolated"] is False
+        loaded = check(engine, made["pruned"], threads=2)
+        assert loaded.told["threads"] == 1
+
+
+def test_profiles_name_the_layers(node: Engine, made: dict[str, Bundle]) -> None:
+    loaded = load(node, made["pruned"])
+    found = loaded.profile()
+    assert [name for name, _ in found] == [layer["name"] for layer in made["pruned"].manifest["layers"]]
+    assert sum(spent for _, spent in found) > 0
+
+
+def test_what_users_get_wrong(made: dict[str, Bundle]) -> None:
+    """The assertions are in web_usage.mjs; it prints what failed."""
+    needs("node")
+    script = HERE / "web_usage.mjs"
+    done = subprocess.run(
+        ["node", str(script), (made["pruned"].path / "index.mjs").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+
+
+# -- the package ---------------------------------------------------------------------------------------------------
+
+
+def test_the_package_is_whole(made: dict[str, Bundle]) -> None:
+    it = made["pruned"]
+    package = json.loads((it.path / "package.json").read_text())
+    assert package["type"] == "module"
+    assert package["sideEffects"] is False
+    assert sorted([*package["files"], "package.json"]) == sorted(path.name for path in it.path.iterdir())
+    assert it.code_gzipped < 60_000
+    types = (it.path / "index.d.ts").read_text()
+    assert 'readonly "in0": Tensor<Float32Array, readonly [1, 3, 40, 40]>;' in types
+    listed = it.manifest["files"]
+    assert listed.keys() == {path.name for path in it.path.iterdir()} - {"manifest.json"}
+    assert bundle.open_bundle(it.path).manifest == it.manifest
+
+
+def tool(name: str) -> Path:
+    try:
+        return find_package(name)
+    except DeviceError as error:
+        pytest.skip(f"{error}; `make test` installs it where npm is")
+
+
+def said_by(*command: str | Path, cwd: Path) -> str:
+    """What a program prints; it must succeed."""
+    done = subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_publint_finds_nothing(made: dict[str, Bundle]) -> None:
+    said = said_by("node", tool("publint") / "src" / "cli.js", made["pruned"].path, "--strict", cwd=HERE)
+    assert "All good!" in said
+
+
+def test_types_fit_a_program(made: dict[str, Bundle], tmp_path: Path) -> None:
+    compiler = tool("typescript")
+    (tmp_path / "node_modules").mkdir()
+    (tmp_path / "node_modules" / "pruned").symlink_to(made["pruned"].path)
+    (tmp_path / "use.mts").write_text(
+        """import { createSession, inputs } from "pruned";
+const side: 40 = inputs["in0"].dims[3];
+const session = await createSession({ threads: 1, onProgress: (loaded: number) => console.log(loaded) });
+const result: Float32Array = Object.values(await session.run({ in0: new Float32Array(4800) }))[0];
+await session.run({ in0: { data: new Float32Array(4800), dims: [1, 3, 40, 40] } });
+// @ts-expect-error a name that the model does not have
+await session.run({ in1: new Float32Array(4800) });
+// @ts-expect-error another type of array
+await session.run({ in0: new Float64Array(4800) });
+// @ts-expect-error another shape
+await session.run({ in0: { data: new Float32Array(4800), dims: [1, 3, 40, 41] } });
+const [first] = await session.profile();
+console.log(side, result, first?.ms.toFixed(1));
+session.dispose();
+"""
+    )
+    flags = ["--strict", "--noEmit", "--module", "nodenext", "--target", "es2022", "--lib", "es2023,dom"]
+    said_by("node", compiler / "bin" / "tsc", *flags, "--types", "", "use.mts", cwd=tmp_path)
+
+
+def test_a_bundler_takes_the_package(node: Engine, made: dict[str, Bundle], tmp_path: Path) -> None:
+    """esbuild, for the web: the scripts become one, the other files are copied beside it."""
+    builder = tool("esbuild")
+    source, out = made["pruned"].path, tmp_path / "out"
+    flags = ["--bundle", "--format=esm", "--platform=browser", "--minify", f"--outfile={out / 'index.mjs'}"]
+    said_by(builder.parent / ".bin" / "esbuild", source / "index.mjs", *flags, cwd=tmp_path)
+    for path in (*source.glob("*.wasm"), source / "weights.bin"):
+        shutil.copy(path, out)
+    moved = Bundle(out, made["pruned"].manifest)
+    shutil.copy(source.with_suffix(".onnx"), out.with_suffix(".onnx"))
+    check(node, moved).close()
+
+
+# -- what the commands and engines refuse ------------------------------------------------------------------------------
+
+
+def test_names_of_packages() -> None:
+    assert bundle.package_name(Path("My Model_v1.onnx"), None) == "my-model-v1"
+    assert bundle.package_name(Path("+.onnx"), None) == "model"
+    assert bundle.package_name(Path("m.onnx"), "@me/net") == "@me/net"
+    with pytest.raises(UsageError, match="is no name for an npm package"):
+        bundle.package_name(Path("m.onnx"), "My Net")
+
+
+def test_outputs_that_are_there(made: dict[str, Bundle], tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(UsageError, match="is not a bundle"):
+        bundle.check_output(tmp_path / "full", force=True)
+    with pytest.raises(UsageError, match="is there already"):
+        bundle.check_output(made["pruned"].path, force=False)
+    bundle.check_output(made["pruned"].path, force=True)
+    bundle.check_output(tmp_path / "new", force=False)
+    with pytest.raises(UsageError, match="is not a bundle"):
+        bundle.open_bundle(tmp_path)
+    assert bundle_command.name == "bundle"
+
+
+def test_engines_that_cannot_be(made: dict[str, Bundle], node: Engine, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no engine"):
+        Engine("spidermonkey")
+    with pytest.raises(DeviceError, match="there is no node here"):
+        Engine("node", program="no-such-node")
+    with pytest.raises(DeviceError, match="node ended by itself"):
+        Engine("node", flags=["--no-such-flag"])
+    with pytest.raises(DeviceError, match=r"load failed.*unknown option"):
+        load(node, made["pruned"], thread=1)
+    with pytest.raises(DeviceError, match="npm package no-such-package is not installed"):
+        find_package("no-such-package", tmp_path)
+
+
+def test_inputs_are_checked_before_they_are_sent(made: dict[str, Bundle], node: Engine) -> None:
+    with pytest.raises(UsageError, match="the inputs are not those of the model"):
+        load(node, made["pruned"]).run({})

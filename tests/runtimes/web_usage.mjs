@@ -1,0 +1,69 @@
+// Run by test_web.py: what the package's functions refuse, and how. Usage: node web_usage.mjs URL_OF_INDEX
+import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
+import { readFile } from "node:fs/promises";
+
+const url = process.argv[2];
+const { createSession, pickVariant, inputs, outputs } = await import(url);
+const { sha256 } = await import(new URL("./runtime.mjs", url));
+const weights = new Uint8Array(await readFile(new URL("./weights.bin", url)));
+const x = new Float32Array(3 * 40 * 40).fill(0.5);
+
+// The hash that stands in where pages have no crypto.subtle.
+for (const length of [0, 1, 55, 56, 63, 64, 65, 1000]) {
+  const bytes = new Uint8Array(length).map((_, index) => index * 7);
+  assert.equal(Buffer.from(sha256(bytes)).toString("hex"), createHash("sha256").update(bytes).digest("hex"));
+}
+
+assert.ok(["simd", "relaxed"].includes(await pickVariant()));
+assert.deepEqual(inputs, { in0: { type: "float32", dims: [1, 3, 40, 40] } });
+
+const warnings = [];
+console.warn = (text) => warnings.push(text);
+const progress = [];
+const session = await createSession({ threads: 64, onProgress: (...told) => progress.push(told) });
+(await createSession({ threads: 64 })).dispose();
+assert.ok(warnings.length <= 1, "one warning, however often");
+assert.deepEqual(progress.at(-1), [weights.length, weights.length]);
+
+const [name] = Object.keys(outputs);
+const first = (await session.run({ in0: x }))[name];
+const again = await session.run({ in0: { data: x, dims: [1, 3, 40, 40] } });
+assert.deepEqual(again[name], first);
+assert.notEqual(again[name], first, "results of one run stay when the next one comes");
+const into = { [name]: new Float32Array(first.length) };
+assert.equal(session.runSync({ in0: x }, into), into);
+assert.deepEqual(into[name], first);
+
+const refused = async (given, pattern) => assert.rejects(session.run(given), (error) => {
+  assert.ok(error instanceof TypeError, String(error));
+  assert.match(error.message, pattern);
+  return true;
+});
+await refused({}, /input "in0" \(float32\[1x3x40x40\]\) is missing/);
+await refused(null, /inputs must be an object with in0: float32\[1x3x40x40\]/);
+await refused({ in0: x, more: x }, /there is no input "more"; the model has in0/);
+await refused({ in0: new Float64Array(4800) }, /must be a Float32Array, not Float64Array/);
+await refused({ in0: [1, 2, 3] }, /must be a Float32Array, not Array/);
+await refused({ in0: new Float32Array(7) }, /must have 4800 elements, not 7/);
+await refused({ in0: { data: x, dims: [1, 40, 40, 3] } }, /was given with the shape 1x40x40x3/);
+await assert.rejects(session.run({ in0: x }, {}), TypeError);
+
+await assert.rejects(createSession({ thread: 1 }), /unknown option "thread"; options are threads, /);
+await assert.rejects(createSession({ threads: 1.5 }), /threads must be a whole number/);
+await assert.rejects(createSession({ variant: "mmx" }), /unknown variant "mmx"; variants are simd, relaxed/);
+await assert.rejects(createSession(null), TypeError);
+
+(await createSession({ weights, variant: "simd" })).dispose();
+const damaged = weights.slice();
+damaged[damaged.length >> 1] ^= 1;
+await assert.rejects(createSession({ weights: damaged }), /SHA-256 is not the model's/);
+await assert.rejects(createSession({ weights: weights.subarray(1) }), /the download broke off/);
+await assert.rejects(createSession({ weights: new Uint8Array(weights.length + 1) }), /more than their/);
+await assert.rejects(createSession({ weights: new URL("./nothing.bin", url) }));
+
+const layers = await session.profile();
+assert.ok(layers.length && layers.every(({ ms, name }) => ms >= 0 && name));
+session.dispose();
+session.dispose();
+await assert.rejects(session.run({ in0: x }), /was disposed of/);
