@@ -11,9 +11,9 @@
         density: 0.8
 
 An operator type stands for the layers of that type that are pruned by default: depthwise convolutions, which
-hold few weights and lose much, are taken only where their node's own name is given or matched. The sections
-`reconstruction`, `allocation`, `rearrangement` and `quantization` are reserved, and refused until they do
-something.
+hold few weights and lose much, are taken only where their node's own name is given or matched. So does a kind
+(`conv1x1`, `conv`, `gemm`, `matmul`). The sections `calibration`, `reconstruction`, `recalibration`, `allocation`
+and `rearrangement` are in `edgesparse.sections`; `quantization` is reserved, and refused until it does something.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,21 +29,28 @@ import yaml
 
 from edgesparse.errors import EdgesparseError, PatternError, RecipeError
 from edgesparse.pattern import DENSE, SparsePattern
+from edgesparse.sections import (
+    SECTIONS,
+    Allocation,
+    Calibration,
+    Rearrangement,
+    Recalibration,
+    Reconstruction,
+    read_section,
+    section_dict,
+)
 from edgesparse.select import Candidate, Selector
 
 MAX_TEXT = 256 << 10
 """Longest recipe text in bytes; a resolved one with a line per layer of a large network fits many times."""
 MAX_ITEMS = 10_000
 
-CRITERIA = ("magnitude",)
-"""Criteria that layers are scored by, now; "wanda" and "obs" need calibration data and come with it."""
+CRITERIA = ("magnitude", "wanda", "obs")
+"""Criteria that layers are scored by; "wanda" and "obs" need calibration data."""
 
-_LATER = {
-    "criterion": ("wanda", "obs"),
-    "sections": ("reconstruction", "allocation", "rearrangement", "quantization"),
-}
+_LATER = ("quantization",)
 _LAYER_KEYS = ("targets", "pattern", "density", "sparsity")
-_KEYS = ("targets", "ignore", "pattern", "density", "sparsity", "criterion", "seed", "layers")
+_KEYS = ("targets", "ignore", "pattern", "density", "sparsity", "criterion", "seed", "layers", *SECTIONS)
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,24 @@ class Recipe:
     criterion: str = "magnitude"
     seed: int = 0
     layers: tuple[LayerRule, ...] = ()
+    calibration: Calibration | None = None
+    reconstruction: Reconstruction | None = None
+    recalibration: Recalibration | None = None
+    allocation: Allocation | None = None
+    rearrangement: Rearrangement | None = None
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the recipe cannot be followed without calibration data."""
+        wants = self.allocation is not None and self.allocation.method in ("global", "sensitivity")
+        repairs = self.reconstruction is not None or self.recalibration is not None
+        return repairs or wants or self.criterion != "magnitude"
+
+    def with_repair(self) -> Recipe:
+        """The same with everything that keeps accuracy, where there is calibration data and a free density."""
+        allocation = Allocation("uniform" if self.pattern.fixed else "sensitivity")
+        repair = {"reconstruction": Reconstruction(), "recalibration": Recalibration(), "allocation": allocation}
+        return replace(self, criterion="obs", rearrangement=Rearrangement(), **repair)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
@@ -91,6 +116,7 @@ class Recipe:
             criterion=_criterion(data),
             seed=_seed(data),
             layers=tuple(_rule(rule, f"layers[{i}]", pattern, density) for i, rule in enumerate(rules)),
+            **{name: read_section(name, data[name]) for name in SECTIONS if name in data},
         )
 
     @classmethod
@@ -124,6 +150,7 @@ class Recipe:
             data["layers"] = [
                 {"targets": list(rule.targets)} | _pattern_dict(rule.pattern, rule.density) for rule in self.layers
             ]
+        data |= {name: section_dict(getattr(self, name)) for name in SECTIONS if getattr(self, name) is not None}
         return data
 
     def to_yaml(self) -> str:
@@ -189,7 +216,7 @@ def _check_keys(data: object, known: tuple[str, ...], path: str) -> None:
         if key in known:
             continue
         where = f"{path}.{key}" if path else str(key)
-        if not path and key in _LATER["sections"]:
+        if not path and key in _LATER:
             _refuse(where, "this section is not there yet", "leave it out")
         near = difflib.get_close_matches(str(key)[:100], known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -262,8 +289,6 @@ def _share(value: object, path: str) -> float:
 
 def _criterion(data: Mapping[str, Any]) -> str:
     value = data.get("criterion", CRITERIA[0])
-    if value in _LATER["criterion"]:
-        _refuse("criterion", f"{value} is not there yet", f"take {', '.join(CRITERIA)}")
     if not isinstance(value, str) or value not in CRITERIA:
         _refuse("criterion", f"{str(value)[:40]!r} is not known", f"take {', '.join(CRITERIA)}")
     return value

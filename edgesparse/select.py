@@ -25,6 +25,7 @@ class Candidate:
     name: str
     op_type: str
     default: bool = True
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Selector:
         if why := self.problem(self.text):
             raise RecipeError(why)
         if not self.text.startswith("re:"):
-            return {c.name for c in candidates if c.name == self.text or (c.op_type == self.text and c.default)}
+            types = {c.name for c in candidates if c.default and self.text in (c.op_type, c.kind)}
+            return types | {c.name for c in candidates if c.name == self.text}
         pattern = re.compile(self.text[3:])
         by_type = {op for op in {c.op_type for c in candidates} if pattern.fullmatch(op)}
         return {

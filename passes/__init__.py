@@ -4,11 +4,14 @@ device.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from edgesparse.passes.base import Pass, PassResult, RunResult, run_passes
 from edgesparse.passes.layers import LayerInfo, weight_layers
 from edgesparse.passes.load import load_model, model_from_proto, save_model
-from edgesparse.passes.prune import prune_pass
+from edgesparse.passes.observe import Feeds, Tick
 from edgesparse.passes.simplify import SIMPLIFY
+from edgesparse.passes.sparsify import calibrated_passes
 from edgesparse.recipe import Recipe
 
 __all__ = [
@@ -26,6 +29,11 @@ __all__ = [
 ]
 
 
-def sparsify_passes(recipe: Recipe) -> tuple[Pass, ...]:
-    """The ordered passes from a loaded model to a sparse one."""
-    return (*SIMPLIFY, prune_pass(recipe))
+def sparsify_passes(
+    recipe: Recipe, inputs: Iterable[Feeds] | None = None, tick: Tick | None = None
+) -> tuple[Pass, ...]:
+    """The ordered passes from a loaded model to a sparse one; `inputs` are calibration samples.
+
+    UsageError where the recipe needs samples and there are none.
+    """
+    return (*SIMPLIFY, *calibrated_passes(recipe, inputs, tick))

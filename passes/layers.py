@@ -62,7 +62,7 @@ class LayerInfo:
 
     def candidate(self) -> Candidate:
         """What selectors see of the layer."""
-        return Candidate(self.name, self.op_type, self.default)
+        return Candidate(self.name, self.op_type, self.default, self.kind)
 
 
 def weight_layers(model: ir.Model) -> list[LayerInfo]:

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from edgesparse.errors import ModelError, UsageError
 from edgesparse.passes.base import first_line
-from edgesparse.passes.graph import Array, ints, nodes_of
+from edgesparse.passes.graph import Array, ints
 from edgesparse.passes.layers import LayerInfo
 
 Feeds = Mapping[str, Array]

@@ -10,8 +10,7 @@ then swaps of any two channels, with t renewed between.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +18,9 @@ from scipy.optimize import linear_sum_assignment
 
 from edgesparse.passes.graph import Array
 
-MAX_SWEEPS = 12
+MAX_SWEEPS = 16
+WORK = 4e9
+"""Sums that the sweeps of one set may make; at least three sweeps are made."""
 _ASSIGNMENTS = 4
 
 
@@ -45,13 +46,11 @@ def by_norm(views: Sequence[View]) -> Array:
     return np.argsort(-_normalised(views).sum(axis=1), kind="stable")
 
 
-def search(
-    views: Sequence[View], size: int, *, seed: int = 0, seconds: float = 20.0, tick: Callable[[], None] | None = None
-) -> Array:
+def search(views: Sequence[View], size: int, *, seed: int = 0) -> Array:
     """A permutation int64 `[channels]` under which groups of `size` retain at least what the given order does.
 
-    `views` all have the same channels. The result follows from the views and the seed unless `seconds` run out;
-    the number of sweeps is bounded, so that they rarely do.
+    `views` all have the same channels. The result follows from the views and the seed: what bounds the time is the
+    number of sweeps (`WORK`), not a clock.
     """
     matrix = _normalised(views)
     channels = len(matrix)
@@ -61,11 +60,10 @@ def search(
     widths = [view.matrix.shape[1] for view in views]
     densities = [view.density for view in views]
     rng = np.random.default_rng(seed)
-    until = time.monotonic() + seconds
     top = _objective(matrix, best, size, widths, densities)
     for start in (by_norm(views), _greedy(matrix, size, widths, densities)):
         order = _assign(matrix, start, size, widths, densities)
-        order = _swap(matrix, order, size, widths, densities, rng, until, tick)
+        order = _swap(matrix, order, size, widths, densities, rng)
         value = _objective(matrix, order, size, widths, densities)
         if value > top:
             best, top = order, value
@@ -148,25 +146,20 @@ def _swap(
     widths: Sequence[int],
     densities: Sequence[float],
     rng: np.random.Generator,
-    until: float,
-    tick: Callable[[], None] | None,
 ) -> Array:
     """Swap each channel with the partner that gains most, sweep after sweep, while anything gains."""
     group = np.empty(len(matrix), np.int64)
     group[order] = np.arange(len(matrix)) // size
-    for _ in range(MAX_SWEEPS):
+    sweeps = int(np.clip(WORK / (len(matrix) * matrix.size), 3, MAX_SWEEPS))
+    for _ in range(sweeps):
         sums = np.zeros((int(group.max()) + 1, matrix.shape[1]), np.float32)
         np.add.at(sums, group, matrix)
         threshold = _thresholds(sums, widths, densities)
         over = np.maximum(sums - threshold, 0).sum(axis=1)
         swaps = 0
         for a in rng.permutation(len(matrix)):
-            if time.monotonic() > until:
-                break
             swaps += _best_swap(matrix, group, sums, over, threshold, int(a))
-        if tick:
-            tick()
-        if swaps <= len(matrix) // 200 or time.monotonic() > until:
+        if swaps <= len(matrix) // 200:
             break
     return np.argsort(group, kind="stable")
 

@@ -17,7 +17,7 @@ from edgesparse.errors import Reason
 from edgesparse.passes.base import Pass, PassResult
 from edgesparse.passes.layers import LayerInfo, canonical_weight, set_canonical_weight, weight_layers
 from edgesparse.passes.score import saliency
-from edgesparse.pattern import best_mask, check_available, density, fixed_density, kept_units, misfit
+from edgesparse.pattern import Mask, best_mask, check_available, density, fixed_density, kept_units, misfit
 from edgesparse.recipe import Choice, Recipe
 
 RECIPE_KEY = "edgesparse.recipe"
@@ -45,14 +45,12 @@ def prune(model: ir.Model, recipe: Recipe) -> PassResult:
     reasons: list[Reason] = []
     done: dict[str, dict[str, object]] = {}
     for layer in layers:
-        reason = _keep_reason(layer, choices.get(layer.name))
+        reason = keep_reason(layer, choices.get(layer.name))
         if reason is not None:
             reasons.append(reason)
             continue
         choice = choices[layer.name]
-        weight = canonical_weight(model, layer)
-        mask = best_mask(choice.pattern, saliency(recipe.criterion, weight), choice.density)
-        set_canonical_weight(model, layer, np.where(mask, weight, weight.dtype.type(0)))
+        mask = prune_one(model, layer, choice, recipe.criterion)
         done[layer.name] = {"pattern": str(choice.pattern), "density": round(density(mask), 6)}
     model.metadata_props[RECIPE_KEY] = recipe.to_yaml()
     model.metadata_props[VERSION_KEY] = version("edgesparse")
@@ -60,7 +58,15 @@ def prune(model: ir.Model, recipe: Recipe) -> PassResult:
     return PassResult(model, True, tuple(reasons))
 
 
-def _keep_reason(layer: LayerInfo, choice: Choice | None) -> Reason | None:
+def prune_one(model: ir.Model, layer: LayerInfo, choice: Choice, criterion: str = "magnitude") -> Mask:
+    """Set the weights of one layer to zero that the criterion values least; returns the mask of those kept."""
+    weight = canonical_weight(model, layer)
+    mask = best_mask(choice.pattern, saliency(criterion, weight), choice.density)
+    set_canonical_weight(model, layer, np.where(mask, weight, weight.dtype.type(0)))
+    return mask
+
+
+def keep_reason(layer: LayerInfo, choice: Choice | None) -> Reason | None:
     """Why the layer is not pruned, or None if it is."""
     if choice is None:
         why = "the recipe does not select it"

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from edgesparse.errors import Reason
@@ -22,9 +23,6 @@ from edgesparse.passes.permute import View, by_norm, retained, search
 from edgesparse.passes.score import magnitude
 from edgesparse.passes.surgeon import obs
 from edgesparse.recipe import Choice
-
-SECONDS = 10.0
-"""Most time for one set."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def rearrange(
         size = max(choices[layer.name].pattern.n for layer in layers)
         views = [_view(model, layer, choices[layer.name], moments.get(layer.name)) for layer in layers]
         norm = by_norm(views)
-        found = norm if method == "norm" else search(views, size, seed=seed, seconds=SECONDS)
+        found = norm if method == "norm" else search(views, size, seed=seed)
         order[space] = found
         reports.append(_report(space, layers, views, size, norm, found))
     apply_order(model, coupling, order)
@@ -82,15 +80,15 @@ def rearrange(
 
 
 def _report(space: int, layers: list[LayerInfo], views: list[View], size: int, norm: Array, found: Array) -> SetReport:
-    plain = sorted(range(len(found)))
+    plain = np.arange(len(found))
     return SetReport(
         space,
         len(found),
         tuple(layer.name for layer in layers),
-        retained(views, plain, size),  # type: ignore[arg-type]
+        retained(views, plain, size),
         retained(views, norm, size),
         retained(views, found, size),
-        retained(views, plain, 1),  # type: ignore[arg-type]
+        retained(views, plain, 1),
     )
 
 

@@ -18,7 +18,7 @@ ROOMS = ("edgesparse", "passes", "runtimes", "models")
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("edgesparse.errors",),
     # values, and pure functions of them
-    ("pattern", "target", "program", "select", "recipe", "stats", "environment"),
+    ("pattern", "target", "program", "select", "recipe", "sections", "stats", "environment"),
     # the makers: each room of this floor is closed to the others, see CLOSED
     ("passes", "kernels", "models", "*"),
     ("artifact", "manifest", "packed", "samples", "feeds"),

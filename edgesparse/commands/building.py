@@ -117,6 +117,12 @@ def show_artifact(console: Console, artifact: Artifact, model: Path, json_to: st
 @click.command()
 @common.model_argument
 @common.recipe_options
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Samples without labels: a folder of pictures or .npy/.npz files. With --pattern: all that keeps accuracy.",
+)
 @common.shape_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File.  [default: MODEL.sparse.onnx]")
 @common.force_option
@@ -132,6 +138,7 @@ def sparsify(
     pattern: str | None,
     density: float | None,
     sparsity: float | None,
+    calibrate: Path | None,
     shapes: tuple[str, ...],
     output: Path | None,
     force: bool,
@@ -140,23 +147,31 @@ def sparsify(
     seed: int,
     json_to: str | None,
 ) -> None:
-    """Prune MODEL: ONNX in, ONNX out, with the zeros in place; it runs anywhere."""
+    """Prune MODEL: ONNX in, ONNX out, with the zeros in place; it runs anywhere.
+
+    With --calibrate and --pattern, channels are rearranged for the pattern, densities follow each layer's measured
+    sensitivity, and weights are repaired layer by layer; a recipe can choose each of these.
+    """
     from edgesparse.errors import UsageError
     from edgesparse.passes import load_model, run_passes, save_model, sparsify_passes
+    from edgesparse.passes.calibration import read_samples
 
     rules = common.read_recipe(recipe, pattern, density, sparsity, seed)
+    if rules is not None and calibrate is not None and recipe is None:
+        rules = rules.with_repair()
     if rules is None:
         raise UsageError("nothing says what to prune", fix="give --recipe, or --pattern group:8x1 --density 0.5")
     place = output or Path(f"{model.stem}.sparse.onnx")
     if place.exists() and (place.is_dir() or not force or place.samefile(model)):
         raise UsageError(f"{place} is there already", fix="choose another --output, or --force to replace a file")
-    steps = sparsify_passes(rules)
-    names = [step.name for step in steps]
-    for name in dump_after:
-        if name not in names:
-            raise UsageError(f"unknown step {name!r}", fix=f"steps are {', '.join(names)}")
     loaded = load_model(model, common.read_shapes(shapes), console.notice)
+    samples = None if calibrate is None else read_samples(calibrate, loaded, rules.calibration)
     with console.progress("sparsify") as tick:
+        steps = sparsify_passes(rules, samples, tick)
+        names = [step.name for step in steps]
+        for name in dump_after:
+            if name not in names:
+                raise UsageError(f"unknown step {name!r}", fix=f"steps are {', '.join(names)}")
         result = run_passes(
             loaded,
             steps,

@@ -17,16 +17,19 @@ TEXT = ("layer", "op", "kind", "shape", "pattern", "kernel", "runner-up", "reaso
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @common.shape_option
+@click.option("--coupling", is_flag=True, help="Of a model: which channels must be permuted together, or why not.")
 @common.json_option
 @common.verbosity_options
 @click.pass_obj
-def inspect(console: Console, path: Path, shapes: tuple[str, ...], json_to: str | None) -> None:
+def inspect(console: Console, path: Path, shapes: tuple[str, ...], coupling: bool, json_to: str | None) -> None:
     """Show every layer of PATH, a model (.onnx) or an artifact.
 
     Shape, pattern, density, operations and bytes; of an artifact also which kernel runs it, and why.
     """
     fixed = common.read_shapes(shapes)
-    if common.is_artifact(path):
+    if coupling:
+        _inspect_coupling(console, path, fixed, json_to)
+    elif common.is_artifact(path):
         _inspect_artifact(console, path, json_to)
     else:
         _inspect_model(console, path, fixed, json_to)
@@ -61,6 +64,29 @@ def _inspect_model(console: Console, path: Path, shapes: Mapping[str, tuple[int,
         f"{len(layers)} layers with weights, {weights / 1e6:.2f} M weights, density {kept / weights:.3f}, "
         f"{sum(item.flops for item in layers) / 1e6:.0f} MFLOP dense"
     )
+
+
+def _inspect_coupling(console: Console, path: Path, shapes: Mapping[str, tuple[int, ...]], json_to: str | None) -> None:
+    from edgesparse.errors import UsageError
+    from edgesparse.passes import SIMPLIFY, load_model, run_passes
+    from edgesparse.passes.couple import couple
+
+    if common.is_artifact(path):
+        raise UsageError("--coupling is for models", why=f"{path} is an artifact", fix="give the .onnx file")
+    model = run_passes(load_model(path, shapes, console.notice), SIMPLIFY).model
+    sets = couple(model).sets
+    if json_to:
+        console.json({"schema": "edgesparse.coupling/1", "sets": [one.as_dict() for one in sets]}, json_to)
+        return
+    for one in sets:
+        kind = "free" if one.reason is None else f"pinned: {one.reason}"
+        console.result(f"set {one.space}  {one.size} channels, {kind}")
+        for member in one.members:
+            console.result(
+                f"    {member.constant} axis {member.axis}" + (f" from {member.start}" if member.start else "")
+            )
+    free = [one for one in sets if one.reason is None]
+    console.result(f"{len(free)} of {len(sets)} sets can be permuted, {sum(one.size for one in free)} channels")
 
 
 def _inspect_artifact(console: Console, path: Path, json_to: str | None) -> None:

@@ -1,0 +1,192 @@
+"""Allocation: which density each layer gets, for one budget over the whole network.
+
+Uniform and ERK (Erdos-Renyi-Kernel, 1911.11134) look at shapes alone; "global" keeps the units with the largest
+saliency per multiply-add wherever they are; "sensitivity" measures what pruning one layer alone does to the outputs
+(Kullback-Leibler divergence to the dense network's) at several densities, and then solves the knapsack exactly, one
+choice per layer, as an integer program (scipy's HiGHS).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from scipy.optimize import LinearConstraint, milp
+from scipy.sparse import csr_array
+
+from edgesparse.errors import UsageError
+from edgesparse.passes.graph import Array
+from edgesparse.passes.layers import LayerInfo, canonical_weight
+from edgesparse.passes.observe import Feeds, Tick, advance, input_moments, output_spread, run_values
+from edgesparse.passes.reconstruct import Repair, bias_of, prune_layer, store
+from edgesparse.pattern import SparsePattern
+from edgesparse.recipe import Choice
+
+PROBES = (0.15, 0.3, 0.5, 0.7)
+"""Densities at which sensitivities are measured."""
+GRID = tuple(round(0.05 * i, 2) for i in range(2, 21))
+"""Densities that a layer may get."""
+PROBE_SAMPLES = 48
+"""Samples that sensitivities are measured on."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What pruning one layer alone costs: mean KL divergence (nats per sample) at each of `densities`, ascending."""
+
+    layer: str
+    densities: tuple[float, ...]
+    loss: tuple[float, ...]
+
+    def at(self, density: float) -> float:
+        """The loss at any density: a straight line over log(1 - density) and log(loss), 0 for dense."""
+        if density >= 1.0:
+            return 0.0
+        x = np.log(1.0 - np.asarray(self.densities[::-1]))
+        y = np.log(np.maximum.accumulate(np.maximum(self.loss[::-1], 1e-9)))
+        s = float(np.log(1.0 - density))
+        if s <= x[0] or len(x) == 1:
+            slope = max((y[1] - y[0]) / (x[1] - x[0]), 1.0) if len(x) > 1 else 2.0
+            return float(np.exp(y[0] + slope * (s - x[0])))
+        if s >= x[-1]:
+            return float(np.exp(y[-1] + max((y[-1] - y[-2]) / (x[-1] - x[-2]), 1.0) * (s - x[-1])))
+        return float(np.exp(np.interp(s, x, y)))
+
+
+def divergence(dense: Array, sparse: Array) -> float:
+    """Mean KL(dense || sparse) over all rows but the last axis, in nats; outputs that are no distributions already
+    are taken as logits.
+    """
+    p, q = _log_probabilities(dense), _log_probabilities(sparse)
+    return float(np.mean(np.sum(np.exp(p) * (p - q), axis=-1)))
+
+
+def sensitivities(
+    model: ir.Model,
+    layers: Sequence[LayerInfo],
+    pattern: SparsePattern,
+    inputs: Iterable[Feeds],
+    repair: Repair,
+    *,
+    densities: Sequence[float] = PROBES,
+    samples: int = PROBE_SAMPLES,
+    tick: Tick | None = None,
+) -> list[Sensitivity]:
+    """Prune and repair each layer alone, at each density, in a model that is dense otherwise; put back afterwards."""
+    outputs = [str(value.name) for value in model.graph.outputs]
+    probes: Iterable[Feeds] = _every(inputs, samples)
+    wanted = [values[0] for values in run_values(model, outputs, probes)]
+    dense = output_spread(model, layers, probes)
+    found = []
+    for number, layer in enumerate(layers):
+        if tick:
+            tick(number / len(layers), layer.name)
+        probes = advance(model, layer.name, probes)
+        moments = input_moments(model, [layer], probes)[layer.name]
+        weight, bias = canonical_weight(model, layer), bias_of(model, layer)
+        loss = []
+        for density in densities:
+            new, shift, _ = prune_layer(weight, bias, moments, Choice(pattern, density), dense[layer.name], repair)
+            store(model, layer, new, shift)
+            got = run_values(model, outputs, probes)
+            loss.append(float(np.mean([divergence(a, b[0]) for a, b in zip(wanted, got, strict=True)])))
+        store(model, layer, weight, bias)
+        found.append(Sensitivity(layer.name, tuple(densities), tuple(loss)))
+    return found
+
+
+def knapsack(costs: Sequence[Sequence[float]], losses: Sequence[Sequence[float]], budget: float) -> list[int]:
+    """For each item the index of the choice, so that the losses add up to the least with the costs within budget.
+
+    Exact (a mixed integer program, solved to optimality). UsageError if even the cheapest choices cost more.
+    """
+    cheapest = sum(min(row) for row in costs)
+    if cheapest > budget * (1 + 1e-9):
+        raise UsageError(
+            "the budget cannot be met",
+            why=f"even the sparsest choices take {cheapest / max(sum(map(max, costs)), 1e-30):.3f} of the dense cost",
+            fix="allow more, or let more layers be pruned",
+        )
+    sizes = [len(row) for row in costs]
+    total = sum(sizes)
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    one_each = csr_array((np.ones(total), (owner, np.arange(total))), shape=(len(sizes), total))
+    cost = np.concatenate([np.asarray(row, float) for row in costs]) / budget
+    limits = [LinearConstraint(one_each, 1, 1), LinearConstraint(cost[None, :], -np.inf, 1 + 1e-9)]
+    loss = np.concatenate([np.asarray(row, float) for row in losses])
+    scale = max(float(loss.max()), 1e-30)
+    options = {"mip_rel_gap": 0.0, "presolve": True}
+    solved = milp(loss / scale, constraints=limits, integrality=np.ones(total), bounds=(0, 1), options=options)
+    if solved.x is None:
+        raise UsageError("the budget cannot be met", why=str(solved.message))
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    return [int(np.argmax(solved.x[s : s + n])) for s, n in zip(starts, sizes, strict=True)]
+
+
+def by_sensitivity(
+    layers: Sequence[LayerInfo],
+    measured: Sequence[Sensitivity],
+    density: float,
+    *,
+    cost: Callable[[LayerInfo, float], float] | None = None,
+    grid: Sequence[float] = GRID,
+) -> dict[str, float]:
+    """Densities by layer name for a mean density over the multiply-adds (or over any other `cost`), exactly solved."""
+    price = cost or (lambda layer, share: share * max(layer.macs, 1))
+    table = [[price(layer, share) for share in grid] for layer in layers]
+    losses = [[one.at(share) for share in grid] for one in measured]
+    chosen = knapsack(table, losses, density * sum(price(layer, 1.0) for layer in layers))
+    return {layer.name: grid[index] for layer, index in zip(layers, chosen, strict=True)}
+
+
+def erk(layers: Sequence[LayerInfo], density: float) -> dict[str, float]:
+    """Densities in proportion to (outputs + inputs + kernel) / product, clipped at 1, for a mean over multiply-adds."""
+    raw = np.array([(sum(layer.shape[:2]) + 2 * layer.shape[2] ** 0.5) / np.prod(layer.shape) for layer in layers])
+    return _scaled(layers, raw, density)
+
+
+def global_threshold(layers: Sequence[LayerInfo], scores: Mapping[str, Array], density: float) -> dict[str, float]:
+    """Densities that keep the units with the most saliency per multiply-add, anywhere in the network."""
+    worth = np.concatenate([np.asarray(scores[layer.name], float).reshape(-1) for layer in layers])
+    price = np.concatenate([np.full(scores[layer.name].size, layer.macs / layer.params) for layer in layers])
+    order = np.argsort(-worth / price, kind="stable")
+    used = np.cumsum(price[order])
+    kept = np.zeros(len(worth), bool)
+    kept[order[used <= density * used[-1]]] = True
+    found, start = {}, 0
+    for layer in layers:
+        size = scores[layer.name].size
+        found[layer.name] = max(float(kept[start : start + size].mean()), 1.0 / size)
+        start += size
+    return found
+
+
+def _scaled(layers: Sequence[LayerInfo], raw: Array, density: float) -> dict[str, float]:
+    macs = np.array([max(layer.macs, 1) for layer in layers], float)
+    low, high = 0.0, 1.0 / raw.min()
+    for _ in range(200):  # bisection: the mean grows with the factor
+        middle = (low + high) / 2
+        share = (np.minimum(middle * raw, 1.0) * macs).sum() / macs.sum()
+        low, high = (middle, high) if share < density else (low, middle)
+    return {layer.name: float(min(high * one, 1.0)) for layer, one in zip(layers, raw, strict=True)}
+
+
+def _every(inputs: Iterable[Feeds], count: int) -> list[Feeds]:
+    """At most `count` samples, spread over all of them."""
+    kept: list[Feeds] = []
+    for feeds in inputs:
+        kept.append(feeds)
+        if len(kept) >= 2 * count:
+            kept = kept[::2] if len(kept) > 4 * count else kept
+    pick = np.unique(np.linspace(0, len(kept) - 1, min(count, len(kept))).astype(int))
+    return [kept[i] for i in pick]
+
+
+def _log_probabilities(values: Array) -> Array:
+    values = values.astype(np.float64)
+    if values.min() >= 0.0 and np.allclose(values.sum(axis=-1), 1.0, atol=1e-3):
+        return np.log(np.maximum(values, 1e-12))
+    top = values - values.max(axis=-1, keepdims=True)
+    return np.asarray(top - np.log(np.exp(top).sum(axis=-1, keepdims=True)))
