@@ -64,6 +64,7 @@ def bundle_model(
     seed: int = 0,
     dense: bool = False,
     demo: bool = False,
+    portable: Path | None = None,
 ) -> Bundle:
     """Compile a model into a package for the web.
 
@@ -77,6 +78,8 @@ def bundle_model(
         Of the package; by default made from the model's file name.
     demo:
         Add a page that shows the model at work.
+    portable:
+        Where to write the ONNX model that the bundle computes, if that is wanted too.
 
     Raises
     ------
@@ -105,6 +108,8 @@ def bundle_model(
             assert made is not None, "only stop_after ends without an artifact"
             artifacts[variant] = made
             source = made.file(PORTABLE)
+        if portable is not None:
+            shutil.copyfile(source, portable)
         return _write(package, artifacts, output, demo, Path(path))
 
 

@@ -1,0 +1,159 @@
+"""A bench in a JavaScript engine: sparse, dense by the same compiler and onnxruntime-web, in turn, in one process.
+
+Times are taken inside of the engine, around one run with its inputs and outputs copied; asking for a run is outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgesparse import environment
+from edgesparse.bench import Contender, Plan, Progress, measure
+from edgesparse.bundle import Bundle, bundle_model
+from edgesparse.errors import EdgesparseError, UnsupportedError
+from edgesparse.feeds import random_feeds
+from edgesparse.manifest import TensorInfo
+from edgesparse.recipe import Recipe
+from edgesparse.report import LayerTime, Report, layer_times
+from edgesparse.runtimes.engines import PROGRAMS, Engine, EngineModel, find_package
+from edgesparse.session import DENSE, PROFILE_RUNS, SPARSE
+
+ORT_WEB = "onnxruntime-web"
+"""Name of that contender in reports, and of its npm package."""
+
+ENGINES = tuple(PROGRAMS)
+
+
+class EngineContender:
+    """One model of an engine under the name that reports call it by."""
+
+    def __init__(self, name: str, model: EngineModel) -> None:
+        self.name = name
+        self.model = model
+        self.load_seconds = model.load_seconds
+        model.load(random_feeds(model.inputs))
+
+    def run_once(self) -> float:
+        """Run once and return the seconds it took."""
+        return self.model.step()[0]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a bench compares: the bundle, its dense form, and the ONNX model that both compute."""
+
+    sparse: Bundle
+    dense: Bundle | None
+    portable: Path
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        return _tensors(self.sparse, "inputs")
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        return _tensors(self.sparse, "outputs")
+
+
+@contextlib.contextmanager
+def built(
+    model: Path,
+    recipe: Recipe | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    dense: bool = True,
+    progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> Iterator[Built]:
+    """Bundle a model, and its dense form, into a folder that is gone afterwards. Raises EdgesparseError."""
+    with tempfile.TemporaryDirectory(prefix="edgesparse-") as room:
+        portable = Path(room) / "portable.onnx"
+        sparse = bundle_model(
+            model,
+            output=Path(room) / "sparse",
+            recipe=recipe,
+            shapes=shapes,
+            progress=progress,
+            notice=notice,
+            portable=portable,
+        )
+        plain = bundle_model(portable, output=Path(room) / "dense", dense=True, progress=progress) if dense else None
+        yield Built(sparse, plain, portable)
+
+
+def bench_engine(
+    engine: Engine,
+    it: Built,
+    plan: Plan,
+    *,
+    onnxruntime: bool = True,
+    layers: bool = False,
+    peak: float | None = None,
+    variant: str | None = None,
+    progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> Report:
+    """Measure a bundle against its dense form and onnxruntime-web in one engine.
+
+    Parameters
+    ----------
+    variant:
+        Which code to run; by default the one that a session picks.
+
+    Raises
+    ------
+    EdgesparseError
+        The bundle cannot run there. What cannot be measured of the others is told through `notice`.
+    """
+    say = notice or (lambda text: None)
+    options = {"variant": variant} if variant else {}
+    sparse = EngineContender(SPARSE, engine.load_bundle(it.sparse.path, it.inputs, it.outputs, **options))
+    contenders: list[Contender] = [sparse]
+    if it.dense is not None:
+        dense = engine.load_bundle(it.dense.path, it.inputs, it.outputs, **options)
+        contenders.append(EngineContender(DENSE, dense))
+    if onnxruntime:
+        try:
+            other = engine.load_onnx(find_package(ORT_WEB), it.portable, it.inputs, it.outputs, plan.threads)
+            contenders.append(EngineContender(ORT_WEB, other))
+        except EdgesparseError as error:
+            say(str(error))
+    outcome = measure(contenders, plan, progress=progress)
+    found = _layers(sparse.model, it.sparse) if layers else ()
+    subject = {
+        "artifact": it.sparse.manifest["name"],
+        "artifact_sha256": environment.sha256(it.sparse.path / "manifest.json"),
+        "model_sha256": environment.sha256(it.portable),
+        "target": f"{engine.kind}, {sparse.model.told['variant']} SIMD",
+        "recipe": it.sparse.manifest["recipe"],
+        "info": {**it.sparse.manifest["info"], "engine": engine.told["engine"], "isolated": engine.told["isolated"]},
+    }
+    sizes = {SPARSE: size_of(it.sparse), ORT_WEB: it.portable.stat().st_size}
+    if it.dense is not None:
+        sizes[DENSE] = size_of(it.dense)
+    return Report(outcome, subject, environment.record(), {}, sizes, found, peak)
+
+
+def check_engine(kind: str, threads: int) -> None:
+    """Raise UnsupportedError for what cannot be measured in an engine."""
+    if threads > 1:
+        raise UnsupportedError(
+            f"bundles run on one thread, not {threads}", why="threads in WebAssembly are not there yet"
+        )
+
+
+def size_of(bundle: Bundle) -> int:
+    """Bytes that a visitor downloads: the weights, and the larger variant's code with the scripts, gzipped."""
+    return int(bundle.manifest["files"]["weights.bin"]["size"]) + bundle.code_gzipped
+
+
+def _layers(model: EngineModel, bundle: Bundle) -> tuple[LayerTime, ...]:
+    return layer_times([model.profile() for _ in range(PROFILE_RUNS)], bundle.manifest["layers"])
+
+
+def _tensors(bundle: Bundle, kind: str) -> tuple[TensorInfo, ...]:
+    return tuple(TensorInfo(item["name"], item["dtype"], tuple(item["shape"])) for item in bundle.manifest[kind])
