@@ -21,7 +21,7 @@ from pathlib import Path
 import click
 
 from edgesparse import __version__
-from edgesparse.commands import benching, building, demo, inspection, listing, running, web
+from edgesparse.commands import benching, building, demo, devices, finetuning, inspection, listing, running, web
 from edgesparse.console import Console
 from edgesparse.errors import EdgesparseError
 
@@ -60,11 +60,13 @@ for _command in (
     demo.demo,
     building.compile_,
     building.sparsify,
+    finetuning.finetune,
     web.bundle,
     running.run,
     running.verify,
     inspection.inspect,
     benching.bench,
+    devices.devices,
     listing.targets,
     listing.patterns,
     listing.cache,

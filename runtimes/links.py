@@ -187,6 +187,16 @@ def parse(text: str) -> Link:
     )
 
 
+def adb_devices() -> list[str]:
+    """Names of the devices that adb sees; none where there is no adb."""
+    if shutil.which("adb") is None:
+        return []
+    with contextlib.suppress(DeviceError):
+        lines = call(["adb", "devices"], b"", CONNECT, "adb").out.decode(errors="replace").splitlines()[1:]
+        return [f"adb://{line.split()[0]}" for line in lines if line.strip()]
+    return []
+
+
 def call(command: Sequence[str], stdin: bytes | Path, timeout: float, name: str) -> Done:
     """Run a client to its end. DeviceError where it is missing, TimedOutError where it does not end."""
     source = stdin.open("rb") if isinstance(stdin, Path) else None

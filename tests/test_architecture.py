@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("artifact", "manifest", "packed", "samples", "feeds"),
     ("runtimes",),
     ("pipeline", "verify", "bundle", "webpackage", "training"),
-    ("bench", "contenders", "demonstration", "memory", "report", "session", "survey", "webbench"),
+    ("bench", "contenders", "demonstration", "devicebench", "memory", "report", "session", "survey", "webbench"),
     ("console", "commands", "cli", "__main__"),
 )
 """From the ground up; `*` is every module of the compiler that has no floor of its own."""
