@@ -38,7 +38,8 @@ GROUP_SIZES = (16, 8, 4, 2)
 class PatternKind:
     """One row of the table of patterns: the source of parser, help text and checks.
 
-    `fixed` patterns say their density themselves (2 of 4 is 0.5); `available` ones can be pruned to, now.
+    `fixed` patterns say their density themselves (2 of 4 is 0.5); `available` ones can be pruned to. What the
+    compiler makes of the zeros is the placement's to say: it has kernels of their own for Nx1 groups.
     """
 
     name: str
@@ -49,17 +50,17 @@ class PatternKind:
     available: bool
 
 
-_GROUP = "N output channels in a row keep or drop M input channels together, tap by tap (M = 1 now)"
+_GROUP = "N output channels in a row keep or drop M input channels together, tap by tap"
 _BLOCK = "R output by C input channels are kept or dropped together, all taps"
 PATTERNS: tuple[PatternKind, ...] = (
     PatternKind("dense", "dense", "dense", "every weight is kept", True, True),
     PatternKind("unstructured", "unstructured", "unstructured", "any weight may be zero", False, True),
     PatternKind("group", "group:NxM", r"group:(\d+)x(\d+)", _GROUP, False, True),
-    PatternKind("nm", "nm:N:M", r"nm:(\d+):(\d+)", "N of M input channels in a row are kept", True, False),
-    PatternKind("fanin", "fanin", "fanin", "every output channel keeps equally many weights", False, False),
-    PatternKind("kernel", "kernel:K", r"kernel:(\d+)", "K taps of every k x k kernel are kept", True, False),
-    PatternKind("block", "block:RxC", r"block:(\d+)x(\d+)", _BLOCK, False, False),
-    PatternKind("channel", "channel", "channel", "whole output channels are kept or dropped", False, False),
+    PatternKind("nm", "nm:N:M", r"nm:(\d+):(\d+)", "N of M input channels in a row are kept", True, True),
+    PatternKind("fanin", "fanin", "fanin", "every output channel keeps equally many weights", False, True),
+    PatternKind("kernel", "kernel:K", r"kernel:(\d+)", "K taps of every k x k kernel are kept", True, True),
+    PatternKind("block", "block:RxC", r"block:(\d+)x(\d+)", _BLOCK, False, True),
+    PatternKind("channel", "channel", "channel", "whole output channels are kept or dropped", False, True),
 )
 _BY_NAME = {kind.name: kind for kind in PATTERNS}
 
@@ -120,7 +121,7 @@ class SparsePattern:
     @property
     def available(self) -> bool:
         """Whether a model can be pruned to this pattern and compiled, now."""
-        return _BY_NAME[self.kind].available and not (self.kind == "group" and self.m != 1)
+        return _BY_NAME[self.kind].available
 
 
 DENSE = SparsePattern("dense")
@@ -140,7 +141,7 @@ def _unknown(text: object) -> PatternError:
 def check_available(pattern: SparsePattern) -> None:
     """Raise PatternError if models cannot be pruned to `pattern` and compiled yet."""
     if not pattern.available:
-        can = ", ".join(kind.grammar.replace("NxM", "Nx1") for kind in PATTERNS if kind.available)
+        can = ", ".join(kind.grammar for kind in PATTERNS if kind.available)
         raise PatternError(f"pattern {pattern} is not there yet", fix=f"available now: {can}")
 
 

@@ -74,7 +74,7 @@ def sensitivities(
     samples: int = PROBE_SAMPLES,
     tick: Tick | None = None,
 ) -> list[Sensitivity]:
-    """Prune and repair each layer alone, at each density, in a model that is dense otherwise; put back afterwards."""
+    """Prune and repair each layer alone, at each density, in a copy of the model that is dense otherwise."""
     outputs = [str(value.name) for value in model.graph.outputs]
     probes: Iterable[Feeds] = _every(inputs, samples)
     wanted = [values[0] for values in run_values(model, outputs, probes)]
@@ -89,10 +89,10 @@ def sensitivities(
         loss = []
         for density in densities:
             new, shift, _ = prune_layer(weight, bias, moments, Choice(pattern, density), dense[layer.name], repair)
-            store(model, layer, new, shift)
-            got = run_values(model, outputs, probes)
+            probe = model.clone()
+            store(probe, layer, new, shift)
+            got = run_values(probe, outputs, probes)
             loss.append(float(np.mean([divergence(a, b[0]) for a, b in zip(wanted, got, strict=True)])))
-        store(model, layer, weight, bias)
         found.append(Sensitivity(layer.name, tuple(densities), tuple(loss)))
     return found
 

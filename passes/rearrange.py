@@ -57,7 +57,7 @@ def rearrange(
     writers: dict[int, list[LayerInfo]] = {}
     for layer in weight_layers(model):
         choice = choices.get(layer.name)
-        if choice is None or choice.pattern.kind != "group" or choice.pattern.n < 2:
+        if choice is None or choice.pattern.kind not in ("group", "block") or choice.pattern.n < 2:
             continue
         space = _output_space(coupling, layer)
         if isinstance(space, Reason):
@@ -113,4 +113,8 @@ def _view(model: ir.Model, layer: LayerInfo, choice: Choice, moments: Moments | 
     weight = canonical_weight(model, layer)
     scores = magnitude(weight) if moments is None else obs(weight, moments)
     density = 1.0 if choice.density is None else choice.density
+    if choice.pattern.m > 1:  # what is kept or dropped together along the inputs competes as one
+        scores = np.add.reduceat(scores, np.arange(0, scores.shape[1], choice.pattern.m), axis=1)
+    if choice.pattern.kind == "block":
+        scores = scores.sum(axis=2)
     return View(scores.reshape(len(scores), -1).astype("float32"), density)

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgesparse.errors import Reason
-from edgesparse.passes.graph import Array, constant, set_constant
+from edgesparse.passes.graph import Array, constant, only_user, set_constant
 from edgesparse.passes.layers import LayerInfo, canonical_weight, set_canonical_weight, weight_layers
 from edgesparse.passes.observe import Feeds, Moments, Spread, Tick, advance, input_moments, node_named, output_spread
 from edgesparse.passes.score import magnitude
@@ -137,11 +137,33 @@ def bias_of(model: ir.Model, layer: LayerInfo) -> Array:
 
 
 def store(model: ir.Model, layer: LayerInfo, weight: Array, bias: Array) -> None:
-    """Write weight and bias back in the weight's dtype. A MatMul has no bias: an Add behind it is not made here."""
+    """Write weight and bias back in the weight's dtype. What a MatMul has no bias for goes into the Add behind it,
+    if there is one with a constant; without one, mean and scale of its outputs are left to what follows.
+    """
     dtype = canonical_weight(model, layer).dtype
     set_canonical_weight(model, layer, weight.astype(dtype))
+    node = node_named(model, layer.name)
     if layer.op_type != "MatMul":
-        set_constant(model, node_named(model, layer.name), 2, bias.astype(dtype), f"{layer.weight}_bias")
+        set_constant(model, node, 2, bias.astype(dtype), f"{layer.weight}_bias")
+        return
+    slot = _added(node, layer.shape[0])
+    if slot is not None and bias.any():
+        follower, index = slot
+        array = constant(follower.inputs[index])
+        assert array is not None
+        set_constant(model, follower, index, (array + bias).astype(dtype))
+
+
+def _added(node: ir.Node, size: int) -> tuple[ir.Node, int] | None:
+    """The Add that alone reads a product, and which of its inputs is a constant vector of the product's outputs."""
+    follower = only_user(node.outputs[0])
+    if follower is None or follower.op_type != "Add":
+        return None
+    for index, value in enumerate(follower.inputs):
+        array = constant(value)
+        if array is not None and array.size == size and array.shape[-1] == size:
+            return follower, index
+    return None
 
 
 def _after_first(layers: list[LayerInfo], choices: Mapping[str, Choice]) -> list[str]:

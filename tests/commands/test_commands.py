@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnx.parser
 import pytest
 
 from edgesparse import demonstration
@@ -25,7 +28,7 @@ def test_targets_and_patterns(run: Run) -> None:
     assert all(name in run("targets")[1] for name in names)
     rows = {row["grammar"]: row["available"] for row in json.loads(run("patterns", "--json=-")[1])["patterns"]}
     assert rows["group:NxM"] is True
-    assert rows["fanin"] is False
+    assert rows["fanin"] is True
 
 
 def test_cache(run: Run, own_cache: Path) -> None:
@@ -230,3 +233,28 @@ def test_demo_shows_before_and_after(run: Run, monkeypatch: pytest.MonkeyPatch) 
     data = json.loads(run("demo", "--json")[1])
     assert [row["name"] for row in data["rows"]] == list(names)
     assert data["rows"][0]["speedup"] is None
+
+
+def test_sparsify_with_calibration_and_coupling(run: Run, tmp_path: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["" : 18]>
+        small (float[1,16] x) => (float[1,8] y) { [first] a = MatMul(x, w)  b = Add(a, c)  r = Relu(b)
+        [second] y = MatMul(r, v) }"""
+    made = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (16, 12)), ("c", (12,)), ("v", (12, 8))):
+        made.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    path = tmp_path / "net.onnx"
+    onnx.save(made, path)
+    np.save(tmp_path / "x.npy", rng.normal(size=(40, 16)).astype(np.float32))
+    options = ("--pattern", "group:4x1", "--sparsity", "0.5", "--calibrate", tmp_path / "x.npy")
+    code, out, _ = run("sparsify", path, *options)
+    assert (code, "2 of 2 layers pruned" in out) == (0, True)
+    props = {one.key: one.value for one in onnx.load(tmp_path / "net.sparse.onnx").metadata_props}
+    assert json.loads(props["edgesparse.rearrangement"])[0]["channels"] == 12
+    code, out, _ = run("inspect", path, "--coupling")
+    assert code == 0
+    assert "12 channels, free" in out
+    code, out, _ = run("inspect", path, "--coupling", "--json=-")
+    assert {one["channels"] for one in json.loads(out)["sets"] if one["pinned"] is None} == {12}
+    code, _, err = run("sparsify", path, *options[:-1], tmp_path / "nowhere", "-o", "other.onnx")
+    assert (code, "there is no calibration data" in err) == (2, True)

@@ -10,7 +10,7 @@ import pytest
 from judge import run, same
 
 from edgesparse import pattern as P
-from edgesparse.errors import PatternError, RecipeError, UsageError
+from edgesparse.errors import RecipeError, UsageError
 from edgesparse.passes import LayerInfo, run_passes, weight_layers
 from edgesparse.passes.layers import canonical_weight, set_canonical_weight
 from edgesparse.passes.prune import LAYERS_KEY, RECIPE_KEY, VERSION_KEY, prune_pass
@@ -153,11 +153,23 @@ def test_shared_weight_is_pruned_for_one_layer_only(load) -> None:
     assert densities(result.model) == {"MatMul_0": 0.5, "MatMul_1": 1.0}
 
 
+@pytest.mark.parametrize("text", ["group:4x2", "nm:2:4", "fanin", "block:4x2", "channel", "kernel:4"])
+def test_every_pattern_can_be_pruned_to(net: ir.Model, text: str) -> None:
+    pattern = P.SparsePattern.parse(text)
+    share = "" if pattern.fixed else ", density: 0.5"
+    result = pruned(net, f"{{pattern: {text}{share}, targets: [stem, pw]}}")
+    left = {reason.node for reason in result.reasons}
+    for layer in weight_layers(result.model):
+        if layer.name in ("stem", "pw") and layer.name not in left:
+            weight = canonical_weight(result.model, layer)
+            assert P.keeps(pattern, weight)
+            assert P.density(weight) == pytest.approx(4 / 9 if text == "kernel:4" else 0.5, abs=0.05)
+    assert np.isfinite(run(result.model)[0]).all()
+
+
 def test_errors(net: ir.Model) -> None:
     with pytest.raises(RecipeError, match=r"targets\[0\]: 'stemm' matches no layer.*did you mean 'stem'"):
         pruned(net, "{targets: [stemm], pattern: group:4x1, density: 0.5}")
-    with pytest.raises(PatternError, match="nm:2:4 is not there yet"):
-        pruned(net, "{pattern: nm:2:4}")
     with pytest.raises(UsageError, match="unknown criterion 'luck'"):
         saliency("luck", np.ones((1, 1, 1)))
 
