@@ -126,6 +126,7 @@ class _Emitter:
         self.strip, self.shared = 0, self.plan.strips > 1
 
     def constant(self, name: str, make: Callable[[], np.ndarray]) -> Ref:
+        name = f"constant:{name}"
         if name not in self.constants:
             self.constants[name] = make()
         return Ref(name)
@@ -142,7 +143,9 @@ class _Emitter:
         if own not in self.places:
             value, layout = self.graph.values[name], self.plan.layouts.get(name)
             nbytes = layout.nbytes if layout is not None else value.nbytes
-            self.places[own] = _Place(self.buffer(own, max(nbytes, 4)), layout)
+            # A number and a mark: no value's own name can then be taken for a buffer of ours, or of another strip.
+            buffer = f"{self.strip if own != name else 0}#{name}"
+            self.places[own] = _Place(self.buffer(buffer, max(nbytes, 4)), layout)
         return self.places[own]
 
     def own(self, name: str) -> str:
@@ -193,7 +196,7 @@ class _Emitter:
         if place.layout is None or place.layout.is_plain:
             return place.buffer
         if name not in self.plains:
-            target = self.buffer(f"{name}/plain", self.graph.values[name].nbytes)
+            target = self.buffer(f"plain:{name}", self.graph.values[name].nbytes)
             self._copy_plain(name, target)
             self.plains[name] = target
         return self.plains[name]
@@ -312,7 +315,7 @@ class _Emitter:
         pitch = pitch_of(pixels)
         _, source = self.image(op.inputs[0])
         taps = op.kernel[0] * op.kernel[1]
-        panel = self.buffer(self.own(f"{op.name}/panel"), 4 * source.channels * taps * pitch)
+        panel = self.buffer(f"panel{self.strip}:{op.name}", 4 * source.channels * taps * pitch)
         args = [pitch, 0, *self.rows(op.inputs[0], step.image, window, step.first)]
         self.call(Panel(window, self.target.lanes), [Ref(ARENA), Ref(panel)], args, source.channels)
         return panel, pitch
@@ -408,8 +411,8 @@ class _Emitter:
             return
         out, depth = weight.shape
         pitch = pitch_of(op.rows)
-        columns = self.buffer(f"{op.name}/columns", 4 * depth * pitch)
-        results = self.buffer(f"{op.name}/results", 4 * out * pitch)
+        columns = self.buffer(f"columns:{op.name}", 4 * depth * pitch)
+        results = self.buffer(f"results:{op.name}", 4 * out * pitch)
         turn = Transpose(self.target.lanes)
         self.call(turn, [x, Ref(columns)], [depth, pitch, op.rows], depth)
         self.product(op, weight, "w", op.rows, (Ref(columns), pitch), (Ref(results), pitch), None)
@@ -437,8 +440,7 @@ def lower(
     """Turn a planned and placed graph into a program; `parts` holds the fallback parts by operation name."""
     emitter = _Emitter(graph, plan, target, placements)
     for name in graph.inputs:
-        emitter.place_of(name)
-        emitter.buffer(name, 0, pinned=True)
+        emitter.buffer(emitter.place_of(name).buffer, 0, pinned=True)
 
     def lower_step(step: Step) -> None:
         emitter.layer = step.op

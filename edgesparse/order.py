@@ -9,6 +9,7 @@ themselves cut by output channels.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -74,6 +75,8 @@ def waiting(graph: Graph, layouts: Layouts) -> frozenset[str]:
 def order(graph: Graph, layouts: Layouts, lazy: frozenset[str], strips: int) -> tuple[Stage, ...]:
     """The stages of a graph; `lazy` values wait, all others are made whole in topological order."""
     stages = []
+    # A chain of values that wait is as deep in calls as it is long.
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), 2 * len(graph.ops) + 1000))
     for index, op in enumerate(graph.ops):
         if op.output in lazy:
             continue

@@ -91,6 +91,13 @@ class _Walk:
             self.ops.append(op)
         self._flush()
         outputs = tuple(name_of(value) for value in self.graph.outputs)
+        for value in self.graph.outputs:
+            if self._constant(value) is not None:
+                raise UnsupportedError(
+                    f"output {value.name!r} of the model is a constant",
+                    why="nothing computes it",
+                    fix="remove it from the model's outputs",
+                )
         ops = tuple(_sorted(self.ops, [name_of(value) for value in inputs]))
         used = {name for op in ops for name in (*op.inputs, *op.outputs)} | set(outputs)
         names = tuple(name_of(value) for value in inputs)
@@ -276,8 +283,8 @@ class _Walk:
         if integer(node, "transA", 0) or number(node, "alpha", 1.0) != 1.0 or number(node, "beta", 1.0) != 1.0:
             return None
         rows_out = weight if integer(node, "transB", 0) else weight.T
-        if bias is not None and bias.size not in (1, rows_out.shape[0]):
-            return None
+        if bias is not None and bias.size != 1 and (bias.size != rows_out.shape[0] or bias.shape[-1] != bias.size):
+            return None  # a value of its own for each row of x
         return self._linear(node, name_of(x), rows_out, bias)
 
     def _matmul(self, node: ir.Node) -> Op | None:
@@ -465,8 +472,8 @@ def _operand(out: tuple[int, ...], shape: tuple[int, ...], constant: np.ndarray 
     if np.prod(shape, dtype=np.int64) == 1 and constant is not None:
         return "scalar"
     padded = (1,) * (4 - len(shape)) + tuple(shape)
-    if len(padded) != 4:
-        return None
+    if len(padded) != 4 or (constant is None and len(shape) != 4):
+        return None  # what is computed and no image has no layout to meet the image's
     if padded == out and constant is None:
         return "full"
     if padded[1:] == (out[1], 1, 1) and padded[0] in (1, out[0]) and (padded[0] == out[0] or constant is not None):
