@@ -1,0 +1,95 @@
+"""`finetune`: train a model sparse from inputs alone, its dense form as the teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgesparse.commands import common
+from edgesparse.console import Console
+from edgesparse.errors import UsageError
+
+
+@click.command()
+@common.model_argument
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of inputs as .npy; no labels.")
+@common.recipe_options
+@common.shape_option
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="ONNX file.  [default: MODEL.finetuned.onnx]")
+@common.force_option
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True, help="To spend.")
+@click.option("--steps", type=click.IntRange(1), help="Training steps, instead of as many as fit into --minutes.")
+@click.option("--batch", type=click.IntRange(1, 4096), default=16, show_default=True, help="Inputs in a step.")
+@click.option("--rate", type=click.FloatRange(0, min_open=True), default=5e-4, show_default=True, help="Of learning.")
+@click.option("--method", default="gradual", show_default=True, help="How the weights become sparse.")
+@click.option("--allocation", default="lamp", show_default=True, help="Of the layers' densities: uniform, erk or lamp.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint of a run that was ended.")
+@common.threads_option
+@common.seed_option
+@common.json_option
+@common.verbosity_options
+@click.pass_obj
+def finetune(
+    console: Console,
+    model: Path,
+    data: Path,
+    recipe: Path | None,
+    pattern: str | None,
+    density: float | None,
+    sparsity: float | None,
+    shapes: tuple[str, ...],
+    output: Path | None,
+    force: bool,
+    minutes: float,
+    steps: int | None,
+    batch: int,
+    rate: float,
+    method: str,
+    allocation: str,
+    resume: bool,
+    threads: int,
+    seed: int,
+    json_to: str | None,
+) -> None:
+    """Prune MODEL (ONNX) while training it to agree with its dense self, on inputs without labels.
+
+    A checkpoint is kept beside the output; --resume goes on from it, also after a crash.
+    """
+    chosen = common.read_recipe(recipe, pattern, density, sparsity, seed)
+    if chosen is None:
+        raise UsageError("finetune needs to know what to prune", fix="give --recipe, or --pattern and --density")
+    place = output or model.with_suffix(".finetuned.onnx")
+    if place.exists() and not force:
+        raise UsageError(f"{place} is there already", fix="choose another --output, or --force")
+    import edgesparse.training  # says what to install without torch
+    from edgesparse.training.finetune import Settings
+    from edgesparse.training.finetune import finetune as train
+
+    assert edgesparse.training
+    import torch
+
+    torch.set_num_threads(threads)
+    settings = Settings(minutes, steps, batch, rate, seed, method, allocation)
+    with console.progress("finetune") as tick:
+        made = train(
+            model,
+            data,
+            place,
+            chosen,
+            settings,
+            shapes=common.read_shapes(shapes),
+            resume=resume,
+            progress=tick,
+            notice=console.notice,
+        )
+    if json_to is not None:
+        layers = [vars(one) for one in made.layers]
+        facts = {"output": str(made.output), "agreement": made.agreement, "steps": made.steps, "seconds": made.seconds}
+        console.json({**facts, "layers": layers}, json_to)
+        return
+    kept = sum(one.density * one.weights for one in made.layers) / sum(one.weights for one in made.layers)
+    console.result(
+        f"{made.output}: {len(made.layers)} layers at density {kept:.3f}; agrees with the dense model on "
+        f"{made.agreement:.1%} of the inputs held back ({made.steps} steps, {made.seconds / 60:.1f} min)"
+    )

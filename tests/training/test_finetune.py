@@ -1,0 +1,215 @@
+"""From ONNX and inputs alone: the converter against onnxruntime, and the way through `finetune`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+from edgesparse.cli import main
+from edgesparse.errors import ModelError, UnsupportedError, UsageError
+from edgesparse.models import digits
+from edgesparse.models.data import onnx_run
+from edgesparse.models.exporting import export
+from edgesparse.passes import SIMPLIFY, load_model, model_from_proto, run_passes, weight_layers
+from edgesparse.passes.layers import canonical_weight
+from edgesparse.pattern import SparsePattern, keeps
+from edgesparse.recipe import Recipe
+from edgesparse.training import CheckpointError
+from edgesparse.training import finetune as room
+from edgesparse.training.converter import Converted
+from edgesparse.training.finetune import Settings, check_equal, finetune
+from edgesparse.training.inputs import augment, read_inputs
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained digits network as ONNX, beside a folder of inputs without labels."""
+    folder = tmp_path_factory.mktemp("digits")
+    export("digits", folder / "digits.onnx")
+    (folder / "inputs").mkdir()
+    np.save(folder / "inputs" / "a.npy", digits.load()[0][0][:600])
+    return folder
+
+
+def prepared(path: Path) -> ir.Model:
+    return run_passes(load_model(path), SIMPLIFY).model
+
+
+def graph(text: str, opset: int = 18) -> ir.Model:
+    """A model from ONNX text, as `load_model` leaves it."""
+    return model_from_proto(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> {text}'))
+
+
+@pytest.mark.parametrize("name", ["digits", "page-orientation", "efficientnet-lite0"])
+def test_the_converter_agrees_with_onnxruntime(name: str, trained: Path, tmp_path: Path) -> None:
+    path = trained / "digits.onnx" if name == "digits" else export(name, tmp_path / "model.onnx")
+    model = prepared(path)
+    module = Converted(model)
+    shape = tuple(model.graph.inputs[0].shape)[1:]
+    inputs = torch.from_numpy(np.random.default_rng(1).standard_normal((2, *shape)).astype(np.float32))
+    check_equal(module, model, inputs)
+    # and back again, unchanged
+    module.write_back(model)
+    check_equal(module, model, inputs)
+    layers = {layer.name for layer in weight_layers(model)}
+    assert set(module.names.values()) == layers
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Relu(x)",
+        "y = Clip(x, low, high)",
+        "y = HardSigmoid<alpha: float = 0.3, beta: float = 0.4>(x)",
+        "y = MaxPool<kernel_shape: ints = [3, 3], strides: ints = [2, 2], pads: ints = [1, 1, 1, 1]>(x)",
+        "y = AveragePool<kernel_shape: ints = [3, 3], pads: ints = [1, 1, 1, 1], count_include_pad: int = 0>(x)",
+        "t = Transpose<perm: ints = [0, 2, 3, 1]>(x) y = Softmax<axis: int = -1>(t)",
+        "p = Sigmoid(x) q = Tanh(x) r = Concat<axis: int = 1>(p, q) y = Sub(r, low)",
+        "y = Conv<pads: ints = [0, 1, 1, 0], strides: ints = [2, 1]>(x, w)",
+        "m = ReduceMean<keepdims: int = 0>(x, axes) y = Unsqueeze(m, last)",
+        "g = GlobalAveragePool(x) f = Flatten(g) y = Gemm(f, v, b)",
+        "g = GlobalAveragePool(x) s = Squeeze(g, axes) h = MatMul(s, v) d = Div(h, high) y = HardSwish(d)",
+    ],
+)
+def test_operators_agree_with_onnxruntime(body: str) -> None:
+    source = np.random.default_rng(0)
+    head = "agraph (float[1,3,6,6] x) => (float y) "
+    values = {
+        "low": np.float32(-0.5),
+        "high": np.float32(0.7),
+        "axes": np.array([2, 3], np.int64),
+        "last": np.array([2], np.int64),
+        "w": source.standard_normal((4, 3, 2, 2)).astype(np.float32),
+        "v": source.standard_normal((3, 5)).astype(np.float32),
+        "b": source.standard_normal(5).astype(np.float32),
+    }
+    lines = body.replace(") ", ")\n")
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> {head} {{ {lines} }}')
+    used = [name for name in values if any(name in node.input for node in proto.graph.node)]
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(values[name]), name) for name in used)
+    del proto.graph.output[0].type.tensor_type.shape.dim[:]
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    model = model_from_proto(onnx.shape_inference.infer_shapes(proto))
+    check_equal(Converted(model), model, torch.from_numpy(source.standard_normal((1, 3, 6, 6)).astype(np.float32)))
+
+
+def test_an_unknown_operator() -> None:
+    model = graph("agraph (float[1,3] x) => (float[1,3] y) { y = Softplus(x) }")
+    with pytest.raises(UnsupportedError, match=r"operator Softplus cannot be trained"):
+        Converted(model)
+
+
+def test_a_converter_that_is_wrong_is_found() -> None:
+    model = graph("agraph (float[1,3] x) => (float[1,3] y) { y = Relu(x) }")
+    module = Converted(graph("agraph (float[1,3] x) => (float[1,3] y) { y = Tanh(x) }"))
+    with pytest.raises(ModelError, match="other numbers than onnxruntime"):
+        check_equal(module, model, torch.ones(1, 3))
+
+
+def test_finetune_keeps_the_graph_and_nearly_all_accuracy(trained: Path, tmp_path: Path) -> None:
+    made = finetune(
+        trained / "digits.onnx",
+        trained / "inputs",
+        tmp_path / "out.onnx",
+        Recipe.from_dict({"pattern": "group:4x1", "sparsity": 0.6, "targets": ["Conv"]}),
+        Settings(steps=150, batch=32, rate=5e-3),
+    )
+    assert made.agreement > 0.9
+    dense, sparse = load_model(trained / "digits.onnx"), load_model(made.output)
+    for one, other in ((dense.graph.inputs, sparse.graph.inputs), (dense.graph.outputs, sparse.graph.outputs)):
+        assert [(v.name, v.shape, v.dtype) for v in one] == [(v.name, v.shape, v.dtype) for v in other]
+    weights = {layer.name: canonical_weight(sparse, layer) for layer in weight_layers(sparse)}
+    for report in made.layers:
+        assert keeps(SparsePattern("group", 4, 1), weights[report.name])
+        assert np.mean(weights[report.name] != 0) == pytest.approx(report.density, abs=0.01)
+    total = sum(one.weights for one in made.layers)
+    assert sum(one.density * one.weights for one in made.layers) / total == pytest.approx(0.4, abs=0.02)
+    pictures, classes = digits.load()[1]
+    run = onnx_run(made.output)
+    right = np.mean([int(run(one[None]).argmax()) == label for one, label in zip(pictures, classes, strict=True)])
+    assert right > 0.93
+    assert not list(tmp_path.glob("*.checkpoint"))
+
+
+def test_finetune_resumes_bit_for_bit(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "SAVE_SECONDS", -1.0)  # after every step
+    targets = Recipe.from_dict({"pattern": "unstructured", "sparsity": 0.5, "targets": ["Conv"]})
+
+    def go(name: str, progress: Callable[[float, str], None] | None = None, resume: bool = False) -> bytes:
+        settings = Settings(steps=16, batch=8)
+        path = tmp_path / name
+        finetune(trained / "digits.onnx", trained / "inputs", path, targets, settings, resume=resume, progress=progress)
+        return path.read_bytes()
+
+    whole = go("whole.onnx")
+    for stop in (5, 14):  # before and after the masks are final
+
+        def ended(share: float, text: str, stop: int = stop) -> None:
+            if text.startswith(f"step {stop}/"):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            go(f"cut{stop}.onnx", ended)
+        assert not (tmp_path / f"cut{stop}.onnx").exists()
+        assert go(f"cut{stop}.onnx", resume=True) == whole
+
+
+def test_nothing_to_resume_and_other_runs(trained: Path, tmp_path: Path) -> None:
+    targets = Recipe.from_dict({"pattern": "unstructured", "sparsity": 0.5, "targets": ["Conv"]})
+    where = (trained / "digits.onnx", trained / "inputs", tmp_path / "out.onnx", targets)
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        finetune(*where, Settings(steps=4), resume=True)
+    torch.save({"steps": "many"}, tmp_path / "out.onnx.checkpoint")
+    with pytest.raises(CheckpointError, match="not a checkpoint of finetune"):
+        finetune(*where, Settings(steps=4), resume=True)
+
+
+def test_inputs_that_do_not_load(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="it is no folder"):
+        read_inputs(tmp_path / "none", (1, 3))
+    with pytest.raises(UsageError, match=r"it has no \.npy files"):
+        read_inputs(tmp_path, (1, 3))
+    file = tmp_path / "x.npy"
+    file.write_bytes(b"\x93NUMPY rubbish")
+    with pytest.raises(UsageError, match=r"cannot read .*x.npy"):
+        read_inputs(tmp_path, (1, 3))
+    np.save(file, np.zeros((2, 4), np.float32))
+    with pytest.raises(UsageError, match=r"of shape \(2, 4\).*the model takes float32 of shape \(1, 3\)"):
+        read_inputs(tmp_path, (1, 3))
+    np.save(file, np.array([[1, np.nan, 2]], np.float32))
+    with pytest.raises(UsageError, match="NaN or infinite"):
+        read_inputs(tmp_path, (1, 3))
+    np.save(file, np.array([1, 2, 3], np.float32))
+    np.save(tmp_path / "y.npy", np.zeros((2, 3), np.uint8))
+    assert read_inputs(tmp_path, (1, 3)).shape == (3, 3)
+
+
+def test_augmentation_depends_on_its_source_alone() -> None:
+    batch = torch.randn(6, 3, 32, 32)
+    first, again, other = (augment(batch, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert first.shape == batch.shape
+
+
+@pytest.mark.parametrize("wrong", [{"minutes": 0.0}, {"batch": 0}, {"held_back": 1.0}])
+def test_wrong_settings(wrong: dict) -> None:
+    with pytest.raises(UsageError):
+        Settings(**wrong)
+
+
+def test_the_command(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, out = str(trained / "digits.onnx"), str(tmp_path / "out.onnx")
+    common = ["finetune", model, "--data", str(trained / "inputs"), "-o", out, "--steps", "8", "-q"]
+    assert main([*common, "--pattern", "unstructured", "--sparsity", "0.5"]) == 0
+    assert "agrees with the dense model on" in capsys.readouterr().out
+    assert main([*common, "--pattern", "unstructured", "--sparsity", "0.5"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main([*common, "--force"]) == 2
+    assert "needs to know what to prune" in capsys.readouterr().err
