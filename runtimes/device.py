@@ -199,7 +199,8 @@ class Device:
         machine = str(self.artifact.manifest.target.get("machine"))
         emulator = f"{EMULATORS[machine]} {before} " if self.link.emulated else ""
         words = shlex.join([*arguments, "--timeout", str(max(1, int(timeout)))])
-        line = f"cd {self.folder} && echo $$ > pid && exec {emulator}./bench {words}"
+        # Waited for by the shell, which tells the signal that ended it; ssh alone would only say 255.
+        line = f"cd {self.folder} || exit 1; {emulator}./bench {words} & p=$!; echo $p > pid; wait $p"
         self._running = True
         try:
             done = self.link.shell(line, timeout=timeout + 15)

@@ -99,8 +99,17 @@ def bench(
         from edgesparse.commands.devices import bench_on
 
         with _artifact(console, path, target, rules, common.read_shapes(shapes)) as artifact:
-            times = {"seconds": plan.seconds, "runs": plan.runs, "timeout": timeout}
-            bench_on(console, artifact, device, **times, cores=cores, resume=resume, json_to=json_to)
+            bench_on(
+                console,
+                artifact,
+                device,
+                seconds=plan.seconds,
+                runs=plan.runs,
+                cores=cores,
+                timeout=timeout,
+                resume=resume,
+                json_to=json_to,
+            )
         return
     if device != "local":
         report = _in_engine(console, path, device, rules, common.read_shapes(shapes), plan, wanted)
