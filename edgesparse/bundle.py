@@ -63,7 +63,6 @@ def bundle_model(
     notice: Callable[[str], None] | None = None,
     seed: int = 0,
     dense: bool = False,
-    demo: bool = False,
     portable: Path | None = None,
 ) -> Bundle:
     """Compile a model into a package for the web.
@@ -76,8 +75,6 @@ def bundle_model(
         The folder to make.
     name:
         Of the package; by default made from the model's file name.
-    demo:
-        Add a page that shows the model at work.
     portable:
         Where to write the ONNX model that the bundle computes, if that is wanted too.
 
@@ -110,7 +107,7 @@ def bundle_model(
             source = made.file(PORTABLE)
         if portable is not None:
             shutil.copyfile(source, portable)
-        return _write(package, artifacts, output, demo, Path(path))
+        return _write(package, artifacts, output, Path(path))
 
 
 def package_name(model: Path, name: str | None) -> str:
@@ -158,7 +155,7 @@ def probe() -> bytes:
     return found
 
 
-def _write(package: str, artifacts: Mapping[str, Artifact], output: Path, demo: bool, model: Path) -> Bundle:
+def _write(package: str, artifacts: Mapping[str, Artifact], output: Path, model: Path) -> Bundle:
     first = next(iter(artifacts.values()))
     manifest = first.manifest
     weights = manifest.files["weights.bin"]
@@ -187,9 +184,6 @@ def _write(package: str, artifacts: Mapping[str, Artifact], output: Path, demo: 
                 shutil.copyfile(item.module, folder / modules[variant])
             shutil.copyfile(first.weights, folder / "weights.bin")
             shutil.copyfile(web_folder() / "runtime.mjs", folder / "runtime.mjs")
-            if demo:
-                for name in ("demo.html", "demo.mjs"):
-                    shutil.copyfile(web_folder() / name, folder / name)
             texts = {
                 "index.mjs": webpackage.index_mjs(it),
                 "index.d.ts": webpackage.index_dts(it),
@@ -232,6 +226,7 @@ def _manifest(it: Description, artifact: Artifact, folder: Path, model: Path) ->
         "recipe": manifest.recipe,
         "info": dict(manifest.info),
         "tools": dict(manifest.tools),
+        "density": it.density,
         "layers": list(it.layers),
         "files": hashed,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import click
@@ -16,7 +17,8 @@ from edgesparse.console import Console
 @common.shape_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: MODEL.web]")
 @click.option("--name", help="Name of the npm package.  [default: from the file's name]")
-@click.option("--demo", is_flag=True, help="Add a page that shows the model at work: demo.html.")
+@click.option("--demo", is_flag=True, help="Add a page that shows the model at work: demo/index.html.")
+@click.option("--labels", type=click.Path(path_type=Path), help="Names of the classes for --demo, one on a line.")
 @common.force_option
 @common.seed_option
 @common.json_option
@@ -33,6 +35,7 @@ def bundle(
     output: Path | None,
     name: str | None,
     demo: bool,
+    labels: Path | None,
     force: bool,
     seed: int,
     json_to: str | None,
@@ -42,9 +45,14 @@ def bundle(
     It runs in browsers, workers and Node, without any other runtime.
     """
     from edgesparse.bundle import bundle_model
+    from edgesparse.errors import UsageError
+    from edgesparse.webdemo import add_demo
 
+    if labels is not None and not demo:
+        raise UsageError("--labels is for the demo page", fix="give --demo as well")
     place = output or Path(f"{model.stem}.web")
-    with console.progress("bundle") as tick:
+    with console.progress("bundle") as tick, tempfile.TemporaryDirectory(prefix="edgesparse-") as room:
+        portable = Path(room) / "portable.onnx"
         made = bundle_model(
             model,
             output=place,
@@ -55,8 +63,9 @@ def bundle(
             progress=tick,
             notice=console.notice,
             seed=seed,
-            demo=demo,
+            portable=portable,
         )
+        page = add_demo(made, portable, labels=labels) if demo else None
     weights = made.manifest["files"]["weights.bin"]["size"]
     if json_to:
         data = {
@@ -74,3 +83,7 @@ def bundle(
         f"  code {made.code_gzipped / 1e3:.0f} kB gzipped, weights {weights / 1e6:.2f} MB"
         f" (model {made.manifest['model']['bytes'] / 1e6:.2f} MB)"
     )
+    if page is not None:
+        console.notice(
+            f"next: python -m http.server -d {made.path}, then open http://localhost:8000/{page.parent.name}/"
+        )
