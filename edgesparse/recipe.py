@@ -97,8 +97,14 @@ class Recipe:
     def with_repair(self) -> Recipe:
         """The same with everything that keeps accuracy, where there is calibration data and a free density."""
         allocation = Allocation("uniform" if self.pattern.fixed else "sensitivity")
-        repair = {"reconstruction": Reconstruction(), "recalibration": Recalibration(), "allocation": allocation}
-        return replace(self, criterion="obs", rearrangement=Rearrangement(), **repair)
+        return replace(
+            self,
+            criterion="obs",
+            reconstruction=Reconstruction(),
+            recalibration=Recalibration(),
+            allocation=allocation,
+            rearrangement=Rearrangement(),
+        )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:

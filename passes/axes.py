@@ -38,10 +38,9 @@ class AxisWork:
     def axes(self, value: ir.Value) -> Axes:
         """The value's axes, fresh ones at first sight. An open dimension is an axis of no entries."""
         if value not in self.known:
-            shape = value.shape
-            if shape is None and value.const_value is not None:
-                shape = value.const_value.shape
-            dims = [] if shape is None else list(shape)
+            dims: list[object] = [] if value.shape is None else list(value.shape)
+            if value.shape is None and value.const_value is not None:
+                dims = list(value.const_value.shape)
             self.known[value] = [self.spaces.new(d) if isinstance(d, int) and d > 0 else () for d in dims]
         return self.known[value]
 
@@ -216,13 +215,16 @@ def _resize(work: AxisWork, node: ir.Node) -> None:
 
 def _axis_list(work: AxisWork, node: ir.Node, index: int, rank: int) -> tuple[int, ...] | None:
     """Axes as attribute or constant input, not negative; None for not given. Raises Clash if not constant."""
-    listed = node.attributes.get_ints("axes")
-    if listed is None and index < len(node.inputs) and node.inputs[index] is not None:
-        array = constant(node.inputs[index])
+    listed = [int(axis) for axis in ints(node, "axes", ())]
+    if not listed:
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is None:
+            return None
+        array = constant(value)
         if array is None:
             raise Clash
-        listed = array.reshape(-1).tolist()
-    return None if listed is None else tuple(int(axis) % rank for axis in listed)
+        listed = [int(axis) for axis in array.reshape(-1)]
+    return tuple(axis % rank for axis in listed)
 
 
 def _reduce(work: AxisWork, node: ir.Node) -> None:

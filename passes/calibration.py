@@ -86,7 +86,7 @@ def samples_of(items: Iterable[Any], model: ir.Model, settings: Calibration | No
     """
     settings = settings or Calibration()
     inputs = ports(model)
-    again: Iterable[Any] = list(items) if iter(items) is items else items  # type: ignore[comparison-overlap]
+    again: Iterable[Any] = list(items) if iter(items) is items else items
     return _limited(lambda: (_named(item, inputs, "a sample") for item in again), inputs, settings)
 
 

@@ -201,7 +201,7 @@ def columns(node: ir.Node, layer: LayerInfo) -> Callable[[Array], Array]:
 
     Raises UsageError for transposed convolutions, and for Gemm with a transposed input.
     """
-    if layer.kind == "conv_transpose" or (layer.op_type == "Gemm" and node.attributes.get_int("transA", 0)):
+    if layer.kind == "conv_transpose" or (layer.op_type == "Gemm" and node.attributes.get_int("transA") == 1):
         raise UsageError(f"layer {layer.name!r} has no statistics", why=f"{layer.kind} inputs are not unrolled")
     if layer.kind in ("gemm", "matmul"):
         return lambda x: x.reshape(1, -1, x.shape[-1]).transpose(0, 2, 1)

@@ -122,7 +122,7 @@ def can_observe(model: ir.Model, layer: LayerInfo) -> bool:
     """Whether moments of the layer's inputs can be gathered, and its bias is a constant vector or absent."""
     node = node_named(model, layer.name)
     plain = node.attributes.get_float("alpha", 1.0) == 1.0 and node.attributes.get_float("beta", 1.0) == 1.0
-    if layer.kind == "conv_transpose" or node.attributes.get_int("transA", 0) or not plain:
+    if layer.kind == "conv_transpose" or node.attributes.get_int("transA") == 1 or not plain:
         return False
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     array = constant(bias)

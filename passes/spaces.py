@@ -32,6 +32,7 @@ class Spaces:
     _cut: dict[int, tuple[int, ...]] = field(default_factory=dict)
     _factors: dict[int, tuple[int, ...]] = field(default_factory=dict)
     _pins: dict[int, Reason] = field(default_factory=dict)
+    _inside: set[int] = field(default_factory=set)  # leaves within a product somewhere: they cannot be cut any more
 
     def new(self, size: int) -> Axis:
         """An axis of one fresh free space; axes of one entry have none at all to permute."""
@@ -185,11 +186,6 @@ class Spaces:
         if drop in self._pins:
             self._pins.setdefault(keep, self._pins[drop])
         self._parent[drop] = keep
-
-    @property
-    def _inside(self) -> set[int]:
-        """Leaves that stand inside of a product somewhere: they cannot be cut any more."""
-        return self.__dict__.setdefault("_within", set())
 
     def product(self, axes: list[Axis]) -> Axis:
         """One axis that runs over the product of axes, the last one fastest (reshape that joins).

@@ -42,14 +42,14 @@ def wanda(weight: Array, moments: Moments) -> Array:
     """
     rows = _grouped(weight, moments)
     square = np.einsum("gkk->gk", moments.covariance) + moments.mean**2
-    return (rows**2 * square[:, None, :]).reshape(weight.shape)
+    return np.asarray((rows**2 * square[:, None, :]).reshape(weight.shape))
 
 
 def obs(weight: Array, moments: Moments, damping: float = DAMPING) -> Array:
     """Optimal brain surgeon's w^2 / [H^-1]_jj, float64, canonical: the variance lost when the rest adjusts."""
     rows = _grouped(weight, moments)
     diagonal = np.stack([inverse_diagonal(damped(h, damping)) for h in moments.covariance])
-    return (rows**2 / diagonal[:, None, :]).reshape(weight.shape)
+    return np.asarray((rows**2 / diagonal[:, None, :]).reshape(weight.shape))
 
 
 def refit(weight: Array, mask: Mask, moments: Moments, damping: float = DAMPING) -> Array:
@@ -71,7 +71,7 @@ def refit(weight: Array, mask: Mask, moments: Moments, damping: float = DAMPING)
             s = np.flatnonzero(kept[g, members[0]])
             if s.size:
                 solved = cho_solve(cho_factor(h[np.ix_(s, s)], check_finite=False), right[members][:, s].T)
-                out[g][np.ix_(members, s)] = solved.T
+                out[g][np.ix_(np.asarray(members), s)] = solved.T
     return out.reshape(weight.shape)
 
 
