@@ -33,8 +33,8 @@ class Converted(nn.Module):  # type: ignore[misc]
     def __init__(self, model: ir.Model) -> None:
         super().__init__()
         self._nodes = tuple(model.graph)
-        self._inputs = [value.name for value in model.graph.inputs]
-        self._outputs = [value.name for value in model.graph.outputs]
+        self._inputs = [value.name or "" for value in model.graph.inputs]
+        self._outputs = [value.name or "" for value in model.graph.outputs]
         self._slots: dict[str, str] = {}
         self.names: dict[str, str] = {}
         layers = nn.ModuleDict()
@@ -83,7 +83,7 @@ class Converted(nn.Module):  # type: ignore[misc]
         for node in self._nodes:
             if node.outputs[0].name == self._outputs[0] and node.op_type == "Softmax" and node.inputs[0] is not None:
                 return node.inputs[0].name or ""
-        return str(self._outputs[0])
+        return self._outputs[0]
 
     def write_back(self, model: ir.Model) -> None:
         """Put the present weights and biases into the graph that the module was made from, or a copy of it."""
@@ -93,7 +93,7 @@ class Converted(nn.Module):  # type: ignore[misc]
                 continue
             module = self.layers[slot]
             weight = module.weight.detach().cpu().numpy()
-            if node.op_type == "MatMul" or (node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)):
+            if node.op_type == "MatMul" or (node.op_type == "Gemm" and not _flag(node, "transB")):
                 weight = weight.T
             set_constant(model, node, 1, np.ascontiguousarray(weight))
             if module.bias is not None:
@@ -130,10 +130,10 @@ def _layer(node: ir.Node) -> Any:
         return None
     if node.op_type == "Gemm":
         plain = all(node.attributes.get_float(key, 1.0) == 1.0 for key in ("alpha", "beta"))
-        width = weight.shape[0 if node.attributes.get_int("transB", 0) else 1]
-        if not plain or node.attributes.get_int("transA", 0) or (bias is not None and bias.size != width):
+        width = weight.shape[0 if _flag(node, "transB") else 1]
+        if not plain or _flag(node, "transA") or (bias is not None and bias.size != width):
             raise _refused(node, "alpha, beta, transA or a bias of another shape than [N]")
-    rows = weight if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) else weight.T
+    rows = weight if node.op_type == "Gemm" and _flag(node, "transB") else weight.T
     module = nn.Linear(rows.shape[1], rows.shape[0], bias=bias is not None)
     return _filled(module, rows, None if bias is None else bias.reshape(-1))
 
@@ -177,6 +177,10 @@ def _uneven(node: ir.Node) -> list[int] | None:
     return [pad for axis in reversed(range(half)) for pad in (pads[axis], pads[half + axis])]
 
 
+def _flag(node: ir.Node, name: str) -> bool:
+    return bool(node.attributes.get_int(name, 0))
+
+
 def _refused(node: ir.Node, why: str) -> UnsupportedError:
     return UnsupportedError(
         f"node {node.name!r}: this form of {node.op_type} cannot be trained",
@@ -195,7 +199,7 @@ def _axes(node: ir.Node, inputs: list[Any], at: int = 1) -> list[int]:
 
 def _reshape(node: ir.Node, inputs: list[Any]) -> Tensor:
     x, shape = inputs[0], [int(extent) for extent in inputs[1]]
-    if not node.attributes.get_int("allowzero", 0):
+    if not _flag(node, "allowzero"):
         shape = [x.shape[i] if extent == 0 else extent for i, extent in enumerate(shape)]
     if shape and shape[0] == 1:  # the batch that the graph was made for
         shape[0] = x.shape[0]
@@ -227,17 +231,17 @@ def _pool(node: ir.Node, inputs: list[Any]) -> Tensor:
     pads = ints(node, "pads", (0,) * (2 * rank))
     odd = pads[:rank] != pads[rank:] or set(ints(node, "dilations", (1,))) != {1}
     auto = node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "")
-    if rank != 2 or odd or auto or node.attributes.get_int("storage_order", 0):
+    if rank != 2 or odd or auto or _flag(node, "storage_order"):
         raise _refused(node, "only two dimensions, even pads and no dilation")
     shared = {
         "kernel_size": kernel,
         "stride": ints(node, "strides", (1,) * rank),
         "padding": pads[:rank],
-        "ceil_mode": bool(node.attributes.get_int("ceil_mode", 0)),
+        "ceil_mode": _flag(node, "ceil_mode"),
     }
     if node.op_type == "MaxPool":
         return nn.functional.max_pool2d(inputs[0], **shared)
-    counted = bool(node.attributes.get_int("count_include_pad", 0))
+    counted = _flag(node, "count_include_pad")
     return nn.functional.avg_pool2d(inputs[0], **shared, count_include_pad=counted)
 
 
