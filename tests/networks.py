@@ -170,11 +170,15 @@ def compiled_outputs(
     path.write_bytes(model.SerializeToString())
     artifact = compile_model(path, target=target, output=folder / "artifact", tune=False, **options)
     assert artifact is not None
-    with LocalRunner(artifact) as runner:
+    most = options.get("threads", 1)
+    with LocalRunner(artifact, threads=1) as runner:
         first = runner.run(feeds)
         second = runner.run(feeds)
+    with LocalRunner(artifact, threads=most) as runner:
+        third = runner.run(feeds) if most > 1 else second
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name], err_msg=f"{name} of the second run")
+        np.testing.assert_array_equal(value, third[name], err_msg=f"{name} with {most} threads")
     return first
 
 
