@@ -23,6 +23,13 @@ from edgesparse.training.layers import Tensor
 Op = Callable[[ir.Node, list[Any]], Tensor]
 
 
+class _Nodes(tuple[ir.Node, ...]):
+    """The graph's nodes, which a copy of the module shares: they lead to the whole graph, and are only read."""
+
+    def __deepcopy__(self, _memo: Any) -> _Nodes:
+        return self
+
+
 class Converted(nn.Module):  # type: ignore[misc]
     """A module with the graph's inputs and outputs, in their order; one output comes as it is, more as a tuple.
 
@@ -32,7 +39,7 @@ class Converted(nn.Module):  # type: ignore[misc]
 
     def __init__(self, model: ir.Model) -> None:
         super().__init__()
-        self._nodes = tuple(model.graph)
+        self._nodes = _Nodes(model.graph)
         self._inputs = [value.name or "" for value in model.graph.inputs]
         self._outputs = [value.name or "" for value in model.graph.outputs]
         self._slots: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -213,3 +214,10 @@ def test_the_command(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "is there already" in capsys.readouterr().err
     assert main([*common, "--force"]) == 2
     assert "needs to know what to prune" in capsys.readouterr().err
+
+
+def test_copies_of_a_long_graph_share_its_nodes() -> None:
+    body = "".join(f"v{i + 1} = Relu(v{i})\n" for i in range(400))
+    module = Converted(graph(f"agraph (float[1,3] v0) => (float[1,3] v400) {{ {body} }}"))
+    twin = copy.deepcopy(module)  # a node leads to its neighbours: copied one by one they end the stack
+    assert torch.equal(twin(torch.ones(2, 3)), torch.ones(2, 3))
