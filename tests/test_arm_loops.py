@@ -1,0 +1,73 @@
+"""The inner loops for ARM, read from their assembly: no spills, few instructions per multiply-add."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgesparse.assembly import Loop, inner_loops, llvm_mca, predicted_cycles
+from edgesparse.codegen import compile_asm
+from edgesparse.kernels import Epilogue, Spmm
+from edgesparse.place import GROUPS, accumulators, tile_widths
+from edgesparse.target import TARGETS, Target
+
+#: Presets whose code differs.
+ARM = ("aarch64", "cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "neoverse-n1", "apple-m1", "armv7")
+#: Most instructions per vector multiply-add for each size of group, where a target has 32 registers.
+MOST = {4: 1.85, 8: 1.6, 16: 1.6}
+
+
+def loops(target: str, group: int, vectors: int, dense: bool, epilogue: str = "relu") -> list[Loop]:
+    chosen = Target.parse(target)
+    pixels = 4 * vectors * chosen.lanes
+    spec = Spmm(group, pixels, vectors, chosen.lanes, dense, Epilogue(epilogue), chosen.by_lane)
+    return inner_loops(compile_asm({spec.symbol: spec.build()}, chosen.tvm_target()))
+
+
+def check(target: str, group: int, vectors: int, dense: bool) -> None:
+    found = loops(target, group, vectors, dense)
+    assert found, "there is a loop over the non-zeros"
+    for loop in found:
+        assert loop.spills == 0, "\n".join(loop.body)
+        if group in MOST and Target.parse(target).registers == 32:
+            assert loop.per_multiply_add <= MOST[group]
+
+
+@pytest.mark.parametrize("target", ["aarch64", "cortex-a55", "armv7"])
+@pytest.mark.parametrize("group", [4, 8])
+@pytest.mark.parametrize("dense", [False, True])
+def test_widest_tiles_do_not_spill(target: str, group: int, dense: bool) -> None:
+    check(target, group, tile_widths(group, accumulators(Target.parse(target)))[0], dense)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("target", ARM)
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("dense", [False, True])
+def test_no_tile_that_is_ever_placed_spills(target: str, group: int, dense: bool) -> None:
+    for vectors in range(1, tile_widths(group, accumulators(Target.parse(target)))[0] + 1):
+        if group * vectors >= 4 and not (dense and group < 4):
+            check(target, group, vectors, dense)
+
+
+def test_armv7_has_fused_multiply_adds() -> None:
+    (loop, *_) = loops("armv7", 4, 2, False)
+    assert loop.multiply_adds == 8
+    assert loop.per_multiply_add <= 2.5
+
+
+@pytest.mark.skipif(llvm_mca() is None, reason="needs llvm-mca (apt-get install llvm-19)")
+@pytest.mark.parametrize(("group", "vectors"), [(4, 6), (8, 3)])
+@pytest.mark.parametrize("dense", [False, True])
+def test_cycles_by_the_models_of_two_cores(group: int, vectors: int, dense: bool) -> None:
+    """Multiply-adds per cycle: an N1 (as an A76) starts two in a cycle, an A55 one of 128 bits."""
+    big = max(loops("aarch64", group, vectors, dense), key=lambda loop: loop.multiply_adds)
+    assert big.multiply_adds / predicted_cycles(big, "neoverse-n1") / 2 >= 0.93
+    small = max(loops("cortex-a55", group, vectors, dense), key=lambda loop: loop.multiply_adds)
+    assert small.multiply_adds / predicted_cycles(small, "cortex-a55") >= 0.65
+
+
+def test_presets_differ_only_where_they_must() -> None:
+    for preset in TARGETS:
+        if preset.runner == "device":
+            assert preset.by_lane
+            assert preset.lanes == 4
