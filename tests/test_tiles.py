@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,7 +50,7 @@ def test_vector_starts(pixels: int, lanes: int) -> None:
         starts = vector_starts(pixels, lanes)
         assert starts[0] == 0
         assert starts[-1] == pixels - lanes
-        assert all(0 < b - a <= lanes for a, b in zip(starts, starts[1:], strict=False))
+        assert all(0 < b - a <= lanes for a, b in itertools.pairwise(starts))
 
 
 def test_the_examples_of_the_text() -> None:

@@ -1,0 +1,122 @@
+"""The planner: every row is there when it is read, whatever the network; orders and strips change no result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import HOST_TARGETS, compiled_outputs, feeds_of, random_network
+
+from edgesparse.ops import Graph
+from edgesparse.order import needed_rows, rowwise
+from edgesparse.passes import SIMPLIFY, model_from_proto, run_passes
+from edgesparse.plan import Plan, band_rows, pitch_of, plan
+from edgesparse.recognise import recognise
+from edgesparse.target import Target
+
+V4 = Target.parse("x86-64-v4")
+
+
+def graph_of(seed: int, steps: int) -> Graph:
+    return recognise(run_passes(model_from_proto(random_network(seed, steps)), SIMPLIFY).model)
+
+
+def check(graph: Graph, made: Plan) -> None:
+    """Walk the stages: what a step reads was made, and in its ring not overwritten; all outputs are made whole."""
+    whole: dict[str, set[tuple[int, int]]] = {}  # value -> (image, row) that earlier stages made
+    for stage in made.stages:
+        fresh: dict[str, set[tuple[int, int]]] = {}
+        for strip in stage.strips:
+            rings: dict[str, dict[int, int]] = {}  # waiting value -> slot -> band that lies there
+            for step in strip:
+                op = graph.ops[step.op]
+                for source in op.inputs:
+                    at = made.layouts.get(source)
+                    if source in graph.inputs or at is None:
+                        continue
+                    image = step.image if at.images > 1 else 0
+                    first, last = (0, at.height)
+                    images = range(at.images)
+                    if rowwise(op):
+                        first, last = needed_rows(op, source, at.height, step.first, step.last)
+                        images = range(image, image + 1)
+                    for each in images:
+                        for row in range(first, last):
+                            if source in made.waiting:
+                                band = each * at.bands + row // at.rows
+                                held = rings.get(source, {}).get(band % at.ring)
+                                assert held == band, f"{op.name} reads band {band} of {source}, there is {held}"
+                            elif made.layouts.get(source) and source in whole:
+                                assert (each, row) in whole[source] or not _rows_of(graph, source)
+                            else:
+                                assert not _rows_of(graph, source), f"{op.name} reads {source} before it is made"
+                if not rowwise(op):
+                    continue
+                layout = made.layouts[op.output]
+                assert step.first % layout.rows == 0
+                assert 0 < step.last - step.first <= layout.rows
+                band = step.image * layout.bands + step.first // layout.rows
+                if op.output in made.waiting:
+                    rings.setdefault(op.output, {})[band % layout.ring] = band
+                else:
+                    rows = {(step.image, row) for row in range(step.first, step.last)}
+                    known = fresh.setdefault(op.output, set())
+                    assert not known & rows, "made twice"
+                    known |= rows
+        for name, rows in fresh.items():
+            whole.setdefault(name, set()).update(rows)
+    for op in graph.ops:
+        if rowwise(op) and op.output not in made.waiting:
+            layout = made.layouts[op.output]
+            assert len(whole[op.output]) == layout.images * layout.height
+            assert layout.ring == layout.bands * layout.images
+
+
+def _rows_of(graph: Graph, name: str) -> bool:
+    """Whether a value is made row by row."""
+    return any(rowwise(op) and name in op.outputs for op in graph.ops)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 16), st.booleans(), st.integers(1, 4))
+def test_every_row_is_there_when_it_is_read(seed: int, steps: int, depth_first: bool, strips: int) -> None:
+    graph = graph_of(seed, steps)
+    made = plan(graph, V4, depth_first=depth_first, strips=strips)
+    assert depth_first or not made.waiting
+    check(graph, made)
+
+
+@pytest.mark.parametrize("seed", range(200, 206))
+def test_orders_and_strips_give_the_same_bits(seed: int, tmp_path: Path) -> None:
+    model = random_network(seed, 8)
+    feeds = feeds_of(model)
+    ways = {"deep": {}, "layers": {"depth_first": False}, "strips": {"threads": 3}}
+    found = {}
+    for name, options in ways.items():
+        (tmp_path / name).mkdir()
+        found[name] = compiled_outputs(model, tmp_path / name, HOST_TARGETS[-1], feeds, **options)
+    for name in ("layers", "strips"):
+        for output, value in found["deep"].items():
+            np.testing.assert_array_equal(found[name][output], value, err_msg=f"{name}: {output}")
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([4, 8, 16]))
+def test_bands(height: int, width: int, lanes: int) -> None:
+    rows = band_rows(height, width, lanes)
+    assert 1 <= rows <= height
+    if height * width <= 256:
+        assert rows == height
+    else:
+        assert rows == 1 or rows * width <= 224
+
+
+@given(st.integers(1, 5000))
+def test_pitches(pixels: int) -> None:
+    pitch = pitch_of(pixels)
+    assert pixels <= pitch < pixels + 32
+    if pixels > 1:
+        assert pitch % 16 == 0
+        assert pitch < 128 or (pitch // 16) % 2 == 1
