@@ -21,7 +21,7 @@ from edgesparse.passes import SIMPLIFY, load_model, model_from_proto, run_passes
 from edgesparse.passes.layers import canonical_weight
 from edgesparse.pattern import SparsePattern, keeps
 from edgesparse.recipe import Recipe
-from edgesparse.training import CheckpointError
+from edgesparse.training import CheckpointError, NotFiniteError
 from edgesparse.training import finetune as room
 from edgesparse.training.converter import Converted
 from edgesparse.training.finetune import Settings, check_equal, finetune
@@ -47,7 +47,9 @@ def graph(text: str, opset: int = 18) -> ir.Model:
     return model_from_proto(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> {text}'))
 
 
-@pytest.mark.parametrize("name", ["digits", "page-orientation", "efficientnet-lite0"])
+@pytest.mark.parametrize(
+    "name", ["digits", "page-orientation", pytest.param("efficientnet-lite0", marks=pytest.mark.long)]
+)
 def test_the_converter_agrees_with_onnxruntime(name: str, trained: Path, tmp_path: Path) -> None:
     path = trained / "digits.onnx" if name == "digits" else export(name, tmp_path / "model.onnx")
     model = prepared(path)
@@ -159,6 +161,29 @@ def test_finetune_resumes_bit_for_bit(trained: Path, tmp_path: Path, monkeypatch
             go(f"cut{stop}.onnx", ended)
         assert not (tmp_path / f"cut{stop}.onnx").exists()
         assert go(f"cut{stop}.onnx", resume=True) == whole
+
+
+def test_training_that_diverges_keeps_the_last_good_checkpoint(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "SAVE_SECONDS", -1.0)
+    targets = Recipe.from_dict({"pattern": "unstructured", "sparsity": 0.5, "targets": ["Conv"]})
+    where = (trained / "digits.onnx", trained / "inputs", tmp_path / "out.onnx", targets)
+    right = room.augment
+
+    def wrong(batch: torch.Tensor, source: torch.Generator) -> torch.Tensor:
+        made = right(batch, source)
+        return made * float("nan") if source.initial_seed() == 5 else made
+
+    monkeypatch.setattr(room, "augment", wrong)
+    with pytest.raises(NotFiniteError, match="last good checkpoint"):
+        finetune(*where, Settings(steps=8, batch=8))
+    state = torch.load(tmp_path / "out.onnx.checkpoint", weights_only=True)
+    assert state["done"] == 5
+    assert all(value.isfinite().all() for value in state["student"].values())
+    assert not (tmp_path / "out.onnx").exists()
+    monkeypatch.setattr(room, "augment", right)
+    assert finetune(*where, Settings(steps=8, batch=8), resume=True).steps == 8
 
 
 def test_nothing_to_resume_and_other_runs(trained: Path, tmp_path: Path) -> None:
