@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TYPED := build/typed/edgesparse
 WEB := build/web/.installed
+ARM := build/arm/.installed
 WEB_TOOLS := esbuild@0.28.2 onnxruntime-web@1.30.0 publint@0.3.25 typescript@7.0.2
 
 .PHONY: help setup demo test test-long lint bench wheel clean
@@ -40,10 +41,22 @@ $(WEB):
 		|| echo "Chromium could not be installed: tests that need it are skipped"
 	touch $@
 
-test: $(STAMP) $(WEB)
+# ARM programs are tested under QEMU, ssh with a server on loopback, inner loops with llvm-mca.
+$(ARM):
+	mkdir -p $(dir $@)
+	as_root=$$(test "$$(id -u)" = 0 || echo "sudo -n"); \
+	for need in qemu-aarch64:qemu-user sshd:openssh-server adb:adb llvm-mca-19:llvm-19; do \
+		PATH="$$PATH:/usr/sbin" command -v $${need%%:*} >/dev/null || ( \
+			command -v apt-get >/dev/null && $$as_root apt-get -qq update && \
+			$$as_root apt-get -qq install --no-install-recommends -y -o DPkg::Lock::Timeout=300 $${need##*:} ) \
+			|| echo "$${need##*:} could not be installed: tests that need it are skipped"; \
+	done
+	touch $@
+
+test: $(STAMP) $(WEB) $(ARM)
 	$(BIN)/python -m pytest -n auto -m "not long"
 
-test-long: $(STAMP)
+test-long: $(STAMP) $(ARM)
 	$(BIN)/python -m pytest -m long
 
 # mypy does not follow the mapping of an editable install: it is shown a copy, laid out as setup.cfg installs it.

@@ -23,12 +23,12 @@ def loops(target: str, group: int, vectors: int, dense: bool, epilogue: str = "r
     return inner_loops(compile_asm({spec.symbol: spec.build()}, chosen.tvm_target()))
 
 
-def check(target: str, group: int, vectors: int, dense: bool) -> None:
+def check(target: str, group: int, vectors: int, dense: bool, *, widest: bool) -> None:
     found = loops(target, group, vectors, dense)
     assert found, "there is a loop over the non-zeros"
     for loop in found:
         assert loop.spills == 0, "\n".join(loop.body)
-        if group in MOST and Target.parse(target).registers == 32:
+        if widest and group in MOST and Target.parse(target).registers == 32:
             assert loop.per_multiply_add <= MOST[group]
 
 
@@ -36,7 +36,7 @@ def check(target: str, group: int, vectors: int, dense: bool) -> None:
 @pytest.mark.parametrize("group", [4, 8])
 @pytest.mark.parametrize("dense", [False, True])
 def test_widest_tiles_do_not_spill(target: str, group: int, dense: bool) -> None:
-    check(target, group, tile_widths(group, accumulators(Target.parse(target)))[0], dense)
+    check(target, group, tile_widths(group, accumulators(Target.parse(target)))[0], dense, widest=True)
 
 
 @pytest.mark.long
@@ -44,9 +44,13 @@ def test_widest_tiles_do_not_spill(target: str, group: int, dense: bool) -> None
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("dense", [False, True])
 def test_no_tile_that_is_ever_placed_spills(target: str, group: int, dense: bool) -> None:
-    for vectors in range(1, tile_widths(group, accumulators(Target.parse(target)))[0] + 1):
+    most = accumulators(Target.parse(target))
+    if group > most:
+        pytest.skip("such groups are not placed")
+    widest = tile_widths(group, most)[0]
+    for vectors in range(1, widest + 1):
         if group * vectors >= 4 and not (dense and group < 4):
-            check(target, group, vectors, dense)
+            check(target, group, vectors, dense, widest=vectors == widest)
 
 
 def test_armv7_has_fused_multiply_adds() -> None:
