@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("passes", "kernels", "models", "*"),
     ("artifact", "manifest", "packed", "samples", "feeds"),
     ("runtimes",),
-    ("pipeline", "verify", "bundle", "webpackage", "training"),
+    ("pipeline", "verify", "bundle", "webdemo", "webpackage", "training"),
     ("bench", "contenders", "demonstration", "devicebench", "memory", "report", "session", "survey", "webbench"),
     ("console", "commands", "cli", "__main__"),
 )

@@ -13,7 +13,7 @@ async function start() {
   $("title").textContent = settings.name;
   const sparse = await createSession();
   contenders.push({ name: "sparse", style: "sparse", bytes: settings.sparseBytes, run: runner(sparse), session: sparse });
-  $("about").textContent = `Compiled by edgesparse: ${sparse.variant} SIMD, ${sparse.threads} thread, `
+  $("about").textContent = `Compiled by edgesparse: ${sparse.variant === "simd" ? "plain" : "relaxed"} SIMD, one thread, `
     + `${Math.round(100 * settings.density)} % of the weights are not zero.`;
   drawGreeting();
   await show();

@@ -136,6 +136,17 @@ const DEEDS = {
   async profile({ id }) {
     return { layers: await models.get(id).profile() };
   },
+  /** Show a page of the same server until it says that it is ready: its text. */
+  async visit({ url }) {
+    const frame = Object.assign(document.createElement("iframe"), { src: url, width: 1000, height: 800 });
+    document.body.append(frame);
+    const ready = () => frame.contentDocument?.body?.dataset.ready;
+    for (let round = 0; round < 600 && !ready(); round++) await new Promise((resolve) => setTimeout(resolve, 100));
+    const text = frame.contentDocument.body.innerText;
+    if (!ready()) throw new Error(`the page is not ready after a minute: ${text}`);
+    frame.remove();
+    return { text };
+  },
   async unload({ id }) {
     await models.get(id)?.close();
     models.delete(id);

@@ -164,25 +164,22 @@ const decode = (text) => Uint8Array.from(atob(text), (letter) => letter.charCode
 
 /**
  * Relaxed SIMD where the engine knows it, unless it is slower there: some emulate its multiply-add. Optimised code arrives
- * in the background while both loops run in turn, so the least time of each counts, and only once both have become faster.
+ * in the background while both loops run in turn, so the least time of each counts, and a verdict against it takes longer.
  */
 async function measureVariant(probe) {
   if (!WebAssembly.validate(probe)) return "simd";
   const { instance } = await WebAssembly.instantiate(probe);
-  const time = (name) => {
-    const before = performance.now();
-    instance.exports[name](PROBE_ROUNDS);
-    return performance.now() - before;
-  };
-  const first = { plain: time("plain"), relaxed: time("relaxed") };
-  const best = { ...first };
-  const optimised = () => best.plain * 1.5 < first.plain && best.relaxed * 1.5 < first.relaxed;
+  const best = { plain: Infinity, relaxed: Infinity };
+  const slower = () => best.relaxed > best.plain * 1.2;
   const started = performance.now();
-  for (let spent = 0; spent < (optimised() ? PROBE_MS : 3 * PROBE_MS); spent = performance.now() - started) {
-    best.plain = Math.min(best.plain, time("plain"));
-    best.relaxed = Math.min(best.relaxed, time("relaxed"));
+  for (let spent = 0; spent < (slower() ? 5 * PROBE_MS : PROBE_MS); spent = performance.now() - started) {
+    for (const name of ["plain", "relaxed"]) {
+      const before = performance.now();
+      instance.exports[name](PROBE_ROUNDS);
+      best[name] = Math.min(best[name], performance.now() - before);
+    }
   }
-  return optimised() && best.relaxed > best.plain * 1.2 ? "simd" : "relaxed";
+  return slower() ? "simd" : "relaxed";
 }
 
 async function instantiate(source) {

@@ -13,11 +13,13 @@ import numpy as np
 import onnx
 import pytest
 
-from edgesparse import bundle
+from edgesparse import bundle, webbench, webdemo
+from edgesparse.bench import Plan
 from edgesparse.bundle import Bundle
 from edgesparse.commands.web import bundle as bundle_command
-from edgesparse.errors import DeviceError, UsageError
+from edgesparse.errors import DeviceError, UnsupportedError, UsageError
 from edgesparse.manifest import TensorInfo
+from edgesparse.report import as_json
 from edgesparse.runtimes.engines import PROGRAMS, Engine, EngineModel, find_package
 
 SEEDS = (0, 5)
@@ -212,6 +214,70 @@ def test_a_bundler_takes_the_package(node: Engine, made: dict[str, Bundle], tmp_
     moved = Bundle(out, made["pruned"].manifest)
     shutil.copy(source.with_suffix(".onnx"), out.with_suffix(".onnx"))
     check(node, moved).close()
+
+
+# -- the demo page -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def demo(made: dict[str, Bundle], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of a bundle with the page."""
+    room = tmp_path_factory.mktemp("demo")
+    copied = Bundle(Path(shutil.copytree(made["pruned"].path, room / "web")), made["pruned"].manifest)
+    (room / "labels.txt").write_text("".join(f"thing {index}\n" for index in range(10)))
+    page = webdemo.add_demo(copied, made["pruned"].path.with_suffix(".onnx"), labels=room / "labels.txt")
+    assert page.is_file()
+    return copied.path
+
+
+def test_the_demo_page_runs(chromium: Engine, demo: Path) -> None:
+    said = chromium.ask({"deed": "visit", "url": f"{chromium.address(demo)}/demo/index.html"}, limit=90)["text"]
+    assert "weights are not zero" in said
+    assert "dense, same compiler" in said
+    assert said.count("thing ") == 5
+
+
+def test_pixels_become_the_same_input_in_python_and_javascript(tmp_path: Path) -> None:
+    needs("node")
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 4), np.uint8)
+    script = tmp_path / "run.mjs"
+    for channels in (1, 3):
+        settings = {"mean": webdemo.MEAN[:channels], "std": webdemo.STD[:channels]}
+        script.write_text(
+            f"""import {{ toTensor }} from {json.dumps((bundle.web_folder() / "picture.mjs").as_uri())};
+const pixels = Uint8ClampedArray.from({pixels.ravel().tolist()});
+console.log(JSON.stringify(Array.from(toTensor(pixels, [1, {channels}, 6, 5], {json.dumps(settings)}))));"""
+        )
+        found = np.array(json.loads(said_by("node", script, cwd=tmp_path)), np.float32)
+        expected = webdemo.to_tensor(pixels, channels, settings["mean"], settings["std"])
+        np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=0, atol=1e-6)
+
+
+def test_models_without_a_demo_page(made: dict[str, Bundle], tmp_path: Path) -> None:
+    inputs = [{"name": "x", "dtype": "float32", "shape": [1, 16]}]
+    flat = Bundle(tmp_path, {**made["pruned"].manifest, "inputs": inputs})
+    with pytest.raises(UnsupportedError, match="no demo page for this model"):
+        webdemo.add_demo(flat, tmp_path / "model.onnx")
+    with pytest.raises(UsageError, match="cannot read the labels"):
+        webdemo.read_labels(tmp_path / "nothing.txt")
+
+
+# -- bench ---------------------------------------------------------------------------------------------------------
+
+
+def test_bench_in_an_engine(node: Engine, made: dict[str, Bundle]) -> None:
+    it = made["pruned"]
+    notes: list[str] = []
+    built = webbench.Built(it, it, it.path.with_suffix(".onnx"))
+    plan = Plan(seconds=0.01, runs=4, warm_up=0.01, turn=0.001)
+    report = webbench.bench_engine(node, built, plan, layers=True, notice=notes.append)
+    names = [item.name for item in report.outcome.measured]
+    assert names[:2] == ["edgesparse", "edgesparse dense"]
+    assert names[2:] == ["onnxruntime-web"] or "npm install onnxruntime-web" in notes[0]
+    assert as_json(report)["subject"]["info"]["engine"].startswith("Node")
+    assert len(report.layers) == len(it.manifest["layers"])
+    with pytest.raises(UnsupportedError, match="bundles run on one thread"):
+        webbench.check_engine("node", 2)
 
 
 # -- what the commands and engines refuse ------------------------------------------------------------------------------
