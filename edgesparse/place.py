@@ -135,9 +135,7 @@ def candidates(job: Job, target: Target, *, dense_only: bool) -> list[Product]:
     """Ways to run a product on a target, best first by the cost model."""
     found = []
     most = accumulators(target)
-    # A group of more rows than accumulators would keep sums in memory.
-    fitting = [group for group in GROUPS if group <= most or job.pixels == 1]
-    groups = [4 * target.lanes, 2 * target.lanes, target.lanes] if job.pixels == 1 else fitting[2:]
+    groups = [4 * target.lanes, 2 * target.lanes, target.lanes] if job.pixels == 1 else [4, 8, 16]
     for group in groups:
         if group <= most or job.pixels == 1:
             found += [Product(group, vectors, True) for vectors in tile_widths(group, most)]

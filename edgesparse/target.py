@@ -227,7 +227,6 @@ TARGETS: tuple[Target, ...] = (
     _arm64("neoverse-n1", needs=_V82, l1d=64 << 10, l2=1 << 20),
     _arm64("apple-m1", needs=_V82, l1d=128 << 10, l2=3 << 20, pipes=4.0, loads=3.0),
     _arm64("android-arm64", "generic"),
-    _arm64("android-arm64-app", "generic", runner="app"),
     _arm64("aarch64", "generic"),
     # For Python on the ARM machine itself; the others make programs to send to a device.
     _arm64("aarch64-local", "generic", runner="local"),
