@@ -212,11 +212,11 @@ class _Trainer:
         began, saved = time.monotonic() - self.seconds, time.monotonic()
         every = max(int(self.steps * (1.0 - FINAL_FROM) / EVALUATIONS), 1)
         self.student.train()
-        while self.done < self.steps and self.stale < self.settings.patience:
+        while self.done < self.steps and self._spent() < 1.0 and self.stale < self.settings.patience:
             loss = self._step()
-            if self.done >= FINAL_FROM * self.steps and not self.sparsifier.finalized:
-                self.sparsifier.finalize()
             self.seconds = time.monotonic() - began
+            if max(self.done / self.steps, self._spent()) >= FINAL_FROM and not self.sparsifier.finalized:
+                self.sparsifier.finalize()
             left = self.seconds / self.done * (self.steps - self.done)
             text = f"step {self.done}/{self.steps}, loss {loss:.4f}, {self.sparsifier.sparsity:.0%} sparse"
             tick(self.done / self.steps, f"{text}, {left / 60:.1f} min left")
@@ -259,6 +259,10 @@ class _Trainer:
         if ours.ndim == 2 and ours.shape[1] > 1:
             return logit_loss(ours, theirs, temperature=1.0)
         return nn.functional.mse_loss(ours, theirs) / theirs.square().mean().clamp_min(1e-12)
+
+    def _spent(self) -> float:
+        """Share of the time budget that is spent; 0 where steps are given instead."""
+        return 0.0 if self.settings.steps is not None else self.seconds / (60 * self.settings.minutes)
 
     def _evaluate(self) -> None:
         """Look at the held-back inputs; keep the weights if they are the best so far."""

@@ -186,6 +186,19 @@ def test_training_that_diverges_keeps_the_last_good_checkpoint(
     assert finetune(*where, Settings(steps=8, batch=8), resume=True).steps == 8
 
 
+def test_the_time_budget_holds_on_a_machine_that_gets_busier(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = Recipe.from_dict({"pattern": "unstructured", "sparsity": 0.5, "targets": ["Conv"]})
+    monkeypatch.setattr(room._Trainer, "_steps_in", lambda self, seconds: 100_000)
+    where = (trained / "digits.onnx", trained / "inputs", tmp_path / "out.onnx", targets)
+    made = finetune(*where, Settings(minutes=0.03, batch=8))
+    assert made.steps < 100_000
+    assert made.seconds < 5
+    kept = sum(one.density * one.weights for one in made.layers) / sum(one.weights for one in made.layers)
+    assert kept == pytest.approx(0.5, abs=0.01)
+
+
 def test_nothing_to_resume_and_other_runs(trained: Path, tmp_path: Path) -> None:
     targets = Recipe.from_dict({"pattern": "unstructured", "sparsity": 0.5, "targets": ["Conv"]})
     where = (trained / "digits.onnx", trained / "inputs", tmp_path / "out.onnx", targets)
