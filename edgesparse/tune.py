@@ -18,6 +18,7 @@ import numpy as np
 from edgesparse import cache
 from edgesparse.build import build_kernels, toolchain
 from edgesparse.environment import record
+from edgesparse.errors import CompileError
 from edgesparse.kernels import Spmm
 from edgesparse.link import link_objects
 from edgesparse.packing import Packed, pack
@@ -84,18 +85,23 @@ def _specs(job: Job, product: Product, target: Target) -> list[tuple[Spmm, Packe
 
 
 def _library(jobs: Jobs, target: Target, folder: Path, tick: Callable[[float, str], None] | None) -> ctypes.CDLL:
-    kernels = {
-        spec.symbol: spec
-        for job, products in jobs.values()
-        for product in products
-        for spec, _ in _specs(job, product, target)
-    }
+    kernels: dict[str, tuple[Spmm, str]] = {}
+    for name, (job, products) in jobs.items():
+        for product in products:
+            for spec, _ in _specs(job, product, target):
+                kernels.setdefault(spec.symbol, (spec, name))
 
     def step(done: int, of: int, symbol: str) -> None:
         if tick:
             tick(0.5 * done / of, f"building {symbol}")
 
-    objects = list(build_kernels(kernels, target, tick=step).values())
+    objects: list[bytes] = []
+    for symbol, (spec, layer) in kernels.items():
+        step(len(objects), len(kernels), symbol)
+        try:
+            objects += build_kernels({symbol: spec}, target).values()
+        except CompileError as error:
+            raise CompileError(f"layer {layer!r}: {error.what}", why=error.why, fix=error.fix) from error
     out = folder / "candidates.so"
     link_objects(objects, out, target.triple)
     return ctypes.CDLL(str(out))
