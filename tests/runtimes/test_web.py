@@ -16,11 +16,14 @@ import pytest
 from edgesparse import bundle, webbench, webdemo
 from edgesparse.bench import Plan
 from edgesparse.bundle import Bundle
-from edgesparse.commands.web import bundle as bundle_command
+from edgesparse.cli import main
 from edgesparse.errors import DeviceError, UnsupportedError, UsageError
+from edgesparse.kernels import Epilogue
 from edgesparse.manifest import TensorInfo
+from edgesparse.place import Job, candidates
 from edgesparse.report import as_json
 from edgesparse.runtimes.engines import PROGRAMS, Engine, EngineModel, find_package
+from edgesparse.target import Target
 
 SEEDS = (0, 5)
 HERE = Path(__file__).resolve().parent
@@ -302,7 +305,6 @@ def test_outputs_that_are_there(made: dict[str, Bundle], tmp_path: Path) -> None
     bundle.check_output(tmp_path / "new", force=False)
     with pytest.raises(UsageError, match="is not a bundle"):
         bundle.open_bundle(tmp_path)
-    assert bundle_command.name == "bundle"
 
 
 def test_engines_that_cannot_be(made: dict[str, Bundle], node: Engine, tmp_path: Path) -> None:
@@ -321,3 +323,31 @@ def test_engines_that_cannot_be(made: dict[str, Bundle], node: Engine, tmp_path:
 def test_inputs_are_checked_before_they_are_sent(made: dict[str, Bundle], node: Engine) -> None:
     with pytest.raises(UsageError, match="the inputs are not those of the model"):
         load(node, made["pruned"]).run({})
+
+
+def test_the_command_makes_a_package(
+    made: dict[str, Bundle], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = made["pruned"].path.with_suffix(".onnx")
+    out = tmp_path / "web"
+    assert main(["bundle", str(model), "-o", str(out), "--name", "@me/net", "--json=-", "-q"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["name"] == "@me/net"
+    assert told["weights_bytes"] == (out / "weights.bin").stat().st_size
+    assert main(["bundle", str(model), "-o", str(out), "-q"]) == 2
+    assert "is there already" in capfd.readouterr().err
+    assert main(["bundle", str(model), "-o", str(tmp_path / "more"), "--labels", "x.txt", "-q"]) == 2
+    assert "--labels is for the demo page" in capfd.readouterr().err
+    assert main(["bench", str(out), "--device", "node", "-q"]) == 2
+    assert "is not a model" in capfd.readouterr().err
+
+
+def test_tiles_fit_an_engine_registers() -> None:
+    """V8 keeps some of 16 registers: 8 sums, 2 vectors of pixels and a weight are what fits without spills."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((32, 16)).astype(np.float32) * (rng.random((32, 16)) < 0.3)
+    for name in bundle.VARIANTS.values():
+        target = Target.parse(name)
+        assert target.tvm_target()["vector-width"] == 128
+        for product in candidates(Job(weight, 112, 1, Epilogue()), target, dense_only=False):
+            assert product.group * product.vectors <= target.accumulators == 8
