@@ -242,3 +242,51 @@ def test_missing_clients_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for text, client in (("adb://x", "adb"), ("ssh://x", "ssh")):
         with pytest.raises(EdgesparseError, match=f"there is no {client}"):
             links.parse(text)
+
+
+@needs_qemu
+def test_the_command_line_benches_on_an_emulated_device(
+    arm: Artifact, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from edgesparse.cli import main
+
+    assert main(["bench", str(arm.path), "--device", "qemu"]) == 0
+    told = capsys.readouterr().out
+    assert "emulated: no latency" in told
+    assert "p50" not in told
+    assert main(["bench", str(arm.path), "--device", "telnet://x"]) == 2
+    assert "devices are local, qemu, ssh" in capsys.readouterr().err
+    assert main(["bench", str(arm.path), "--device", "qemu", "--json", "-"]) == 0
+    assert '"instructions"' in capsys.readouterr().out
+
+
+def test_devices_describes_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    from edgesparse.cli import main
+
+    assert main(["devices", "local", "--json", "-"]) == 0
+    assert os.uname().machine in capsys.readouterr().out
+
+
+@needs_qemu
+def test_cores_that_are_not_there(arm: Artifact) -> None:
+    with open_device("qemu", arm) as device:
+        device.push(files_of(arm))
+        for cores in ("zz", "0", "8000000000000000"):
+            with pytest.raises(DeviceError, match="--cores"):
+                device.program(["info", "--cores", cores], timeout=60)
+
+
+@needs_qemu
+def test_counting_needs_the_emulator(arm: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(DeviceError, match="there is no emulator for aarch64"):
+        count_instructions(arm)
+
+
+@needs_qemu
+def test_a_binary_of_no_known_format(arm: Artifact) -> None:
+    """A file that is no program at all."""
+    with open_device("qemu", arm) as device:
+        device.push({"bench": b"\x7fELF not a program"})
+        with pytest.raises(DeviceError, match=r"cannot execute|failed on qemu"):
+            device.program(["info"], timeout=60)
