@@ -459,6 +459,7 @@ def lower(
         outputs,
         tuple(op.name for op in graph.ops) or ("nothing",),
         tuple(emitter.stages) if plan.strips > 1 else (),
+        strips=plan.strips,
     )
     objects = tuple(dict.fromkeys(code for part in parts.values() for code in part.objects))
     return Lowered(program, emitter.kernels, objects)

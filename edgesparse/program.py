@@ -130,7 +130,7 @@ class Program:
     `constants` are the packed weights and tables, in the order in which they are stored; `offsets` gives each buffer
     its byte offset in the arena once `arena.assign` has run; `layers` names what the calls belong to, for profiles.
     `stages` cuts the calls for threads: a stage is a range of calls ``[first, last)`` per strip; strips of a stage may
-    run at the same time, stages follow each other. Without stages all calls run in order.
+    run at the same time, stages follow each other. `strips` is the most threads; with one there are no stages.
     """
 
     calls: tuple[Call, ...]
@@ -142,11 +142,7 @@ class Program:
     stages: tuple[tuple[tuple[int, int], ...], ...] = ()
     offsets: Mapping[str, int] = field(default_factory=dict)
     arena_bytes: int = 0
-
-    @property
-    def strips(self) -> int:
-        """Threads that can be of use."""
-        return max((len(stage) for stage in self.stages), default=1)
+    strips: int = 1
 
     def moments(self) -> list[int]:
         """A time for each call such that calls that may run together have the same: the stage, or the call itself."""

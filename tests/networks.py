@@ -175,7 +175,6 @@ def compiled_outputs(
         first = runner.run(feeds)
         second = runner.run(feeds)
         # a small model may have no use for all of them
-        most = min(most, runner._library.es_most_threads(runner._open()))
     with LocalRunner(artifact, threads=most) as runner:
         third = runner.run(feeds) if most > 1 else second
     for name, value in first.items():
