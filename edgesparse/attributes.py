@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from edgesparse.errors import UnsupportedError
@@ -60,3 +61,15 @@ def pads_of(
     large = [total - half for total, half in zip(totals, small, strict=True)]
     first, last = (small, large) if mode == "SAME_UPPER" else (large, small)
     return first[0], first[1], last[0], last[1]
+
+
+def constant_of(value: ir.Value | None) -> np.ndarray | None:
+    """The array of a constant; None for what is computed or given."""
+    if value is None or value.const_value is None or value.is_graph_input():
+        return None
+    return np.asarray(value.const_value.numpy())
+
+
+def is_float(value: ir.Value | None) -> bool:
+    """Whether a value is float32."""
+    return value is not None and value.dtype == ir.DataType.FLOAT

@@ -9,16 +9,15 @@ can be one part.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from edgesparse.attributes import integer, ints, name_of, node_name, number, pads_of, pair
+from edgesparse.attributes import constant_of, integer, ints, is_float, name_of, node_name, number, pads_of, pair
 from edgesparse.carve import carve
 from edgesparse.errors import UnsupportedError
-from edgesparse.kernels import Epilogue
+from edgesparse.fusion import Fusion
 from edgesparse.ops import (
     Concat,
     Conv,
@@ -54,11 +53,9 @@ class _Walk:
         self.model = model
         self.graph = model.graph
         self.values: dict[str, Value] = {}
-        self.taken: set[int] = set()
+        self.fusion = Fusion(self.graph)
         self.ops: list[Op] = []
         self.loose: list[ir.Node] = []
-        self.outputs = {value.name for value in self.graph.outputs}
-        self.order = {id(node): index for index, node in enumerate(self.graph)}
         self.rules: dict[str, Callable[[ir.Node], Op | None]] = {
             "Conv": self._conv,
             "Gemm": self._gemm,
@@ -78,7 +75,7 @@ class _Walk:
         for value in inputs:
             self._declare(value, "the model")
         for node in self.graph:
-            if id(node) in self.taken:
+            if id(node) in self.fusion.taken:
                 continue
             rule = self.rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
             op = (rule(node) if rule else None) or self._activation_alone(node)
@@ -92,7 +89,7 @@ class _Walk:
         self._flush()
         outputs = tuple(name_of(value) for value in self.graph.outputs)
         for value in self.graph.outputs:
-            if self._constant(value) is not None:
+            if constant_of(value) is not None:
                 raise UnsupportedError(
                     f"output {value.name!r} of the model is a constant",
                     why="nothing computes it",
@@ -122,116 +119,17 @@ class _Walk:
             if value.name:
                 self._declare(value, f"node {node.name!r} ({node.op_type})")
 
-    def _constant(self, value: ir.Value | None) -> np.ndarray | None:
-        if value is None or value.const_value is None or value.is_graph_input():
-            return None
-        return np.asarray(value.const_value.numpy())
-
     def _image(self, value: ir.Value | None) -> tuple[int, int, int, int] | None:
         """Shape of a float image that is computed (not constant)."""
-        if value is None or value.name is None or self._constant(value) is not None:
+        if value is None or value.name is None or constant_of(value) is not None:
             return None
         if value.name not in self.values:
             self._declare(value, "the model")
         return self.values[value.name].image
 
-    def _is_float(self, value: ir.Value | None) -> bool:
-        return value is not None and value.dtype == ir.DataType.FLOAT
-
-    # -- fusion ------------------------------------------------------------------------------------------------
-
-    def _sole_consumer(self, value: ir.Value) -> ir.Node | None:
-        uses = list(value.uses())
-        if len(uses) != 1 or value.name in self.outputs:
-            return None
-        node = uses[0].node
-        return node if id(node) in self.order else None
-
-    def _fuse(self, node: ir.Node, *, residuals: bool) -> tuple[Epilogue, str | None, list[ir.Node]]:
-        """The epilogue that follows `node`, the residual's name, and the fused nodes; the last gives the output."""
-        chain, epilogue, residual = [node], Epilogue(), None
-        after = self._activation(chain[-1].outputs[0])
-        if after is not None:
-            epilogue = after[0]
-            chain += after[1]
-        if residuals:
-            add = self._sole_consumer(chain[-1].outputs[0])
-            other = self._residual_of(add, chain[-1].outputs[0], node) if add is not None else None
-            if add is not None and other is not None:
-                place = "before" if epilogue.activation == "none" else "after"
-                chain.append(add)
-                residual = name_of(other)
-                after = self._activation(add.outputs[0]) if place == "before" else None
-                if after is not None:
-                    epilogue = after[0]
-                    chain += after[1]
-                epilogue = replace(epilogue, residual=place)
-        self.taken.update(id(part) for part in chain)
-        return epilogue, residual, chain
-
-    def _residual_of(self, add: ir.Node, value: ir.Value, anchor: ir.Node) -> ir.Value | None:
-        """The other input of an Add of two images of one shape, if it is there before `anchor` runs."""
-        if add.op_type != "Add" or id(add) in self.taken:
-            return None
-        others = [each for each in add.inputs if each is not value]
-        if len(others) != 1 or others[0] is None or self._constant(others[0]) is not None:
-            return None
-        other = others[0]
-        if other.shape != value.shape or other.name is None or not self._is_float(other):
-            return None
-        # Ready means: declared by an operation that is already placed.
-        made = {name for op in self.ops for name in op.outputs} | {name_of(v) for v in self.graph.inputs}
-        return other if other.name in made else None
-
-    def _activation(self, value: ir.Value) -> tuple[Epilogue, list[ir.Node]] | None:
-        """The activation that alone reads `value`, with its nodes; x * Sigmoid(x) counts as one."""
-        silu = self._silu(value)
-        if silu is not None:
-            return Epilogue("silu"), silu
-        node = self._sole_consumer(value)
-        if node is None or id(node) in self.taken:
-            return None
-        epilogue = self._epilogue_of(node)
-        return (epilogue, [node]) if epilogue is not None else None
-
-    def _silu(self, value: ir.Value) -> list[ir.Node] | None:
-        users = [use.node for use in value.uses()]
-        if len(users) != 2 or value.name in self.outputs:
-            return None
-        gate = next((node for node in users if node.op_type == "Sigmoid"), None)
-        product = next((node for node in users if node.op_type == "Mul"), None)
-        if gate is None or product is None or self._sole_consumer(gate.outputs[0]) is not product:
-            return None
-        if any(id(node) in self.taken for node in (gate, product)):
-            return None
-        return [gate, product]
-
-    def _epilogue_of(self, node: ir.Node) -> Epilogue | None:
-        """The activation a node is, if an epilogue can hold it."""
-        if not self._is_float(node.inputs[0] if node.inputs else None):
-            return None
-        simple = {"Relu": "relu", "HardSwish": "hardswish", "Sigmoid": "sigmoid", "Tanh": "tanh"}
-        if node.op_type in simple:
-            return Epilogue(simple[node.op_type])
-        if node.op_type == "HardSigmoid":
-            return Epilogue("hardsigmoid", (number(node, "alpha", 0.2), number(node, "beta", 0.5)))
-        if node.op_type == "LeakyRelu":
-            return Epilogue("leaky", (number(node, "alpha", 0.01),))
-        if node.op_type == "Clip":
-            limits = [self._limit(node, 1, -np.inf), self._limit(node, 2, np.inf)]
-            if limits[0] is None or limits[1] is None:
-                return None
-            if limits[0] == 0 and limits[1] == np.inf:
-                return Epilogue("relu")
-            lowest = float(np.finfo(np.float32).min)
-            return Epilogue("clip", (max(limits[0], lowest), min(limits[1], -lowest)))
-        return None
-
-    def _limit(self, node: ir.Node, index: int, default: float) -> float | None:
-        if len(node.inputs) <= index or node.inputs[index] is None:
-            return float(default)
-        constant = self._constant(node.inputs[index])
-        return float(constant.reshape(-1)[0]) if constant is not None and constant.size == 1 else None
+    def _made(self) -> set[str]:
+        """Values that are there before the next operation runs."""
+        return {name for op in self.ops for name in op.outputs} | {name_of(value) for value in self.graph.inputs}
 
     def _names(self, chain: Iterable[ir.Node]) -> tuple[str, ...]:
         return tuple(node.name or node.op_type for node in chain)
@@ -240,16 +138,16 @@ class _Walk:
 
     def _conv(self, node: ir.Node) -> Op | None:
         x, w = node.inputs[0], node.inputs[1]
-        image, weight = self._image(x), self._constant(w)
-        bias = self._constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
-        if image is None or weight is None or weight.ndim != 4 or not self._is_float(w):
+        image, weight = self._image(x), constant_of(w)
+        bias = constant_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+        if image is None or weight is None or weight.ndim != 4 or not is_float(w):
             return None
         if len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
             return None
         kernel = (weight.shape[2], weight.shape[3])
         strides, dilations = pair(node, "strides"), pair(node, "dilations")
         pads = pads_of(node, image[2:], kernel, strides, dilations)
-        epilogue, residual, chain = self._fuse(node, residuals=True)
+        epilogue, residual, chain = self.fusion.fuse(node, self._made(), residuals=True)
         flat = weight.reshape(*weight.shape[:2], -1)
         return Conv(
             node_name(node),
@@ -273,10 +171,10 @@ class _Walk:
 
     def _gemm(self, node: ir.Node) -> Op | None:
         x, w = node.inputs[0], node.inputs[1]
-        weight = self._constant(w)
+        weight = constant_of(w)
         extra = node.inputs[2] if len(node.inputs) > 2 else None
-        bias = self._constant(extra)
-        if weight is None or self._constant(x) is not None or not self._is_float(x):
+        bias = constant_of(extra)
+        if weight is None or constant_of(x) is not None or not is_float(x):
             return None
         if extra is not None and bias is None:
             return None
@@ -289,13 +187,13 @@ class _Walk:
 
     def _matmul(self, node: ir.Node) -> Op | None:
         x, w = node.inputs[0], node.inputs[1]
-        weight = self._constant(w)
-        if weight is None or weight.ndim != 2 or self._constant(x) is not None or not self._is_float(x):
+        weight = constant_of(w)
+        if weight is None or weight.ndim != 2 or constant_of(x) is not None or not is_float(x):
             return None
-        add = self._sole_consumer(node.outputs[0])
+        add = self.fusion.sole_consumer(node.outputs[0])
         bias = None
         if add is not None and add.op_type == "Add":
-            constants = [self._constant(value) for value in add.inputs]
+            constants = [constant_of(value) for value in add.inputs]
             bias = next((each for each in constants if each is not None and each.shape == weight.shape[1:]), None)
         return self._linear(node, name_of(x), weight.T, bias, add if bias is not None else None)
 
@@ -308,8 +206,8 @@ class _Walk:
         if not shape or shape[-1] != weight.shape[1]:
             return None
         head = [node, add] if add is not None else [node]
-        epilogue, _, chain = self._fuse(head[-1], residuals=False)
-        self.taken.update(id(part) for part in head)
+        epilogue, _, chain = self.fusion.fuse(head[-1], self._made(), residuals=False)
+        self.fusion.taken.update(id(part) for part in head)
         full = np.zeros(weight.shape[0], np.float32)
         if bias is not None:
             full += bias.reshape(-1)
@@ -354,7 +252,7 @@ class _Walk:
             if mode == "avg_valid" and max(dilations) > 1:
                 return None
         x = name_of(node.inputs[0])
-        self.taken.add(id(node))
+        self.fusion.taken.add(id(node))
         outputs = (self._output([node]),)
         return Pooling(
             node_name(node), self._names([node]), (x,), outputs, mode, (kernel[0], kernel[1]), strides, dilations, pads
@@ -375,32 +273,32 @@ class _Walk:
         """ReduceMean over both image axes is a global average pool."""
         if self._image(node.inputs[0]) is None:
             return None
-        axes: Any = self._constant(node.inputs[1]) if len(node.inputs) > 1 else ints(node, "axes", ())
+        axes: Any = constant_of(node.inputs[1]) if len(node.inputs) > 1 else ints(node, "axes", ())
         if axes is None or sorted(int(axis) % 4 for axis in np.asarray(axes).reshape(-1)) != [2, 3]:
             return None
         return self._global(node, "avg")
 
     def _global(self, node: ir.Node, mode: str) -> Op:
-        self.taken.add(id(node))
+        self.fusion.taken.add(id(node))
         x = name_of(node.inputs[0])
         return GlobalPooling(node_name(node), self._names([node]), (x,), (self._output([node]),), mode)
 
     def _binary(self, node: ir.Node) -> Op | None:
         """Image op image, channel vector or scalar; the image has the output's shape."""
         out = self._shape_of(node.outputs[0])
-        if not all(map(self._is_float, node.inputs)) or len(out) != 4:
+        if not all(map(is_float, node.inputs)) or len(out) != 4:
             return None
         for x, z in ((0, 1), (1, 0)):
             image = self._image(node.inputs[x])
             if image is None or image != out:
                 continue
-            constant = self._constant(node.inputs[z])
+            constant = constant_of(node.inputs[z])
             kind = _operand(out, self._shape_of(node.inputs[z]) if constant is None else constant.shape, constant)
             if kind is None:
                 continue
             names = [name_of(node.inputs[x])] + ([] if constant is not None else [name_of(node.inputs[z])])
             op = _BINARY[node.op_type]
-            epilogue, _, chain = self._fuse(node, residuals=False)
+            epilogue, _, chain = self.fusion.fuse(node, self._made(), residuals=False)
             return Elementwise(
                 node_name(node),
                 self._names(chain),
@@ -417,10 +315,10 @@ class _Walk:
     def _activation_alone(self, node: ir.Node) -> Op | None:
         if node.domain not in ("", "ai.onnx") or not node.inputs or self._image(node.inputs[0]) is None:
             return None
-        epilogue = self._epilogue_of(node)
+        epilogue = self.fusion.epilogue_of(node)
         if epilogue is None:
             return None
-        self.taken.add(id(node))
+        self.fusion.taken.add(id(node))
         x = name_of(node.inputs[0])
         return Elementwise(
             node_name(node), self._names([node]), (x,), (self._output([node]),), "first", "none", None, False, epilogue
@@ -430,15 +328,15 @@ class _Walk:
         images = [self._image(value) for value in node.inputs]
         if any(image is None for image in images) or integer(node, "axis", 0) % 4 != 1:
             return None
-        self.taken.add(id(node))
+        self.fusion.taken.add(id(node))
         names = tuple(name_of(value) for value in node.inputs)
         return Concat(node_name(node), self._names([node]), names, (self._output([node]),))
 
     def _view(self, node: ir.Node) -> Op | None:
         x = node.inputs[0]
-        if x is None or self._constant(x) is not None or name_of(x) not in self.values:
+        if x is None or constant_of(x) is not None or name_of(x) not in self.values:
             return None
-        self.taken.add(id(node))
+        self.fusion.taken.add(id(node))
         return View(node_name(node), self._names([node]), (name_of(x),), (self._output([node]),))
 
     # -- the rest ----------------------------------------------------------------------------------------------

@@ -174,7 +174,6 @@ def compiled_outputs(
     with LocalRunner(artifact, threads=1) as runner:
         first = runner.run(feeds)
         second = runner.run(feeds)
-        # a small model may have no use for all of them
     with LocalRunner(artifact, threads=most) as runner:
         third = runner.run(feeds) if most > 1 else second
     for name, value in first.items():
