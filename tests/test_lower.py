@@ -7,7 +7,8 @@ import pytest
 from networks import random_network
 
 from edgesparse import arena
-from edgesparse.lower import Lowered, _nearest, lower
+from edgesparse.emitter import _nearest
+from edgesparse.lower import Lowered, lower
 from edgesparse.ops import Fallback
 from edgesparse.passes import SIMPLIFY, model_from_proto, run_passes
 from edgesparse.place import place
