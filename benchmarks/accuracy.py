@@ -27,7 +27,7 @@ from edgesparse.passes.observe import Feeds, input_moments
 from edgesparse.passes.rearrange import rearrange
 from edgesparse.passes.reconstruct import Repair, repair_in_order, uniform
 from edgesparse.pattern import SparsePattern
-from edgesparse.pipeline import prepare
+from edgesparse.portable import prepare
 from edgesparse.recipe import Choice
 
 NONE = Repair(criterion="magnitude", refit=False, recalibrate=False, others=False)

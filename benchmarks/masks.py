@@ -22,7 +22,7 @@ from edgesparse.passes.observe import input_moments
 from edgesparse.passes.permute import View, by_norm, retained, search
 from edgesparse.passes.surgeon import obs
 from edgesparse.pattern import SparsePattern, best_mask
-from edgesparse.pipeline import prepare
+from edgesparse.portable import prepare
 
 SIZE, DENSITY = 4, 0.5
 

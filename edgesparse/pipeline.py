@@ -22,22 +22,26 @@ import edgesparse
 from edgesparse import arena, artifact, emit, samples
 from edgesparse.artifact import Artifact
 from edgesparse.build import build_kernels
-from edgesparse.errors import CompileError, EdgesparseError, ModelError, Reason, UsageError
+from edgesparse.describe import describe_graph, describe_placements, describe_plan, describe_program
+from edgesparse.errors import CompileError, EdgesparseError, ModelError
 from edgesparse.lower import Lowered, Part, lower
 from edgesparse.manifest import Manifest, TensorInfo
 from edgesparse.modules import TWINS, link_module
 from edgesparse.ops import Fallback, Graph
-from edgesparse.passes import SIMPLIFY, load_model, run_passes, save_model, sparsify_passes
+from edgesparse.passes import save_model
 from edgesparse.place import Placement, place
 from edgesparse.plan import Plan, plan
+from edgesparse.portable import Progress, Steps, prepare
+from edgesparse.program import Program
 from edgesparse.recipe import Recipe
 from edgesparse.recognise import recognise
 from edgesparse.target import Target
 
-Progress = Callable[[float, str], None]
-
 #: The portable form inside an artifact.
 PORTABLE = "model.onnx"
+
+#: Steps after the passes, for --stop-after and --dump-after.
+COMPILER_STEPS = ("recognise", "plan", "place", "lower")
 
 
 def compile_model(
@@ -71,8 +75,8 @@ def compile_model(
     shapes:
         Input name to shape, for inputs with open dimensions.
     stop_after, dump_after:
-        Names of ONNX steps: stop there (nothing is written; returns None), or also write what
-        they made beside the output.
+        Names of steps: stop there (no artifact; returns None), or also write what they made beside the output: a
+        model for the passes, JSON for recognise, plan, place and lower.
     seed:
         Of the sample inputs in the artifact.
     dense:
@@ -91,100 +95,83 @@ def compile_model(
     """
     tick = progress or (lambda share, text: None)
     with artifact.claim(output, force=force) as slot:
-        model = prepare(path, recipe, shapes, tick, notice, stop_after, dump_after, output)
-        if stop_after is not None:
+        record = Steps(output, stop_after, tuple(dump_after), COMPILER_STEPS)
+        model = prepare(path, recipe, shapes, tick, notice, record)
+        if stop_after is not None and stop_after not in COMPILER_STEPS:
             return None
         graph = recognise(model)
+        if record.done("recognise", lambda: describe_graph(graph)):
+            return None
         layout = plan(graph, target, depth_first=depth_first, strips=threads)
+        if record.done("plan", lambda: describe_plan(graph, layout)):
+            return None
         parts = _fallback_parts(graph, target, tick)
         placements = _place(graph, layout, target, dense, target.runs_here() if tune is None else tune, tick)
+        if record.done("place", lambda: describe_placements(placements)):
+            return None
         lowered = lower(graph, layout, placements, parts, target)
         program = arena.assign(lowered.program)
-        twin = None
+        if record.done("lower", lambda: describe_program(program)):
+            return None
+        programs = [program]
         if target.runner in TWINS:
             twin = lower(graph, layout, place(graph, layout, target, dense=True), parts, target)
             lowered = replace(lowered, kernels={**lowered.kernels, **twin.kernels})
-        programs = [program, *([arena.assign(twin.program)] if twin else [])]
+            programs.append(arena.assign(twin.program))
         objects = _objects(lowered, target, tick)
-        tick(0.93, "linking")
-        with tempfile.TemporaryDirectory(prefix="edgesparse-") as folder:
-            tables = [emit.emit(each).program_c for each in programs]
-            module, files = link_module(objects, tables, Path(folder), target)
-            portable = Path(folder) / PORTABLE
-            save_model(model, portable)
-            tick(0.96, "sample outputs")
-            inputs = tuple(TensorInfo(port.name, port.dtype, port.shape) for port in program.inputs)
-            outputs = tuple(TensorInfo(port.name, port.dtype, port.shape) for port in program.outputs)
-            manifest = Manifest(
-                target=describe_target(target),
-                inputs=inputs,
-                outputs=outputs,
-                layers=tuple(placements[op.name].record() for op in graph.ops),
-                recipe=recipe.to_dict() if recipe else None,
-                tools=tool_versions(),
-                info={
-                    "model_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
-                    "model_bytes": Path(path).stat().st_size,
-                    "dense": dense,
-                    "depth_first": layout.depth_first,
-                    "threads": threads,
-                    "calls": len(program.calls),
-                    "arena_bytes": program.arena_bytes,
-                },
-                module=module,
-            )
-            sampled = _samples(portable, inputs, outputs, seed)
-            tick(0.98, "writing")
-            return slot.write(
-                manifest,
-                {
-                    **files,
-                    "weights.bin": emit.weights_chunks(program),
-                    **({"dense.bin": emit.weights_chunks(programs[1])} if twin else {}),
-                    PORTABLE: portable,
-                    samples.NAME: samples.dump(sampled, inputs, outputs),
-                },
-            )
+        manifest = _manifest(Path(path), target, recipe, program, [placements[op.name] for op in graph.ops])
+        manifest = replace(
+            manifest, info={**manifest.info, "dense": dense, "depth_first": depth_first, "threads": threads}
+        )
+        return _write(slot, manifest, model, objects, programs, target, seed, tick)
 
 
-def prepare(
-    path: Path | str,
-    recipe: Recipe | None,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-    progress: Progress | None = None,
-    notice: Callable[[str], None] | None = None,
-    stop_after: str | None = None,
-    dump_after: Sequence[str] = (),
-    beside: Path | None = None,
-    reasons: list[Reason] | None = None,
-) -> ir.Model:
-    """Load, simplify and prune: the portable model. See `compile_model` for the arguments.
-
-    `reasons` collects why layers were left as they are.
-    """
-    tick = progress or (lambda share, text: None)
-    tick(0.0, "loading")
-    model = load_model(path, shapes, notice or (lambda text: None))
-    passes = sparsify_passes(recipe) if recipe else SIMPLIFY
-    names = [step.name for step in passes]
-    for name in dump_after:
-        if name not in names:
-            raise UsageError(f"unknown step {name!r}", fix=f"steps are {', '.join(names)}")
-
-    def dump(name: str, made: ir.Model) -> None:
-        if name in dump_after and beside is not None:
-            save_model(made, beside.with_name(f"{beside.name}.{name}.onnx"))
-
-    result = run_passes(
-        model,
-        passes,
-        on_step=lambda name, _: tick(0.02 + 0.1 * names.index(name) / len(names), name),
-        stop_after=stop_after,
-        dump=dump,
+def _manifest(
+    path: Path, target: Target, recipe: Recipe | None, program: Program, placements: list[Placement]
+) -> Manifest:
+    """All that the artifact says of itself, but for its files."""
+    return Manifest(
+        target=describe_target(target),
+        inputs=tuple(TensorInfo(port.name, port.dtype, port.shape) for port in program.inputs),
+        outputs=tuple(TensorInfo(port.name, port.dtype, port.shape) for port in program.outputs),
+        layers=tuple(placement.record() for placement in placements),
+        recipe=recipe.to_dict() if recipe else None,
+        tools=tool_versions(),
+        info={
+            "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "model_bytes": path.stat().st_size,
+            "calls": len(program.calls),
+            "arena_bytes": program.arena_bytes,
+        },
     )
-    if reasons is not None:
-        reasons.extend(result.reasons)
-    return result.model
+
+
+def _write(
+    slot: artifact.Claim,
+    manifest: Manifest,
+    model: ir.Model,
+    objects: Sequence[bytes],
+    programs: Sequence[Program],
+    target: Target,
+    seed: int,
+    tick: Progress,
+) -> Artifact:
+    """Link, take sample outputs, and put all files in their place at once; a second program is the dense twin."""
+    tick(0.93, "linking")
+    with tempfile.TemporaryDirectory(prefix="edgesparse-") as folder:
+        tables = [emit.emit(each).program_c for each in programs]
+        module, files = link_module(objects, tables, Path(folder), target)
+        portable = Path(folder) / PORTABLE
+        save_model(model, portable)
+        tick(0.96, "sample outputs")
+        sampled = _samples(portable, manifest.inputs, manifest.outputs, seed)
+        tick(0.98, "writing")
+        weights = {"weights.bin": emit.weights_chunks(programs[0])}
+        if len(programs) > 1:
+            weights["dense.bin"] = emit.weights_chunks(programs[1])
+        content: dict[str, artifact.Content] = {**files, **weights, PORTABLE: portable}
+        content[samples.NAME] = samples.dump(sampled, manifest.inputs, manifest.outputs)
+        return slot.write(replace(manifest, module=module), content)
 
 
 def _fallback_parts(graph: Graph, target: Target, tick: Progress) -> dict[str, Part]:
