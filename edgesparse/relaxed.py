@@ -6,7 +6,12 @@ and the vectors. What comes back is a list of kernel calls, as the planner has i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
+import os
+import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 
 from edgesparse.codegen import brief
 from edgesparse.errors import CompileError, UnsupportedError
@@ -72,16 +78,36 @@ def lower_subgraph(model: onnx.ModelProto, prefix: str, target: Mapping[str, Any
         TVM failed after the import.
     """
     from edgesparse.fallback.prepare import prepared
+    from edgesparse.fallback.refuse import refuse
 
+    refuse(model)
     model = prepared(model)
-    module = _imported(model)
+    with _quiet():
+        module = _imported(model)
     try:
-        lowered = _fused(module)
+        with _quiet():
+            lowered = _fused(module)
         return _Collector(model, prefix, vector_lanes(target)).collect(lowered)
     except (UnsupportedError, CompileError):
         raise
     except Exception as error:  # out of TVM's C++: any kind
         raise CompileError(f"cannot lower {_described(model)}", why=brief(error)) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep TVM's own words (prints, C++ warnings) away from the user's streams; errors come as exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 2)
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(sink)
+        os.close(kept)
 
 
 def vector_lanes(target: Mapping[str, Any]) -> int:
@@ -120,8 +146,16 @@ def _imported(model: onnx.ModelProto) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return from_onnx(model, keep_params_in_input=False)
+            try:
+                return from_onnx(model, keep_params_in_input=False)
+            except Exception:
+                # ONNX defines many operators by others: once more with those definitions in their place.
+                plain = onnx.inliner.inline_selected_functions(model, [], exclude=True, inline_schema_functions=True)
+                if len(plain.graph.node) == len(model.graph.node):
+                    raise
+                return from_onnx(plain, keep_params_in_input=False)
     except Exception as error:  # the frontend raises what it likes
+        traceback.clear_frames(error.__traceback__)  # half-built Relax complains when it goes: let it go here
         raise UnsupportedError(
             f"cannot lower {_described(model, brief(error))}, opset {_opset(model)}", why=brief(error), fix=fix
         ) from error

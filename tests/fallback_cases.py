@@ -18,7 +18,7 @@ def _elementwise() -> None:
     for op in (
         *("Sigmoid", "Tanh", "Erf", "Exp", "LeakyRelu", "Elu", "Softplus", "HardSwish", "HardSigmoid", "Neg", "Abs"),
         *("Floor", "Ceil", "Round", "Relu", "Selu", "Softsign", "Reciprocal", "Sign", "Sin", "Cos", "Mish"),
-        *("Identity", "Atan", "Sinh"),
+        *("Identity", "Mod float", "Atan", "Sinh"),
     ):
         _add(op, f"({X}) => ({Y})", f"y = {op}(x)", opset=18)
     for op in ("Sqrt", "Log"):
@@ -114,9 +114,11 @@ def _movements() -> None:
     for mode in ("constant", "reflect", "edge"):
         pads = "int64[8] p = {0, 0, 1, 2, 0, 0, 2, 1}"
         _add(f"Pad {mode}", f"({X}) => (float[2,6,12,14] y)", f'y = Pad<mode="{mode}">(x, p)', pads)
+    _add("Celu", f"({X}) => ({Y})", "y = Celu<alpha=0.5>(x)")
+    _add("Mod float", f"({X}, float[11] z) => ({Y})", "y = Mod<fmod=1>(x, z)")
     _add("OneHot", "(int64[4] x) => (float[4,5] y)", "y = OneHot(x, d, o)", "int64 d = {5}, float[2] o = {0.0, 1.0}")
     _add("Trilu", "(float[5,5] x) => (float[5,5] y)", "y = Trilu<upper=0>(x)")
-    _add("Identity", f"({X}) => ({Y})", "y = Identity(x)")
+    _add("Identity", "Mod float", f"({X}) => ({Y})", "y = Identity(x)")
 
 
 def _images() -> None:
@@ -130,6 +132,21 @@ def _images() -> None:
                 f"y = Resize<{options}>(x, , s)",
                 "float[4] s = {1.0, 1.0, 2.0, 2.0}",
             )
+    for mode in ("nearest", "linear", "cubic"):
+        for frame in ("half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel"):
+            options = f'mode="{mode}", coordinate_transformation_mode="{frame}"'
+            _add(
+                f"Resize {mode} {frame} 0.6",
+                f"({X}) => (float[2,6,5,17] y)",
+                f"y = Resize<{options}>(x, , s)",
+                "float[4] s = {1.0, 1.0, 0.6, 1.6}",
+            )
+            sized = "int64[4] n = {2, 6, 7, 13}"
+            text = f"y = Resize<{options}>(x, , , n)"
+            _add(f"Resize {mode} {frame} sizes", f"({X}) => (float[2,6,7,13] y)", text, sized)
+    for mode in ("linear", "cubic"):
+        text = f'y = Resize<mode="{mode}", antialias=1>(x, , , n)'
+        _add(f"Resize {mode} antialias", f"({X}) => (float[2,6,4,5] y)", text, "int64[4] n = {2, 6, 4, 5}", opset=18)
     _add("DepthToSpace", "(float[1,8,5,6] x) => (float[1,2,10,12] y)", "y = DepthToSpace<blocksize=2>(x)")
     head = "(float[1,8,5,6] x) => (float[1,2,10,12] y)"
     _add("DepthToSpace CRD", head, 'y = DepthToSpace<blocksize=2, mode="CRD">(x)')
@@ -184,6 +201,15 @@ QUICK = [
     *("Div int64", "Cast float bool", "Cast double float16", "Softmax -1", "Softmax 1", "LayerNormalization", "LRN"),
     *("InstanceNormalization", "BatchNormalization", "ReduceMean 1", "ReduceMax 2,3", "ReduceProd all", "ArgMax"),
     *("CumSum", "Transpose 0,1,3,2", "Transpose large", "Reshape", "Split 20", "Concat 20", "Slice", "Gather"),
-    *("ScatterND", "Pad constant", "Pad reflect", "OneHot", "Identity", "Resize linear half_pixel", "DepthToSpace"),
+    *(
+        "ScatterND",
+        "Pad constant",
+        "Pad reflect",
+        "OneHot",
+        "Identity",
+        "Mod float",
+        "Resize linear half_pixel",
+        "DepthToSpace",
+    ),
     *("MaxPool", "AveragePool", "Conv Relu", "ConvTranspose", "MatMul 19,33 33,61", "MatMul Add Relu", "Gemm"),
 ]

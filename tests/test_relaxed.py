@@ -173,6 +173,37 @@ def test_operator_left_to_the_runtime_is_named() -> None:
         lower_subgraph(model_of(text), "v_", host_target())
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (
+            "g (float[4,8] x, float[8] s) => (float[4,8] y, float[4,1] m) { y, m = LayerNormalization(x, s) }",
+            "Mean and InvStdDev",
+        ),
+        ("g (float[8] x) => (bool[8] y) { y = IsInf<detect_negative=0>(x) }", "not told apart"),
+        (
+            "g (float[8] x) => (uint8[8] y, float s, uint8 z) { y, s, z = DynamicQuantizeLinear(x) }",
+            "rounds ties otherwise",
+        ),
+        (
+            "g (float[1,1,8,8] x, float[8] r) => (float[1,1,4,4] y) <float[4] s = {1.0, 1.0, 0.5, 0.5}>"
+            ' { y = Resize<coordinate_transformation_mode="tf_crop_and_resize">(x, r, s) }',
+            "tf_crop_and_resize",
+        ),
+    ],
+)
+def test_what_would_come_out_wrong_is_refused(text: str, why: str) -> None:
+    with pytest.raises(UnsupportedError, match=why):
+        lower_subgraph(model_of(text), "v_", host_target())
+
+
+def test_tvm_does_not_speak(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UnsupportedError):
+        lower_subgraph(model_of("g (float[4] x, int64[2] p) => (float[6] y) { y = Pad(x, p) }"), "v_", host_target())
+    lower_subgraph(model_of(CASES["GatherND"][1]), "v_", host_target())
+    assert capfd.readouterr() == ("", "")
+
+
 def test_open_shape_is_named() -> None:
     with pytest.raises(UnsupportedError, match="value 'x' has no static shape"):
         lower_subgraph(model_of("g (float[N,8] x) => (float[N,8] y) { y = Relu(x) }"), "v_", host_target())

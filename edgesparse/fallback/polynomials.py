@@ -370,8 +370,12 @@ def _asinh(x: Any) -> Any:
 def _fmod(x: Any, y: Any) -> Any:
     from tvm import tirx
 
-    a, b = _cast(x, "float64"), _cast(y, "float64")
-    return _cast(_let_all([a, b], lambda a, b: a - tirx.trunc(a / b) * b), _kind(x))
+    def rest(a: Any, b: Any) -> Any:
+        whole = a - tirx.trunc(a / b) * b
+        # Nothing is left out of a finite number by an infinite one.
+        return _select(_absolute(b) == _same(math.inf, b), _select(_absolute(a) == _absolute(b), b - b, a), whole)
+
+    return _cast(_let_all([_cast(x, "float64"), _cast(y, "float64")], rest), _kind(x))
 
 
 _RULES: dict[str, Callable[..., Any]] = {

@@ -1,4 +1,4 @@
-"""ONNX to ONNX before Relax: nodes with more inputs or outputs than a kernel has pointers become several."""
+"""ONNX to ONNX before Relax: Resize becomes tables; nodes with more tensors than a kernel has pointers, several."""
 
 from __future__ import annotations
 
@@ -6,33 +6,48 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from edgesparse.fallback.resize import resized
+
 #: Tensors that one node may join or split.
 MOST = 10
 
 
 def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with wide Concat and Split nodes broken up; the same object where there are none."""
-    wide = [
-        node
-        for node in model.graph.node
-        if (node.op_type == "Concat" and len(node.input) > MOST)
-        or (node.op_type == "Split" and len(node.output) > MOST)
-    ]
-    if not wide:
+    """The model with wide Concat and Split nodes and Resize broken up; the same object where there are none."""
+    if not any(_special(node) for node in model.graph.node):
         return model
+    shapes = _shapes(model)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     nodes = []
     for node in model.graph.node:
-        if node not in wide:
+        if not _special(node):
             nodes.append(node)
         elif node.op_type == "Concat":
             nodes += _joined(node)
+        elif node.op_type == "Split":
+            nodes += _sliced(copy, node, shapes)
         else:
-            nodes += _sliced(copy, node)
+            nodes += resized(copy, node, shapes)
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
     return copy
+
+
+def _special(node: onnx.NodeProto) -> bool:
+    wide = {"Concat": len(node.input) > MOST, "Split": len(node.output) > MOST, "Resize": True}
+    return node.domain in ("", "ai.onnx") and wide.get(node.op_type, False)
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """Static shapes by value name."""
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    found = {item.name: list(item.dims) for item in model.graph.initializer}
+    for value in (*inferred.graph.value_info, *model.graph.output, *model.graph.input):
+        dims = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
+            found[value.name] = [dim.dim_value for dim in dims]
+    return found
 
 
 def _axis(node: onnx.NodeProto, default: int) -> int:
@@ -57,12 +72,9 @@ def _joined(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     return made
 
 
-def _sliced(model: onnx.ModelProto, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+def _sliced(model: onnx.ModelProto, node: onnx.NodeProto, shapes: dict[str, list[int]]) -> list[onnx.NodeProto]:
     """One slice for each result. Needs the sizes: given, or the inferred shapes of the results."""
-    inferred = onnx.shape_inference.infer_shapes(model)
     axis = _axis(node, 0)
-    values = [*inferred.graph.value_info, *inferred.graph.output, *inferred.graph.input]
-    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values}
     made, start = [], 0
     for output in node.output:
         if output not in shapes:

@@ -120,6 +120,8 @@ def narrowed(expr: Any, variables: Mapping[Any, Any]) -> Any:
         made = [value(part) for part in parts]
         if _is(node, "Cast") and kind == "float16" and dtype_of(made[0]) == "float64":
             made = [tirx.Cast("float32", made[0])]  # LLVM would call a library
+        if _is(node, "Mod") and kind.startswith("float"):
+            return tirx.fmod(*made)  # LLVM would call a library
         return rebuilt(node, made)
 
     def index(node: Any) -> Any:
