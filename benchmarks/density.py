@@ -145,9 +145,8 @@ def table(report: dict[str, Any]) -> str:
         peak = row["peak_mb"] if row["peak_mb"] is not None else "-"
         low, high = row["interval"]
         mark = " (unstable)" if row["unstable"] else ""
-        lines.append(
-            f"| {name}{mark} | {row['ms']} | {row['min_ms']} | {row['speedup']} | {low} to {high} | {peak} | {row['runs']} |"
-        )
+        cells = (name + mark, row["ms"], row["min_ms"], row["speedup"], f"{low} to {high}", peak, row["runs"])
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -26,9 +26,7 @@ class ArtifactContender:
     nothing else.
     """
 
-    def __init__(
-        self, name: str, artifact: Artifact | Path, feeds: Feeds | None = None, *, threads: int = 1
-    ) -> None:
+    def __init__(self, name: str, artifact: Artifact | Path, feeds: Feeds | None = None, *, threads: int = 1) -> None:
         from edgesparse.runtimes.local import LocalRunner
 
         # hashes are checked when it is opened, which is no part of loading

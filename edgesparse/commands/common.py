@@ -26,7 +26,7 @@ model_argument = click.argument("model", type=click.Path(path_type=Path))
 artifact_argument = click.argument("artifact", type=click.Path(path_type=Path))
 target_option = click.option("--target", "-t", default="native", show_default=True, help="See `edgesparse targets`.")
 threads_option = click.option(
-    "--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads to run with, at most those compiled for."
+    "--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads, at most those compiled for."
 )
 seed_option = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of everything random."
