@@ -133,7 +133,7 @@ def _runner(library: ctypes.CDLL, job: Job, product: Product, target: Target) ->
     bias = np.zeros(rows, np.float32)
     plans = []
     for spec, part in _specs(job, product, target):
-        tables = [np.ascontiguousarray(part.values)]
+        tables: list[np.ndarray] = [np.ascontiguousarray(part.values)]
         args = [pitch, pitch]
         if part.start is None or part.column is None:
             args += [pitch, part.depth]
@@ -159,7 +159,7 @@ def _runner(library: ctypes.CDLL, job: Job, product: Product, target: Target) ->
         started = time.perf_counter_ns()
         for function, arguments in calls:
             function(*arguments)
-        return (time.perf_counter_ns() - started) * 1e-9 * job.bands / bands
+        return float((time.perf_counter_ns() - started) * 1e-9 * job.bands / bands)
 
     return run
 
