@@ -18,7 +18,7 @@ def _elementwise() -> None:
     for op in (
         *("Sigmoid", "Tanh", "Erf", "Exp", "LeakyRelu", "Elu", "Softplus", "HardSwish", "HardSigmoid", "Neg", "Abs"),
         *("Floor", "Ceil", "Round", "Relu", "Selu", "Softsign", "Reciprocal", "Sign", "Sin", "Cos", "Mish"),
-        *("Identity", "Mod float", "Atan", "Sinh"),
+        *("Identity", "Atan", "Sinh"),
     ):
         _add(op, f"({X}) => ({Y})", f"y = {op}(x)", opset=18)
     for op in ("Sqrt", "Log"):
@@ -118,7 +118,7 @@ def _movements() -> None:
     _add("Mod float", f"({X}, float[11] z) => ({Y})", "y = Mod<fmod=1>(x, z)")
     _add("OneHot", "(int64[4] x) => (float[4,5] y)", "y = OneHot(x, d, o)", "int64 d = {5}, float[2] o = {0.0, 1.0}")
     _add("Trilu", "(float[5,5] x) => (float[5,5] y)", "y = Trilu<upper=0>(x)")
-    _add("Identity", "Mod float", f"({X}) => ({Y})", "y = Identity(x)")
+    _add("Identity", f"({X}) => ({Y})", "y = Identity(x)")
 
 
 def _images() -> None:
@@ -197,6 +197,7 @@ _images()
 _products()
 
 QUICK = [
+    *("Mod float", "Celu", "Resize cubic half_pixel 0.6", "Resize nearest half_pixel sizes"),
     *("Sigmoid", "Gelu", "Round", "Add [6,1,1]", "Div [11]", "PRelu [9,1]", "Pow", "Clip", "Where", "Less", "And"),
     *("Div int64", "Cast float bool", "Cast double float16", "Softmax -1", "Softmax 1", "LayerNormalization", "LRN"),
     *("InstanceNormalization", "BatchNormalization", "ReduceMean 1", "ReduceMax 2,3", "ReduceProd all", "ArgMax"),
