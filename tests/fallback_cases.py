@@ -197,7 +197,7 @@ _images()
 _products()
 
 QUICK = [
-    *("Mod float", "Celu", "Resize cubic half_pixel 0.6", "Resize nearest half_pixel sizes"),
+    *("Celu", "Resize cubic half_pixel 0.6", "Resize nearest half_pixel sizes"),
     *("Sigmoid", "Gelu", "Round", "Add [6,1,1]", "Div [11]", "PRelu [9,1]", "Pow", "Clip", "Where", "Less", "And"),
     *("Div int64", "Cast float bool", "Cast double float16", "Softmax -1", "Softmax 1", "LayerNormalization", "LRN"),
     *("InstanceNormalization", "BatchNormalization", "ReduceMean 1", "ReduceMax 2,3", "ReduceProd all", "ArgMax"),
