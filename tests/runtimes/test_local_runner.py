@@ -210,8 +210,8 @@ def test_missing_weights_and_null_pointers(toy_built: Path) -> None:
     assert library.es_run(None) == 6
     assert library.es_profile(None, None) == 6
     library.es_destroy(None)
-    messages = {library.es_error(status) for status in range(-1, 8)}
-    assert len(messages) == 8, "seven statuses and 'unknown'"
+    messages = {library.es_error(status) for status in range(-1, 9)}
+    assert len(messages) == 9, "eight statuses and 'unknown'"
 
 
 def test_a_library_that_is_none_is_told(toy_artifact: Path) -> None:
