@@ -38,7 +38,7 @@ class Wanted:
     memory, layers:
         Whether to measure peak memory, and the time of each layer.
     peak:
-        Peak of one core in GFLOP/s, for the layers' share of it.
+        Peak of one core in GFLOP/s, for the layers' share of it; measured where it is wanted and not given.
     """
 
     dense: bool = True
@@ -72,13 +72,14 @@ def bench_artifact(
         contenders = _contenders(artifact, dense, wanted, plan)
         outcome = measure(contenders, plan, progress=tell)
         layers = profile(contenders[0], artifact) if wanted.layers else ()
+        peak = wanted.peak or (_peak(artifact) if wanted.layers else None)
         tell(1.0, "measuring memory")
         found = _memory(artifact, dense, wanted, plan.threads, say) if wanted.memory else {}
         sizes = _sizes(artifact, dense, wanted)
         for contender in contenders:
             if isinstance(contender, ArtifactContender):
                 contender.close()
-    return Report(outcome, subject(artifact), environment.record(), found, sizes, layers, wanted.peak)
+    return Report(outcome, subject(artifact), environment.record(), found, sizes, layers, peak)
 
 
 def first_sample(artifact: Artifact) -> dict[str, np.ndarray] | None:
@@ -114,6 +115,15 @@ def target_text(fields: Mapping[str, Any]) -> str:
     """Return a manifest's target as `Target.parse` reads it, cache sizes included."""
     sizes = [f"{key}={fields[key]}" for key in ("l1d", "l2") if isinstance(fields.get(key), int)]
     return ",".join([str(fields.get("name")), *sizes])
+
+
+def _peak(artifact: Artifact) -> float | None:
+    """Measure one core with the artifact's instructions, where this machine has them."""
+    from edgesparse.peak import peak_gflops
+    from edgesparse.target import Target
+
+    target = Target.parse(target_text(artifact.manifest.target))
+    return peak_gflops(target) if target.runs_here() else None
 
 
 def _dense(artifact: Artifact, place: Path) -> Artifact:

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 
 @pytest.fixture(autouse=True)
-def _quiet_logger() -> Iterator[None]:
-    """Undo what a command, run in this process, set up for the log: level, handlers."""
+def _plain_log() -> None:
+    """Start each test with the log as it is on import: commands that ran in this process have set it up their way."""
     logger = logging.getLogger("edgesparse")
-    before = logger.level, logger.propagate, list(logger.handlers)
-    yield
-    logger.setLevel(before[0])
-    logger.propagate = before[1]
-    logger.handlers[:] = before[2]
+    logger.setLevel(logging.NOTSET)
+    logger.handlers.clear()
 
 
 @pytest.fixture

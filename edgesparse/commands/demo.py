@@ -72,11 +72,12 @@ def show(console: Console, found: Demonstration) -> None:
     columns: tuple[str, ...] = ("", "weights kept", "clean pages", "noisy pages", "size MB", "p50 ms", "speed [95 %]")
     console.table(columns, rows, text_columns=TEXT_COLUMNS)
     console.result(f"All programs agree with onnxruntime to {found.worst_error:.1g} of the largest output.")
-    console.result("careful: groups of 4 weights go where it costs little. hard: a tenth of all weights stays; it")
-    console.result("shows the speed of that density, which needs training or repair to be accurate.")
+    console.result("careful: half the multiply-adds of the 1x1 layers go, in groups of 4 weights, and what is left is")
+    console.result("repaired on other pages without labels. hard: a tenth of all weights stays, by magnitude alone: it")
+    console.result("shows the speed of that density, which needs training to be accurate.")
     for text in instability(found.outcome, environment.record()):
         console.result(f"note: {text}")
-    columns, rows = layer_table(found.layers)
+    columns, rows = layer_table(found.layers, found.peak)
     console.table(columns, rows, title="edgesparse, careful: every layer", text_columns=TEXT_COLUMNS)
     for place in found.artifacts.values():
         console.notice(f"artifact: {place}")
@@ -102,5 +103,6 @@ def as_json(found: Demonstration) -> dict[str, object]:
             }
             for row in found.rows
         ],
+        "peak_gflops": found.peak,
         "layers": [vars(item) for item in found.layers],
     }

@@ -1,15 +1,16 @@
 """The kernel families. An instance of a family is a frozen spec: it has a `symbol` (its C name) and `build()`s its TIR.
 
 Families: `Spmm` (sparse and dense products), `Depthwise`, `Pool`, `Panel` (windows), `Pointwise`, `GlobalPool`,
-`Transpose`. A spec is all there is to know of a kernel: equal specs are one kernel, compiled once.
+`Transpose`, `Probe` (the peak). A spec is all there is to know of a kernel: equal specs are one kernel, compiled once.
 """
 
 from edgesparse.kernels.epilogue import Epilogue
 from edgesparse.kernels.pointwise import GlobalPool, Pointwise, Transpose
+from edgesparse.kernels.probe import Probe
 from edgesparse.kernels.spmm import Spmm
 from edgesparse.kernels.window import Depthwise, Panel, Pool, Window
 
-KernelSpec = Spmm | Depthwise | Pool | Panel | Pointwise | GlobalPool | Transpose
+KernelSpec = Spmm | Depthwise | Pool | Panel | Pointwise | GlobalPool | Transpose | Probe
 
 __all__ = [
     "Depthwise",
@@ -19,6 +20,7 @@ __all__ = [
     "Panel",
     "Pointwise",
     "Pool",
+    "Probe",
     "Spmm",
     "Transpose",
     "Window",
