@@ -222,13 +222,14 @@ def test_demo_shows_before_and_after(run: Run, monkeypatch: pytest.MonkeyPatch) 
         Outcome(Plan(), measured, ()),
         {name: compare(samples[name], samples[names[0]]) for name in names[1:]},
         (LayerTime("Conv.1", 1e-4, 2e6, "group:4 tile 3", "group:4x1", 0.5, "because"),),
+        80.0,
         {names[1]: Path("out/demo/dense")},
         3e-7,
     )
     monkeypatch.setattr(demonstration, "demonstrate", lambda *_, **__: found)
     code, out, err = run("demo")
     assert code == 0, err
-    for word in ("95.0 %", "2.00x [2.00, 2.00]", "4.00x", "Conv.1", "because", "20.0"):
+    for word in ("95.0 %", "2.00x [2.00, 2.00]", "4.00x", "Conv.1", "because", "20.0", "25.0 %"):
         assert word in out
     data = json.loads(run("demo", "--json")[1])
     assert [row["name"] for row in data["rows"]] == list(names)
