@@ -40,9 +40,9 @@ from edgesparse.sections import (
     section_dict,
 )
 from edgesparse.select import Candidate, Selector
+from edgesparse.yamltext import MAX_TEXT, read_mapping
+from edgesparse.yamltext import kind as _kind
 
-MAX_TEXT = 256 << 10
-"""Longest recipe text in bytes; a resolved one with a line per layer of a large network fits many times."""
 MAX_ITEMS = 10_000
 
 CRITERIA = ("magnitude", "wanda", "obs")
@@ -128,20 +128,7 @@ class Recipe:
     @classmethod
     def from_yaml(cls, text: str) -> Recipe:
         """Read a recipe from YAML text. Raises RecipeError."""
-        if len(text) > MAX_TEXT:
-            _refuse("", f"{len(text)} bytes of text", f"a recipe has at most {MAX_TEXT}")
-        try:
-            # the loader is a SafeLoader: it makes plain values only
-            data = yaml.load(text, Loader=_Loader)
-        except RecipeError:
-            raise
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f"line {mark.line + 1}: " if mark else ""
-            problem = getattr(error, "problem", None) or error.__class__.__name__
-            raise RecipeError("the recipe is not YAML", why=f"{where}{problem}") from error
-        if not isinstance(data, dict):
-            _refuse("", _kind(data), "a recipe is a mapping such as `pattern: group:8x1`")
+        data = read_mapping(text, _refuse, example="pattern: group:8x1")
         return cls.from_dict(data)
 
     def to_dict(self) -> dict[str, Any]:
@@ -194,25 +181,8 @@ def load_recipe(path: str | Path) -> Recipe:
         raise RecipeError(f"recipe {path}: {error.what}", why=error.why, fix=error.fix) from error
 
 
-class _Loader(yaml.SafeLoader):
-    """A SafeLoader that does not let a key silently replace an earlier one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if isinstance(key, str) and keys.count(key) > 1:
-                _refuse(key, "the key is given twice", "keep one of them")
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
-
-
 def _refuse(path: str, why: str, fix: str = "") -> NoReturn:
     raise RecipeError(f"recipe key {path}" if path else "the recipe", why=why, fix=fix)
-
-
-def _kind(value: object) -> str:
-    names = {dict: "a mapping", list: "a list", str: "text", bool: "a truth value", type(None): "nothing"}
-    return f"it is {names.get(type(value), f'a {type(value).__name__}')}"
 
 
 def _check_keys(data: object, known: tuple[str, ...], path: str) -> None:

@@ -18,13 +18,24 @@ ROOMS = ("edgesparse", "passes", "runtimes", "models")
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("edgesparse.errors",),
     # values, and pure functions of them
-    ("pattern", "target", "program", "select", "recipe", "sections", "stats", "environment"),
+    ("pattern", "target", "program", "select", "recipe", "sections", "stats", "environment", "yamltext"),
     # the makers: each room of this floor is closed to the others, see CLOSED
     ("passes", "kernels", "models", "*"),
     ("artifact", "manifest", "packed", "samples", "feeds"),
     ("runtimes",),
     ("pipeline", "verify", "bundle", "webdemo", "webpackage", "training"),
-    ("bench", "contenders", "demonstration", "devicebench", "memory", "report", "session", "survey", "webbench"),
+    (
+        "bench",
+        "contenders",
+        "demonstration",
+        "devicebench",
+        "memory",
+        "report",
+        "session",
+        "survey",
+        "sweeping",
+        "webbench",
+    ),
     ("console", "commands", "cli", "__main__"),
 )
 """From the ground up; `*` is every module of the compiler that has no floor of its own."""
