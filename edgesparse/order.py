@@ -1,22 +1,26 @@
 """The order of a plan: stages one after another, each cut into strips that may run at the same time.
 
 A stage makes one value whole. Values that wait are made inside it, band by band, as the rows above ask for them:
-making rows of a value first makes the rows of its inputs that they need. A strip makes a run of the value's bands;
+making rows of a value first makes the rows of its inputs that they need. A strip makes a run of the value's rows;
 what waits is made in every strip anew, with the few rows of overlap that windows need computed twice, so strips share
-nothing but what earlier stages made. Operations without rows, and values of too few bands, are stages whose calls are
-themselves cut by output channels.
+nothing but what earlier stages made. The longer a chain of windows in a stage, the more rows overlap: `strips` ends
+stages where that saves more than it costs. Operations without rows, and values of too few bands, are stages whose
+calls are themselves cut by output channels.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from edgesparse.ops import Concat, Conv, Elementwise, Graph, Op, Pooling
 from edgesparse.program import Layout
 
 Layouts = Mapping[str, Layout]
+#: Rows ``[first, last)`` by value.
+Spans = dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -83,24 +87,58 @@ def order(graph: Graph, layouts: Layouts, lazy: frozenset[str], strips: int) -> 
         if not rowwise(op):
             stages.append(Stage(((Step(index, 0, 0, 1),),)))
             continue
-        layout = layouts[op.output]
-        bands = layout.bands * layout.images
-        parts = strips if bands >= 2 * strips else 1
-        bounds = [bands * part // parts for part in range(parts + 1)]
-        made = [_strip(graph, layouts, lazy, index, bounds[part], bounds[part + 1]) for part in range(parts)]
+        bounds = strip_bounds(layouts[op.output], strips)
+        made = [_strip(graph, layouts, lazy, index, first, last) for first, last in itertools.pairwise(bounds)]
         stages.append(Stage(tuple(made)))
     return tuple(stages)
 
 
+def strip_bounds(layout: Layout, strips: int) -> list[int]:
+    """Rows, numbered through all images, at which a value is cut into strips. Planes are cut between images only."""
+    unit = layout.height if layout.bands == 1 else 1
+    units = layout.height * layout.images // unit
+    parts = strips if units >= 2 * strips else 1
+    return [units * part // parts * unit for part in range(parts + 1)]
+
+
+def pieces(layout: Layout, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The rows ``[begin, end)``, numbered through all images, as (image, first, last)."""
+    for image in range(layout.images):
+        first = max(begin - image * layout.height, 0)
+        last = min(end - image * layout.height, layout.height)
+        if first < last:
+            yield image, first, last
+
+
+def spans(graph: Graph, layouts: Layouts, lazy: frozenset[str], sink: int, first: int, last: int) -> Spans:
+    """The rows of each waiting value that rows ``[first, last)`` of operation `sink` need, and of the sink itself.
+
+    At the edges of the image whole bands are made; within, a strip makes no row more than it needs.
+    """
+    found: Spans = {graph.ops[sink].output: (first, last)}
+    for op in reversed(graph.ops[: sink + 1]):
+        if op.output not in found:
+            continue
+        for source in dict.fromkeys(op.inputs):
+            if source not in lazy:
+                continue
+            at = layouts[source]
+            low, high = needed_rows(op, source, at.height, *found[op.output])
+            if first == 0:
+                low = low // at.rows * at.rows
+            if last == layouts[graph.ops[sink].output].height:
+                high = min(-(-high // at.rows) * at.rows, at.height)
+            known = found.get(source, (low, high))
+            found[source] = (min(known[0], low), max(known[1], high))
+    return found
+
+
 def _strip(graph: Graph, layouts: Layouts, lazy: frozenset[str], sink: int, begin: int, end: int) -> tuple[Step, ...]:
-    """The steps that make the bands ``[begin, end)`` of one operation, numbered through all images."""
+    """The steps that make the rows ``[begin, end)`` of one operation, numbered through all images."""
     layout = layouts[graph.ops[sink].output]
     steps: list[Step] = []
-    for image in range(layout.images):
-        low = max(begin - image * layout.bands, 0)
-        high = min(end - image * layout.bands, layout.bands)
-        if low < high:
-            _Demand(graph, layouts, lazy, image, steps).make(sink, low * layout.rows, layout.rows_of(high - 1)[1])
+    for image, first, last in pieces(layout, begin, end):
+        _Demand(graph, layouts, lazy, image, steps).make(sink, spans(graph, layouts, lazy, sink, first, last))
     return tuple(steps)
 
 
@@ -110,37 +148,24 @@ class _Demand:
     def __init__(self, graph: Graph, layouts: Layouts, lazy: frozenset[str], image: int, steps: list[Step]) -> None:
         self.graph = graph
         self.layouts = layouts
-        self.lazy = lazy
         self.image = image
         self.steps = steps
         self.maker = {op.output: index for index, op in enumerate(graph.ops) if op.output in lazy}
         self.made: dict[str, int] = {}
+        self.ends: dict[str, int] = {}
 
-    def make(self, sink: int, first: int, last: int) -> None:
-        """Steps for rows ``[first, last)`` of operation `sink`, whose first row starts a band."""
-        self.made = self._starts(sink, first)
-        self._rows(sink, last)
-
-    def _starts(self, sink: int, first: int) -> dict[str, int]:
-        """Where each waiting value begins: the band of the earliest row that any of its readers will ask for."""
-        starts = {self.graph.ops[sink].output: first}
-        for op in reversed(self.graph.ops[: sink + 1]):
-            if op.output not in starts:
-                continue
-            for source in dict.fromkeys(op.inputs):
-                if source in self.lazy:
-                    at = self.layouts[source]
-                    row = starts[op.output]
-                    needed = needed_rows(op, source, at.height, row, row + 1)[0] // at.rows * at.rows
-                    starts[source] = min(starts.get(source, needed), needed)
-        return starts
+    def make(self, sink: int, wanted: Spans) -> None:
+        """Steps for the wanted rows of operation `sink` and of all that waits for it."""
+        self.made = {name: first for name, (first, _) in wanted.items()}
+        self.ends = {name: last for name, (_, last) in wanted.items()}
+        self._rows(sink, self.ends[self.graph.ops[sink].output])
 
     def _rows(self, index: int, wanted: int) -> None:
         op = self.graph.ops[index]
         layout = self.layouts[op.output]
         while self.made[op.output] < wanted:
             first = self.made[op.output]
-            last = min(first + layout.rows, layout.height)
+            last = min((first // layout.rows + 1) * layout.rows, self.ends[op.output])
             for source in dict.fromkeys(op.inputs):
                 if source in self.maker:
                     height = self.layouts[source].height

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from edgesparse.ops import Graph, Value
 from edgesparse.order import Stage, order, rings, rowwise, waiting
 from edgesparse.program import Layout
+from edgesparse.strips import waiting_in_strips
 from edgesparse.target import Target
 
 #: Pixels a band should have: enough to amortise a pass over the weights, few enough that the panel stays in cache.
@@ -57,6 +58,7 @@ def plan(graph: Graph, target: Target, *, depth_first: bool = True, strips: int 
     """
     layouts = _layouts(graph, target)
     lazy = waiting(graph, layouts) if depth_first else frozenset()
+    lazy = waiting_in_strips(graph, layouts, lazy, strips, target)
     stages = order(graph, layouts, lazy, strips)
     resident = rings(graph, layouts, stages, lazy)
     final = {name: replace(layout, ring=resident.get(name, layout.ring)) for name, layout in layouts.items()}

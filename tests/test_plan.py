@@ -30,7 +30,7 @@ def check(graph: Graph, made: Plan) -> None:
     for stage in made.stages:
         fresh: dict[str, set[tuple[int, int]]] = {}
         for strip in stage.strips:
-            rings: dict[str, dict[int, int]] = {}  # waiting value -> slot -> band that lies there
+            rings: dict[str, dict[int, tuple[int, set[int]]]] = {}  # waiting value -> slot -> band there, its rows
             for step in strip:
                 op = graph.ops[step.op]
                 for source in op.inputs:
@@ -47,8 +47,9 @@ def check(graph: Graph, made: Plan) -> None:
                         for row in range(first, last):
                             if source in made.waiting:
                                 band = each * at.bands + row // at.rows
-                                held = rings.get(source, {}).get(band % at.ring)
+                                held, rows = rings.get(source, {}).get(band % at.ring, (None, set()))
                                 assert held == band, f"{op.name} reads band {band} of {source}, there is {held}"
+                                assert row in rows, f"{op.name} reads row {row} of {source}, there are {rows}"
                             elif made.layouts.get(source) and source in whole:
                                 assert (each, row) in whole[source] or not _rows_of(graph, source)
                             else:
@@ -56,11 +57,12 @@ def check(graph: Graph, made: Plan) -> None:
                 if not rowwise(op):
                     continue
                 layout = made.layouts[op.output]
-                assert step.first % layout.rows == 0
-                assert 0 < step.last - step.first <= layout.rows
+                assert step.first < step.last <= layout.rows_of(step.first // layout.rows)[1]
                 band = step.image * layout.bands + step.first // layout.rows
                 if op.output in made.waiting:
-                    rings.setdefault(op.output, {})[band % layout.ring] = band
+                    slots = rings.setdefault(op.output, {})
+                    assert slots.get(band % layout.ring, (None,))[0] != band, "made twice"
+                    slots[band % layout.ring] = (band, set(range(step.first, step.last)))
                 else:
                     rows = {(step.image, row) for row in range(step.first, step.last)}
                     known = fresh.setdefault(op.output, set())
