@@ -4,6 +4,11 @@ Contenders are timed in alternation. A block runs every contender once forth and
 a few runs at each turn, so that anything that drifts linearly hits all contenders of a block alike. One
 block yields one time per contender, hence one ratio per pair; the speedup is the median of these ratios,
 and its interval comes from resampling the blocks, which keeps what is correlated together.
+
+The plain percentile bootstrap of a median covers the truth too seldom with few blocks (90 % instead of 95 % at
+8 blocks), and whenever neighbouring blocks are alike. So it is widened twice: to the interval of order statistics,
+which is right for any distribution (W. J. Conover, Practical Nonparametric Statistics, ch. 3), and by the blocks' measured
+autocorrelation, as an autoregressive series of first order would need.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import bdtr
 
 from edgesparse.errors import UsageError
 
@@ -32,6 +38,9 @@ as unstable.
 
 MAX_TAIL = 3.0
 """p99 over p50 above which timings count as unstable."""
+
+QUANTILES = 101
+"""Percentiles of the runs that a report keeps, from 0 to 100 %: enough to draw the distribution."""
 
 MIN_BLOCKS = 6
 """Blocks below which an order statistic of blocks cannot give a 95 % interval."""
@@ -144,6 +153,11 @@ def summarize(samples: Samples) -> Stats:
     )
 
 
+def quantiles(samples: Samples) -> tuple[float, ...]:
+    """Return the runs' percentiles 0, 1, .. 100, in seconds."""
+    return tuple(float(value) for value in np.percentile(samples.flat, np.linspace(0, 100, QUANTILES)))
+
+
 def trimmed_mean(values: Floats, share: float = TRIM) -> float:
     """Return the mean without the lowest and highest `share` (0 to below 0.5) of the values."""
     cut = int(share * len(values))
@@ -155,8 +169,7 @@ def compare(
 ) -> Comparison:
     """Return how much faster `base` is than `other`, from their paired blocks.
 
-    The interval is the percentile bootstrap of the median over blocks; with fewer than `MIN_BLOCKS`
-    blocks it is the whole range of the ratios, as no narrower one could be defended.
+    The interval is that of `median_interval` over the ratios of the blocks.
 
     Raises
     ------
@@ -176,15 +189,58 @@ def compare(
 def median_interval(
     values: Floats, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Return a bootstrap interval of the median; the same for the same seed."""
+    """Return an interval of the median of positive values in the order in which they were measured.
+
+    The hull of the percentile bootstrap and of the order statistics, stretched by what `persistence` tells; the
+    same for the same seed. With fewer than `MIN_BLOCKS` values it is their whole range, as no narrower one could
+    be defended.
+    """
     if len(values) < MIN_BLOCKS:
         return float(values.min()), float(values.max())
-    rng = np.random.default_rng(seed)
-    picks = rng.integers(0, len(values), size=(resamples, len(values)))
-    medians = np.median(values[picks], axis=1)
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(medians, [tail, 100 - tail])
-    return float(low), float(high)
+    tail = (1 - confidence) / 2
+    low, high = np.percentile(bootstrap_medians(values, resamples, seed), [100 * tail, 100 - 100 * tail])
+    ordered = np.sort(values)
+    # the k-th value from below exceeds the median with the chance that fewer than k of n fair coins show heads
+    k = int(np.searchsorted(bdtr(np.arange(len(values)), len(values), 0.5), tail, side="right"))
+    low, high = min(low, ordered[max(k - 1, 0)]), max(high, ordered[min(len(values) - k, len(values) - 1)])
+    middle, rho = float(np.median(values)), persistence(values)
+    stretch = float(np.sqrt((1 + rho) / (1 - rho)))
+    return middle * (float(low) / middle) ** stretch, middle * (float(high) / middle) ** stretch
+
+
+def bootstrap_medians(values: Floats, resamples: int, seed: int) -> Floats:
+    """Return the medians of `resamples` samples drawn from the values with replacement."""
+    picks = np.random.default_rng(seed).integers(0, len(values), size=(resamples, len(values)))
+    return np.asarray(np.median(values[picks], axis=1), dtype=np.float64)
+
+
+def persistence(values: Floats) -> float:
+    """Return how much a value tells of the next one: the autocorrelation at lag 1, from 0 to 0.9.
+
+    The outer tenths are clipped first, so that single spikes do not hide it.
+    """
+    clipped = np.clip(values, *np.percentile(values, [10, 90]))
+    centred = clipped - clipped.mean()
+    power = float((centred**2).sum())
+    return min(max(float((centred[1:] * centred[:-1]).sum()) / power, 0.0), 0.9) if power > 0 else 0.0
+
+
+def contrast(
+    before: Floats, after: Floats, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Return median(after) / median(before) and its interval, for two series that were not measured together.
+
+    The two intervals' widths, as logarithms, are added as independent errors are.
+    """
+    middles = float(np.median(before)), float(np.median(after))
+    spans = [
+        np.log(median_interval(values, confidence=confidence, resamples=resamples, seed=seed)) - np.log(middle)
+        for values, middle in zip((before, after), middles, strict=True)
+    ]
+    ratio = middles[1] / middles[0]
+    below = float(np.hypot(spans[1][0], spans[0][1]))
+    above = float(np.hypot(spans[1][1], spans[0][0]))
+    return ratio, ratio * float(np.exp(-below)), ratio * float(np.exp(above))
 
 
 def settled(seconds: Sequence[float], *, window: int = 10, tolerance: float = 0.02) -> bool:
