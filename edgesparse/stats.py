@@ -7,8 +7,8 @@ and its interval comes from resampling the blocks, which keeps what is correlate
 
 The plain percentile bootstrap of a median covers the truth too seldom with few blocks (90 % instead of 95 % at
 8 blocks), and whenever neighbouring blocks are alike. So it is widened twice: to the interval of order statistics,
-which is right for any distribution (W. J. Conover, Practical Nonparametric Statistics, ch. 3), and by the blocks' measured
-autocorrelation, as an autoregressive series of first order would need.
+which is right for any distribution (W. J. Conover, Practical Nonparametric Statistics, ch. 3), and by the blocks'
+measured autocorrelation, as an autoregressive series of first order would need.
 """
 
 from __future__ import annotations
