@@ -21,7 +21,18 @@ from pathlib import Path
 import click
 
 from edgesparse import __version__
-from edgesparse.commands import benching, building, demo, devices, finetuning, inspection, listing, running, web
+from edgesparse.commands import (
+    benching,
+    building,
+    demo,
+    devices,
+    evaluation,
+    finetuning,
+    inspection,
+    listing,
+    running,
+    web,
+)
 from edgesparse.console import Console
 from edgesparse.errors import EdgesparseError
 
@@ -65,6 +76,7 @@ for _command in (
     running.run,
     running.verify,
     inspection.inspect,
+    evaluation.evaluation,
     benching.bench,
     devices.devices,
     listing.targets,

@@ -17,6 +17,7 @@ from scipy.optimize import LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from edgesparse.errors import UsageError
+from edgesparse.passes.agreement import divergence
 from edgesparse.passes.graph import Array
 from edgesparse.passes.layers import LayerInfo, canonical_weight
 from edgesparse.passes.observe import Feeds, Tick, advance, input_moments, output_spread, run_values
@@ -53,14 +54,6 @@ class Sensitivity:
         if s >= x[-1]:
             return float(np.exp(y[-1] + max((y[-1] - y[-2]) / (x[-1] - x[-2]), 1.0) * (s - x[-1])))
         return float(np.exp(np.interp(s, x, y)))
-
-
-def divergence(dense: Array, sparse: Array) -> float:
-    """Mean KL(dense || sparse) over all rows but the last axis, in nats; outputs that are no distributions already
-    are taken as logits.
-    """
-    p, q = _log_probabilities(dense), _log_probabilities(sparse)
-    return float(np.mean(np.sum(np.exp(p) * (p - q), axis=-1)))
 
 
 def sensitivities(
@@ -182,11 +175,3 @@ def _every(inputs: Iterable[Feeds], count: int) -> list[Feeds]:
             kept = kept[::2] if len(kept) > 4 * count else kept
     pick = np.unique(np.linspace(0, len(kept) - 1, min(count, len(kept))).astype(int))
     return [kept[i] for i in pick]
-
-
-def _log_probabilities(values: Array) -> Array:
-    values = values.astype(np.float64)
-    if values.min() >= 0.0 and np.allclose(values.sum(axis=-1), 1.0, atol=1e-3):
-        return np.log(np.maximum(values, 1e-12))
-    top = values - values.max(axis=-1, keepdims=True)
-    return np.asarray(top - np.log(np.exp(top).sum(axis=-1, keepdims=True)))

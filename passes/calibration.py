@@ -62,8 +62,15 @@ def read_samples(path: str | Path, model: ir.Model, settings: Calibration | None
     A .npy holds one sample for a model of one input, or several along the first axis where the model takes one at a
     time. A .npz holds an array per input name. Raises UsageError where there is nothing, or a file does not fit.
     """
-    root = Path(path)
     settings = settings or Calibration()
+    inputs = ports(model)
+    named = read_named(path, model, settings)
+    return _limited(lambda: (feeds for _, feeds in named()), inputs, settings)
+
+
+def read_named(path: str | Path, model: ir.Model, settings: Calibration) -> Callable[[], Iterator[tuple[Path, Feeds]]]:
+    """As `read_samples`, each sample with the file it comes from, and not yet checked against the model's inputs."""
+    root = Path(path)
     inputs = ports(model)
     if root.is_dir():
         found = sorted((p for p in root.rglob("*") if p.suffix.lower() in (*PICTURES, *ARRAYS)), key=lambda p: str(p))
@@ -76,7 +83,7 @@ def read_samples(path: str | Path, model: ir.Model, settings: Calibration | None
         raise UsageError(f"there is no calibration data {root}", fix="give a folder or a .npy file")
     step = max(1, len(found) // settings.limit)
     chosen = found[::step][: settings.limit]
-    return _limited(lambda: (feeds for file in chosen for feeds in _read(file, inputs, settings)), inputs, settings)
+    return lambda: ((file, feeds) for file in chosen for feeds in _read(file, inputs, settings))
 
 
 def samples_of(items: Iterable[Any], model: ir.Model, settings: Calibration | None = None) -> Samples:

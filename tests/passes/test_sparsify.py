@@ -17,7 +17,8 @@ from test_surgeon import net, samples  # noqa: F401
 from edgesparse import pattern as P
 from edgesparse.errors import UsageError
 from edgesparse.passes import run_passes, sparsify_passes, weight_layers
-from edgesparse.passes.allocate import Sensitivity, by_sensitivity, divergence, erk, knapsack
+from edgesparse.passes.agreement import divergence
+from edgesparse.passes.allocate import Sensitivity, by_sensitivity, erk, knapsack
 from edgesparse.passes.calibration import read_samples, samples_of
 from edgesparse.passes.layers import canonical_weight
 from edgesparse.passes.permute import View, by_norm, retained, search
