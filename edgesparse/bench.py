@@ -9,16 +9,14 @@ system gave the core to somebody else: it would tell of them, and hit long runs 
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import resource
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from edgesparse.conditions import Cause, Conditions, between, diagnose, look
+from edgesparse.cores import pinned, preemptions
 from edgesparse.errors import UsageError
 from edgesparse.stats import Comparison, Samples, Stats, compare, settled, summarize
 
@@ -48,6 +46,15 @@ class Contender(Protocol):
         ...
 
 
+@runtime_checkable
+class Elsewhere(Contender, Protocol):
+    """A contender that runs in another process, and so tells itself how often the system interrupted it."""
+
+    def interruptions(self) -> int:
+        """Return how often the system has taken a core away from it so far."""
+        ...
+
+
 @dataclass(frozen=True)
 class Plan:
     """How long and how often to measure.
@@ -66,6 +73,10 @@ class Plan:
         Threads of every contender, and cores they are pinned to.
     seed:
         Of the bootstrap.
+    keep_all:
+        Whether interrupted runs count as well: what a user would have waited, rather than what the code takes.
+    percentile:
+        The one that reports name first.
     """
 
     seconds: float = 10.0
@@ -75,6 +86,8 @@ class Plan:
     limit: float = 120.0
     threads: int = 1
     seed: int = 0
+    keep_all: bool = False
+    percentile: int = 50
 
     def __post_init__(self) -> None:
         if not (0 < self.seconds < math.inf) or self.runs < 1 or self.threads < 1:
@@ -87,6 +100,9 @@ class Plan:
 
 QUICK = Plan(seconds=1.0, runs=20, warm_up=1.0)
 """For a first look: shows large differences only."""
+
+MLPERF = Plan(seconds=60.0, runs=1024, limit=3600.0, keep_all=True, percentile=90)
+"""As long as MLPerf Inference's single-stream scenario asks for, and its percentile; every run counts."""
 
 MIN_TURN_RUNS, MAX_TURN_RUNS = 3, 1000
 """Bounds of the runs in a turn."""
@@ -130,9 +146,21 @@ class Outcome:
     comparisons: tuple[Comparison, ...]
     cores: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    conditions: Conditions = field(default=Conditions())
 
     def __getitem__(self, name: str) -> Measured:
         return next(item for item in self.measured if item.name == name)
+
+    @property
+    def causes(self) -> tuple[Cause, ...]:
+        """Why times are unstable; empty where none are."""
+        if not any(item.unstable for item in self.measured):
+            return ()
+        left_out = sum(item.disturbed for item in self.measured)
+        share = left_out / (left_out + sum(item.stats.n for item in self.measured))
+        drifts = [item.stats.drift for item in self.measured]
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return diagnose(drifts, share, self.conditions, threads=self.plan.threads, cores_allowed=allowed)
 
 
 def measure(contenders: Sequence[Contender], plan: Plan | None = None, *, progress: Progress | None = None) -> Outcome:
@@ -149,9 +177,12 @@ def measure(contenders: Sequence[Contender], plan: Plan | None = None, *, progre
         raise UsageError("the contenders need names of their own", why=f"given: {', '.join(names) or 'none'}")
     report = progress or (lambda share, text: None)
     with pinned(plan.threads) as cores:
-        first, warm = _warm_up_all(contenders, plan, report)
-        samples, disturbed, notes = _blocks(contenders, plan, warm, report)
-    measured = tuple(
+        first, warm = _warm_up_all(contenders, plan, portion(report, 0.0, 0.1))
+        before = look(cores)
+        samples, disturbed, notes = _blocks(contenders, plan, warm, portion(report, 0.1, 1.0))
+        elsewhere = any(isinstance(item, Elsewhere) for item in contenders)
+        seen = between(before, look(cores), len(cores) or (os.cpu_count() or 1), own=not elsewhere and bool(cores))
+    measured = [
         Measured(
             samples[item.name],
             summarize(samples[item.name]),
@@ -162,10 +193,27 @@ def measure(contenders: Sequence[Contender], plan: Plan | None = None, *, progre
             disturbed[item.name],
         )
         for item in contenders
-    )
-    base = samples[names[0]]
-    comparisons = tuple(compare(base, samples[name], seed=plan.seed) for name in names[1:])
-    return Outcome(plan, measured, comparisons, cores, notes)
+    ]
+    return conclude(plan, measured, cores=cores, notes=notes, conditions=seen)
+
+
+def conclude(
+    plan: Plan,
+    measured: Sequence[Measured],
+    *,
+    cores: tuple[int, ...] = (),
+    notes: tuple[str, ...] = (),
+    conditions: Conditions | None = None,
+) -> Outcome:
+    """Return the outcome of contenders that were timed in the same blocks, here or elsewhere; the first is the base."""
+    first, *others = measured
+    comparisons = tuple(compare(first.samples, item.samples, seed=plan.seed) for item in others)
+    return Outcome(plan, tuple(measured), comparisons, cores, notes, conditions or Conditions())
+
+
+def portion(progress: Progress, low: float, high: float) -> Progress:
+    """Return what tells the progress of a part that lasts from `low` to `high` of the whole."""
+    return lambda share, text: progress(low + (high - low) * min(max(share, 0.0), 1.0), text)
 
 
 def _warm_up_all(
@@ -173,8 +221,8 @@ def _warm_up_all(
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Return each contender's first time, and the times of its runs until they settled."""
     first, warm = {}, {}
-    for item in contenders:
-        report(0.0, f"warming up {item.name}")
+    for index, item in enumerate(contenders):
+        report(index / len(contenders), f"warming up {item.name}")
         first[item.name] = item.run_once()
         times: list[float] = []
         spent = first[item.name]
@@ -198,7 +246,7 @@ def _blocks(
     while True:
         block: dict[str, list[tuple[float, ...]]] = {name: [] for name in blocks}
         for item in [*contenders, *reversed(contenders)]:
-            times, left_out = _turn(item, turn_runs[item.name], plan.threads)
+            times, left_out = _turn(item, turn_runs[item.name], plan)
             block[item.name].append(times)
             disturbed[item.name] += left_out
         for name, turns in block.items():
@@ -219,76 +267,26 @@ def _blocks(
     return {name: Samples(name, tuple(turns)) for name, turns in blocks.items()}, disturbed, notes
 
 
-def _turn(item: Contender, count: int, threads: int) -> tuple[tuple[float, ...], int]:
+def _turn(item: Contender, count: int, plan: Plan) -> tuple[tuple[float, ...], int]:
     """Return the times of `count` undisturbed runs, and how many disturbed ones were left out.
 
-    Where nearly all runs are disturbed (longer than the system's time slices) they are kept as they are.
+    Where nearly all runs are disturbed (longer than the system's time slices), or all count, they are kept as they are.
     """
     item.run_once()  # the caches hold another contender's weights
+    if plan.keep_all:
+        return tuple(item.run_once() for _ in range(count)), 0
+    interruptions = item.interruptions if isinstance(item, Elsewhere) else lambda: preemptions(plan.threads)
     good: list[float] = []
     bad: list[float] = []
     while len(good) < count and len(bad) < 2 * count:
-        before = _preemptions(threads)
+        before = interruptions()
         seconds = item.run_once()
-        (bad if _preemptions(threads) != before else good).append(seconds)
+        (bad if interruptions() != before else good).append(seconds)
     if len(good) < MIN_TURN_RUNS:
         return tuple(good + bad), 0
     return tuple(good), len(bad)
 
 
-def _preemptions(threads: int) -> int:
-    """Return how often the system has taken a core away from this thread (of all threads, if runs
-    use several).
-    """
-    who = resource.RUSAGE_THREAD if threads == 1 else resource.RUSAGE_SELF
-    return resource.getrusage(who).ru_nivcsw
-
-
 def _turn_runs(times: Sequence[float], plan: Plan) -> int:
     typical = sorted(times)[len(times) // 2]
     return min(max(MIN_TURN_RUNS, math.ceil(plan.turn / typical)), MAX_TURN_RUNS)
-
-
-@contextlib.contextmanager
-def pinned(count: int) -> Iterator[tuple[int, ...]]:
-    """Keep this process on its `count` quietest cores; yields them, or () where the system does not pin.
-
-    Threads that are made inside inherit the cores. With fewer cores than wanted, all of them are taken.
-    """
-    if not hasattr(os, "sched_setaffinity"):
-        yield ()
-        return
-    before = os.sched_getaffinity(0)
-    cores = quietest_cores(before, count)
-    try:
-        os.sched_setaffinity(0, cores)
-    except OSError:
-        yield ()
-        return
-    try:
-        yield cores
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-def quietest_cores(allowed: set[int], count: int, *, watch: float = 0.1) -> tuple[int, ...]:
-    """Return up to `count` of the allowed cores: those that were least busy during `watch` seconds."""
-    before = _busy_ticks()
-    if before and count < len(allowed):
-        time.sleep(watch)
-    after = _busy_ticks()
-    busy = {core: after.get(core, 0) - before.get(core, 0) for core in allowed}
-    # of equally quiet cores the last: the system's own work prefers the first
-    return tuple(sorted(sorted(allowed, key=lambda core: (busy[core], -core))[:count]))
-
-
-def _busy_ticks(path: str = "/proc/stat") -> dict[int, int]:
-    """Return how long each core has been busy, in ticks; {} where the system does not tell."""
-    ticks = {}
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path(path).read_text(encoding="ascii").splitlines():
-            name, *values = line.split()
-            if name.startswith("cpu") and name != "cpu":
-                user, nice, system, _idle, _wait, *rest = map(int, values)
-                ticks[int(name[3:])] = user + nice + system + sum(rest)
-    return ticks

@@ -36,7 +36,7 @@ def record(root: Path = SYSTEM_ROOT) -> dict[str, Any]:
         "features": sorted(FEATURES & set((cpu.get("flags") or cpu.get("Features") or "").split())),
         "cores": os.cpu_count(),
         "cores_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "governor": _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "governor": governor(root),
         "frequency_mhz": frequency(root, cpu),
         "temperature_c": temperature(root),
         "virtual": "hypervisor" in (cpu.get("flags") or "").split(),
@@ -47,9 +47,14 @@ def record(root: Path = SYSTEM_ROOT) -> dict[str, Any]:
     }
 
 
-def frequency(root: Path = SYSTEM_ROOT, cpu: dict[str, str] | None = None) -> float | None:
-    """Return core 0's present frequency in MHz, or None."""
-    khz = _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
+def governor(root: Path = SYSTEM_ROOT, core: int = 0) -> str | None:
+    """Return what sets a core's frequency, or None."""
+    return _read(root / f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor")
+
+
+def frequency(root: Path = SYSTEM_ROOT, cpu: dict[str, str] | None = None, core: int = 0) -> float | None:
+    """Return a core's present frequency in MHz, or None."""
+    khz = _read(root / f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq")
     if khz and khz.isdigit():
         return int(khz) / 1000
     with contextlib.suppress(ValueError, KeyError):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from edgesparse import bench, environment
-from edgesparse.bench import QUICK, Plan, measure, pinned, quietest_cores
+from edgesparse import bench, cores, environment
+from edgesparse.bench import MLPERF, QUICK, Plan, measure, portion
+from edgesparse.conditions import Look
+from edgesparse.cores import pinned, quietest_cores
 from edgesparse.errors import UsageError
 
 
@@ -84,7 +87,7 @@ def test_disturbed_runs_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
                 return 9 * seconds
             return seconds
 
-    monkeypatch.setattr(bench, "_preemptions", lambda _threads: switches)
+    monkeypatch.setattr(bench, "preemptions", lambda _threads: switches)
     outcome = measure([Disturbed("a", 1e-3, [])], Plan(seconds=0.1, runs=50))
     assert outcome["a"].stats.p99 < 1.5e-3
     assert outcome["a"].disturbed > 10
@@ -92,14 +95,80 @@ def test_disturbed_runs_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_where_every_run_is_disturbed_all_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     counter = iter(range(10**9))
-    monkeypatch.setattr(bench, "_preemptions", lambda _threads: next(counter))
+    monkeypatch.setattr(bench, "preemptions", lambda _threads: next(counter))
     outcome = measure([Fake("a", 1e-3, [])], Plan(seconds=0.1, runs=50))
     assert (outcome["a"].disturbed, outcome["a"].stats.n >= 50) == (0, True)
 
 
+def test_by_mlperfs_rule_every_run_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = iter(range(10**9))
+    monkeypatch.setattr(bench, "preemptions", lambda _threads: next(counter))
+    assert (MLPERF.seconds, MLPERF.runs, MLPERF.percentile) == (60.0, 1024, 90)
+    log: list[str] = []
+    found = measure([Fake("a", 0.1, log), Fake("b", 0.02, log)], MLPERF)
+    for item in found.measured:
+        assert item.stats.n >= 1024
+        assert item.samples.flat.sum() >= 60
+        assert item.disturbed == 0
+    assert found.notes == ()
+
+
+def test_a_contender_elsewhere_tells_its_own_interruptions() -> None:
+    class Remote(Fake):
+        def interruptions(self) -> int:
+            return self.calls // 4
+
+    outcome = measure([Remote("a", 1e-3, []), Fake("b", 1e-3, [])], Plan(seconds=0.1, runs=50))
+    assert outcome["a"].disturbed > 10
+    assert outcome.conditions.others_share is None, "what another process takes cannot be told from other work"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "cause"),
+    [
+        ({"frequency_mhz": 2400.0}, {"frequency_mhz": 1600.0}, "throttling"),
+        ({"temperature_c": 60.0}, {"temperature_c": 91.0}, "throttling"),
+        ({}, {}, "throttling"),
+        ({"frequency_mhz": 2400.0}, {"frequency_mhz": 2400.0}, "unknown"),
+        ({"frequency_mhz": 2400.0}, {"frequency_mhz": 2400.0, "governor": "schedutil"}, "governor"),
+        ({"busy": 0.0}, {"busy": 5.0, "own": 5.0, "frequency_mhz": 2400.0}, "unknown"),
+        ({"busy": 0.0}, {"busy": 5.0, "own": 2.5}, "load"),
+        ({"stolen": 1.0}, {"stolen": 3.0}, "load"),
+    ],
+)
+def test_a_clock_that_slows_down_is_unstable_with_its_cause(
+    before: dict[str, Any], after: dict[str, Any], cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slowing(Fake):
+        def run_once(self) -> float:
+            return super().run_once() * (1.3 if len(self.log) > 400 else 1.0)
+
+    looks = iter([Look(0.0, **before), Look(5.0, **after)])
+    monkeypatch.setattr(bench, "look", lambda _cores: next(looks))
+    log: list[str] = []
+    outcome = measure([Slowing("a", 1e-3, log), Slowing("b", 2e-3, log)], Plan(seconds=0.6, runs=100))
+    assert all(any(text.startswith("drift") for text in item.unstable) for item in outcome.measured)
+    assert [found.code for found in outcome.causes] == [cause]
+    assert outcome.comparisons[0].ratio == pytest.approx(2.0, rel=0.02), "the pairs do not mind"
+
+
+def test_a_steady_clock_needs_no_cause() -> None:
+    assert measure([Fake("a", 1e-3, [])], Plan(seconds=0.2, runs=50)).causes == ()
+
+
+def test_portions_of_progress() -> None:
+    told: list[tuple[float, str]] = []
+    tell = portion(lambda share, text: told.append((share, text)), 0.2, 0.6)
+    for share in (-1.0, 0.0, 0.5, 2.0):
+        tell(share, "x")
+    assert told == [(pytest.approx(share), "x") for share in (0.2, 0.2, 0.4, 0.6)]
+
+
 def test_this_system_counts_preemptions() -> None:
-    assert bench._preemptions(1) >= 0
-    assert bench._preemptions(2) >= 0
+    assert cores.preemptions(1) >= 0
+    assert cores.preemptions(2) >= 0
+    assert cores.preemptions_of(os.getpid()) >= 0
+    assert cores.preemptions_of(2**22 + 1) == 0
 
 
 def test_times_that_never_settle_are_called_unstable() -> None:
@@ -126,9 +195,9 @@ def test_settings_and_names_are_checked() -> None:
 
 def test_pinning_is_undone() -> None:
     before = os.sched_getaffinity(0)
-    with pinned(1) as cores:
-        assert os.sched_getaffinity(0) == set(cores)
-        assert len(cores) == 1
+    with pinned(1) as taken:
+        assert os.sched_getaffinity(0) == set(taken)
+        assert len(taken) == 1
     assert os.sched_getaffinity(0) == before
 
 
@@ -137,21 +206,21 @@ def test_where_the_system_does_not_pin(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError
 
     monkeypatch.setattr(os, "sched_setaffinity", refuse)
-    with pinned(1) as cores:
-        assert cores == ()
+    with pinned(1) as taken:
+        assert taken == ()
 
 
 def test_the_quietest_core_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([{0: 100, 1: 500, 2: 7}, {0: 110, 1: 501, 2: 8}])
-    monkeypatch.setattr(bench, "_busy_ticks", lambda: next(ticks))
+    monkeypatch.setattr(cores, "busy_ticks", lambda: next(ticks))
     assert quietest_cores({0, 1, 2}, 1, watch=0.0) == (2,)
-    monkeypatch.setattr(bench, "_busy_ticks", dict)
+    monkeypatch.setattr(cores, "busy_ticks", dict)
     assert quietest_cores({0, 1, 2}, 5, watch=0.0) == (0, 1, 2)
 
 
 def test_ticks_of_this_machine() -> None:
-    assert set(bench._busy_ticks()) >= os.sched_getaffinity(0) or not Path("/proc/stat").exists()
-    assert bench._busy_ticks("/does/not/exist") == {}
+    assert set(cores.busy_ticks()) >= os.sched_getaffinity(0) or not Path("/proc/stat").exists()
+    assert cores.busy_ticks("/does/not/exist") == {}
 
 
 def test_the_environment_is_read_from_files(tmp_path: Path) -> None:
