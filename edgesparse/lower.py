@@ -18,6 +18,7 @@ from edgesparse.kernels import (
     Epilogue,
     GlobalPool,
     KernelSpec,
+    Largest,
     Panel,
     Pointwise,
     Pool,
@@ -25,12 +26,13 @@ from edgesparse.kernels import (
     Transpose,
     Window,
 )
-from edgesparse.ops import Concat, Conv, Elementwise, Fallback, GlobalPooling, Graph, Linear, Op, Pooling, View
+from edgesparse.ops import Concat, Conv, Elementwise, Fallback, GlobalPooling, Graph, Linear, Op, Pooling, Recurrence, TopK, View
 from edgesparse.order import Step
 from edgesparse.packing import pack
 from edgesparse.place import Placement, accumulators
 from edgesparse.plan import Plan, pitch_of
 from edgesparse.program import ARENA, Layout, Port, Program, Ref
+from edgesparse.recurrent import lower_recurrence
 from edgesparse.target import Target
 
 
@@ -58,7 +60,7 @@ class _Lowering(Emitter):
 
     def product(
         self,
-        op: Conv | Linear,
+        op: Conv | Linear | Recurrence,
         weight: np.ndarray,
         tag: str,
         pixels: int,
@@ -257,6 +259,11 @@ class _Lowering(Emitter):
         self.product(op, weight, "w", op.rows, (Ref(columns), pitch), (Ref(results), pitch), None)
         self.call(turn, [Ref(results), y], [pitch, out, out], op.rows)
 
+    def topk(self, op: TopK) -> None:
+        spec = Largest(op.count, op.size, op.inner, op.largest, op.dtype)
+        refs = [Ref(self.plain(op.inputs[0])), *(Ref(self.place_of(name).buffer) for name in op.outputs)]
+        self.call(spec, refs, [], op.rows * op.inner)
+
     def view(self, op: View) -> None:
         value = self.graph.values[op.output]
         layout = Layout.plain(value.image) if value.image is not None else None
@@ -317,6 +324,10 @@ def _step(emitter: _Lowering, op: Op, step: Step, parts: Mapping[str, Part]) -> 
         emitter.global_pooling(op)
     elif isinstance(op, Linear):
         emitter.linear(op)
+    elif isinstance(op, Recurrence):
+        lower_recurrence(emitter, op, emitter.product)
+    elif isinstance(op, TopK):
+        emitter.topk(op)
     elif isinstance(op, View):
         emitter.view(op)
     elif isinstance(op, Fallback):

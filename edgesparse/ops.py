@@ -139,6 +139,55 @@ class View(Op):
 
 
 @dataclass(frozen=True)
+class Recurrence(Op):
+    """The steps of an LSTM, GRU or RNN over inputs that are already multiplied by their weights.
+
+    Inputs: the projected rows ``[rows, D * G * H]`` (bias of the input side in them), then the initial hidden and cell
+    state where `starts` names them ("h", "c"). Outputs: Y, Y_h, Y_c as ONNX has them; those that nobody wants are
+    empty names. `weight` is R of all directions, ``[D * G * H, H, 1]``, `bias` Rb, `peephole` P ``[D, 3 * H]`` or None.
+
+    Attributes
+    ----------
+    kind:
+        "lstm", "gru" (the reset gate multiplies the product), "gru0" (it multiplies the state before), "rnn".
+    activations:
+        By direction, in ONNX's order.
+    reverse:
+        By direction, whether time runs backwards.
+    batch_first:
+        ONNX's `layout` attribute.
+    """
+
+    kind: str
+    weight: np.ndarray
+    bias: np.ndarray
+    peephole: np.ndarray | None
+    hidden: int
+    steps: int
+    batch: int
+    reverse: tuple[bool, ...]
+    batch_first: bool
+    activations: tuple[tuple[Epilogue, ...], ...]
+    starts: str
+    epilogue: Epilogue = field(default_factory=Epilogue)
+
+
+@dataclass(frozen=True)
+class TopK(Op):
+    """The `count` largest (or smallest) elements along an axis of `size`, and their indices (int64), sorted.
+
+    `rows` counts what lies before the axis, `inner` what lies behind it.
+    """
+
+    count: int
+    size: int
+    rows: int
+    inner: int
+    largest: bool
+    dtype: str
+
+
+@dataclass(frozen=True)
 class Fallback(Op):
     """A part of the graph that goes through Relax, as an ONNX model of its own."""
 

@@ -15,7 +15,7 @@ import numpy as np
 from edgesparse.errors import Reason
 from edgesparse.kernels import Spmm
 from edgesparse.kernels.tiles import cut_pixels
-from edgesparse.ops import Conv, Fallback, Graph, Linear, Op
+from edgesparse.ops import Conv, Fallback, Graph, Linear, Op, Recurrence
 from edgesparse.packing import pack
 from edgesparse.pattern import SparsePattern, find_pattern
 from edgesparse.plan import Plan
@@ -122,6 +122,8 @@ def job_of(op: Op, plan: Plan) -> Job | None:
     """The product that an operation comes down to, if it does (one group of a grouped convolution)."""
     if isinstance(op, Linear):
         return Job(op.weight[:, :, 0], op.rows, 1, op.epilogue)
+    if isinstance(op, Recurrence):
+        return Job(op.weight[:, :, 0], 1, op.steps * op.batch, op.epilogue)
     if isinstance(op, Conv) and not op.depthwise:
         layout = plan.layouts[op.output]
         rows = op.weight.shape[0] // op.groups
@@ -222,7 +224,7 @@ def _placement(
     if times is not None:
         order.sort(key=lambda index: times[index])
     first, second = order[0], (order[1] if len(order) > 1 else None)
-    assert isinstance(op, (Conv, Linear))
+    assert isinstance(op, (Conv, Linear, Recurrence))
     pattern, density = find_pattern(op.weight)
     groups = op.groups if isinstance(op, Conv) else 1
     product = ranked[first]
@@ -235,7 +237,7 @@ def _placement(
         density,
         product,
         ranked[second] if second is not None else None,
-        op.weight.size * (job.pixels * job.bands // groups if isinstance(op, Linear) else _pixels(graph, op)),
+        op.weight.size * (job.pixels * job.bands // groups if not isinstance(op, Conv) else _pixels(graph, op)),
         groups * sum(part.nbytes for part in pack(job.weight, product.group, dense=product.dense)),
         cost(job, product, target),
         round(times[first] * 1e6, 2) if times is not None else None,

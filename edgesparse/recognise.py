@@ -27,9 +27,11 @@ from edgesparse.ops import (
     Linear,
     Op,
     Pooling,
+    TopK,
     Value,
     View,
 )
+from edgesparse.recurrent import recurrent
 
 _BINARY = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
 _VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
@@ -66,6 +68,8 @@ class _Walk:
             "GlobalMaxPool": self._global_pooling,
             "ReduceMean": self._reduce_mean,
             "Concat": self._concat,
+            "TopK": self._topk,
+            **dict.fromkeys(("LSTM", "GRU", "RNN"), self._recurrent),
             **dict.fromkeys(_BINARY, self._binary),
             **dict.fromkeys(_VIEWS, self._view),
         }
@@ -338,6 +342,45 @@ class _Walk:
             return None
         self.fusion.taken.add(id(node))
         return View(node_name(node), self._names([node]), (name_of(x),), (self._output([node]),))
+
+    def _recurrent(self, node: ir.Node) -> Op:
+        if name_of(node.inputs[0]) not in self.values:
+            raise UnsupportedError(f"node {node_name(node)!r} ({node.op_type})", why="its input is a constant")
+        linear, op, made = recurrent(node, self.values)
+        self._flush()
+        self.values |= {value.name: value for value in made}
+        self.ops.append(linear)
+        self.fusion.taken.add(id(node))
+        return op
+
+    def _topk(self, node: ir.Node) -> Op | None:
+        x, count = node.inputs[0], constant_of(node.inputs[1])
+        if x is None or constant_of(x) is not None or count is None or name_of(x) not in self.values:
+            return None
+        value = self.values[name_of(x)]
+        if value.dtype not in ("float32", "int32", "int64"):
+            return None
+        axis = integer(node, "axis", -1) % len(value.shape)
+        outer, size, inner = value.shape[:axis], value.shape[axis], value.shape[axis + 1 :]
+        wanted = int(count.reshape(-1)[0])
+        made = []
+        for place, (mark, dtype) in enumerate([("values", value.dtype), ("indices", "int64")]):
+            name = node.outputs[place].name if place < len(node.outputs) else ""
+            made.append(name or f"{node_name(node)}/{mark}")
+            self.values[made[-1]] = Value(made[-1], (*outer, wanted, *inner), dtype)
+        self.fusion.taken.add(id(node))
+        return TopK(
+            node_name(node),
+            self._names([node]),
+            (value.name,),
+            tuple(made),
+            wanted,
+            size,
+            int(np.prod(outer, dtype=np.int64)),
+            int(np.prod(inner, dtype=np.int64)),
+            bool(integer(node, "largest", 1)),
+            value.dtype,
+        )
 
     # -- the rest ----------------------------------------------------------------------------------------------
 
