@@ -93,7 +93,7 @@ def bench_device(
         errors = _errors(told, device)
         counts = {form: count_instructions(device.artifact, form) for form in told["forms"]}
         return DeviceReport(device.description, errors, counts, {})
-    given += ["--seconds", str(wanted.seconds), "--runs", str(wanted.runs), "--cores", wanted.cores]
+    given += ["--seconds", f"{wanted.seconds:.3f}", "--runs", str(wanted.runs), "--cores", wanted.cores]
     told = _read(device.program(given, timeout=wanted.timeout))
     errors = _errors(told, device)
     samples = {name: _samples(name, form["blocks"]) for name, form in told["forms"].items()}

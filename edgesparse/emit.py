@@ -28,6 +28,8 @@ MAX_SPACE_BYTES = 2**31
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PER_LINE = 24
+#: Calls whose three numbers stay below this are stored in half of the space.
+_SHORT = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def emit(program: Program) -> Emitted:
             fix="use smaller input shapes or a smaller model",
         )
     tables = _Tables(program)
-    text = "\n".join((*tables.lines(), *_port_lines(program), *_program_lines(program, digest, size)))
+    text = "\n".join((*tables.lines(), *_port_lines(program), *_program_lines(program, digest, size, tables.short)))
     return Emitted(text + "\n", digest, size)
 
 
@@ -112,7 +114,7 @@ def _bug(what: str) -> CompileError:
 
 
 class _Tables:
-    """The calls as flat tables, with equal argument lists and equal pointer lists stored once."""
+    """The calls as flat tables, with equal argument lists, pointer lists and steps stored once."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -123,11 +125,13 @@ class _Tables:
         self.args: list[int] = []
         self._refs_at: dict[tuple[int, ...], int] = {}
         self._args_at: dict[tuple[int, ...], int] = {}
+        self.steps: dict[tuple[int, int, int, int], int] = {}
         self.calls = [self._row(index, call) for index, call in enumerate(program.calls)]
+        self.short = all(max(row) < _SHORT for row in self.calls)
         if len(self.kernels) > 0xFFFF or len(program.layers) > 0xFFFF:
             raise _bug("the program has more than 65535 kernels or layers")
 
-    def _row(self, index: int, call: Call) -> str:
+    def _row(self, index: int, call: Call) -> tuple[int, int, int]:
         if not 0 <= call.layer < len(self.program.layers):
             raise _bug(f"call {index} ({call.kernel}) belongs to layer {call.layer}, which there is not")
         layer = self.program.layers[call.layer]
@@ -135,10 +139,10 @@ class _Tables:
             kernel = self._kernel(call)
             refs = _store(tuple(map(self._pointer, call.refs)), self.refs, self._refs_at)
             args = _store(tuple(map(self._argument, call.args)), self.args, self._args_at)
-            begin, end = _int32(call.begin), _int32(call.end)
+            step = (_int32(call.begin), _int32(call.end), kernel, call.layer)
         except CompileError as error:
             raise _bug(f"call {index} ({call.kernel}) of layer '{layer}': {error.what}") from error
-        return f"{{{refs},{args},{begin},{end},{kernel},{call.layer}}},"
+        return refs, args, self.steps.setdefault(step, len(self.steps))
 
     def _kernel(self, call: Call) -> int:
         arity = len(call.refs)
@@ -195,7 +199,10 @@ class _Tables:
         )
         yield from _array("const uint32_t", "refs", (f"{ref}u," for ref in self.refs), "0")
         yield from _array("const int32_t", "args", (f"{arg}," for arg in self.args), "0")
-        yield from _array("const es_call", "calls", self.calls, "{0,0,0,0,0,0}")
+        steps = (f"{{{','.join(map(str, step))}}}," for step in self.steps)
+        yield from _array("const es_step", "steps", steps, "{0,0,0,0}")
+        rows = (f"{{{','.join(map(str, row))}}}," for row in self.calls)
+        yield from _array("const es_short_call" if self.short else "const es_call", "calls", rows, "{0,0,0}")
 
 
 def _store(values: tuple[int, ...], table: list[int], seen: dict[tuple[int, ...], int]) -> int:
@@ -255,11 +262,11 @@ def _stage_cells(program: Program) -> Iterator[str]:
             yield f"{first}u,{last}u,"
 
 
-def _program_lines(program: Program, digest: bytes, size: int) -> Iterator[str]:
+def _program_lines(program: Program, digest: bytes, size: int, short: bool) -> Iterator[str]:
     yield from _array("const uint32_t", "stages", _stage_cells(program), "0")
     yield f"static const uint8_t digest[32] = {{{','.join(map(str, digest))}}};\n"
     yield "const es_program es_main_program = {"
-    yield "    kernels, calls, refs, args, inputs, outputs, input_offsets, output_offsets, layers, digest,"
+    yield f"    kernels, steps, {'0, calls' if short else 'calls, 0'}, refs, args, inputs, outputs, input_offsets, output_offsets, layers, digest,"
     yield f"    {program.arena_bytes}u, {size}u, {len(program.calls)}u,"
     yield f"    stages, {len(program.stages)}u, {program.strips},"
     yield f"    {len(program.inputs)}, {len(program.outputs)}, {len(program.layers)},"

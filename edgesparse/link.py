@@ -56,6 +56,16 @@ _LDFLAGS = (
 )
 _SOURCES = ("runtime.c", "platform_posix.c", "pool_posix.c")
 _WEB_SOURCES = ("runtime.c", "platform_wasm.c")
+_WEB_THREADS_SOURCES = (*_WEB_SOURCES, "pool_wasm.c")
+#: What the C side and the linker need for threads: JavaScript makes the memory, of a size that it knows, and gives every
+#: thread a stack. Kernels use no atomics, so their objects are those for one thread.
+_WEB_THREADS_FLAGS = ("-DES_THREADS", "-mcpu=baseline+bulk_memory+atomics")
+_WEB_THREADS_LDFLAGS = (
+    "-Wl,--shared-memory",
+    "-Wl,--import-memory",
+    "-Wl,--max-memory=4294967296",
+    "-Wl,--export=__stack_pointer",
+)
 _WEB_LDFLAGS = (
     "-nostdlib",
     "-s",
@@ -106,7 +116,7 @@ def link_shared(objects: Sequence[Path | bytes], program_c: str, out: Path, trip
         work = Path(folder)
         parts = [_as_file(work / f"kernels{index}.o", item) for index, item in enumerate(objects)]
         parts += [
-            _as_file(work / f"{Path(name).stem}.o", _runtime_object(name, triple, "-DES_THREADS")) for name in _SOURCES
+            _as_file(work / f"{Path(name).stem}.o", runtime_object(name, triple, "-DES_THREADS")) for name in _SOURCES
         ]
         parts.append(_as_file(work / "program.o", compile_c(program_c, triple)))
         exports = _as_file(work / "exports.map", _EXPORTS.encode())
@@ -126,7 +136,9 @@ def link_shared(objects: Sequence[Path | bytes], program_c: str, out: Path, trip
             raise CompileError(f"cannot write {out}", why=error.strerror or str(error)) from error
 
 
-def link_wasm(objects: Sequence[bytes], program_c: str, out: Path, features: Sequence[str]) -> None:
+def link_wasm(
+    objects: Sequence[bytes], program_c: str, out: Path, features: Sequence[str], *, threads: bool = False
+) -> None:
     """Link kernels, a program's tables and the runtime into a WebAssembly module that needs no libc.
 
     Parameters
@@ -135,6 +147,8 @@ def link_wasm(objects: Sequence[bytes], program_c: str, out: Path, features: Seq
         As for `link_shared`.
     features:
         LLVM's names of the features of the kernels, such as "+simd128": the module is checked against them.
+    threads:
+        Link for shared memory, with the pool of threads.
 
     Raises
     ------
@@ -145,7 +159,7 @@ def link_wasm(objects: Sequence[bytes], program_c: str, out: Path, features: Seq
     with tempfile.TemporaryDirectory(prefix="edgesparse-link-") as folder:
         work = Path(folder)
         parts = [_as_file(work / f"kernels{index}.o", item) for index, item in enumerate(objects)]
-        parts += [_as_file(work / f"{Path(name).stem}.o", _runtime_object(name, triple)) for name in _WEB_SOURCES]
+        parts += [_as_file(work / f"{Path(name).stem}.o", runtime_object(name, triple)) for name in _WEB_SOURCES]
         parts.append(_as_file(work / "program.o", compile_c(program_c, triple)))
         module = work / "out.wasm"
         cpu = "baseline" + "".join(feature.replace("-", "_") for feature in features)
@@ -197,9 +211,11 @@ def compile_c(source: str, triple: str, flags: Sequence[str] = ()) -> bytes:
         return (work / "source.o").read_bytes()
 
 
-def _runtime_object(name: str, triple: str, *flags: str) -> bytes:
+def runtime_object(name: str, triple: str, *flags: str) -> bytes:
+    """One of the runtime's C sources as object code, through the cache. Raises CompileError."""
     source, key = _runtime_source(name)
-    full_key = cache.key_of("runtime", key, zig_triple(triple), zig_version(), *_CFLAGS, *_ZIG_FLAGS.get(triple, ()))
+    given = (*_CFLAGS, *_ZIG_FLAGS.get(triple, ()), *flags)
+    full_key = cache.key_of("runtime", key, zig_triple(triple), zig_version(), *given)
     found = cache.get(full_key)
     if found is None:
         found = compile_c(source, triple, [f'-DES_VERSION="{edgesparse.__version__}"', *flags])

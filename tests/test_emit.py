@@ -52,6 +52,13 @@ def test_arguments_are_element_offsets() -> None:
     assert "5,2,3,-2147483648," in text
 
 
+def test_calls_are_stored_short_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = one_call(Call("k", (Ref("b"),), (1, 2, 3)))
+    assert "es_short_call calls[]" in emit.emit(program).program_c
+    monkeypatch.setattr(emit, "_SHORT", 0)
+    assert "const es_call calls[]" in emit.emit(program).program_c
+
+
 def test_equal_lists_are_stored_once() -> None:
     program = one_call(Call("k", (Ref("b"),), (1, 2, 3)))
     many = replace(program, calls=program.calls * 50)

@@ -11,41 +11,43 @@
 
 #include "machine.h"
 #include "platform.h"
-#include "variant.h"
+#include "program.h"
+#include "text.h"
+#include "timing.h"
 
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
 
-#define MAX_BLOCKS 20000
-#define MAX_TURN 1000
-#define TURN_NS 50e6
-#define MIN_TURN 3
-#define SETTLED 10 /* runs in each of the two windows whose medians are compared */
+#define MOST_TIMEOUT 1000000000000 /* 30 years, as good as none */
 
 void es_kernels_begin(void);
 void es_kernels_end(void);
 
-typedef struct form {
-    const es_variant *code;
-    es_model *model;
-    uint64_t load_ns, first_ns;
-    int warm_up_runs, settled, turn;
-    uint64_t *times; /* 2 * turn for each block */
-    double spent;
-} form;
+/* The dense form's tables: see edgesparse/executable.py. */
+extern const es_program es_dense_program __attribute__((visibility("hidden")));
 
 static struct {
     const char *mode, *weights, *dense, *form, *input, *output, *expect, *cores;
-    double seconds, warm_up;
-    long runs, profile, timeout;
-} want = {"", "weights.bin", NULL, NULL, NULL, NULL, NULL, "all", 10.0, 5.0, 100, 20, 0};
+    int64_t seconds, warm_up, runs, profile, timeout; /* in thousandths */
+} want = {"", "weights.bin", NULL, NULL, NULL, NULL, NULL, "all", 10000, 5000, 100000, 20000, 0};
 
-static void fail(int code, const char *what, const char *why) {
-    fprintf(stderr, "bench: %s: %s\n", what, why);
-    exit(code);
+static const struct {
+    const char *name;
+    const char **text;
+    int64_t *number;
+} KNOWN[] = {
+    {"--weights", &want.weights, NULL}, {"--dense", &want.dense, NULL},     {"--form", &want.form, NULL},
+    {"--input", &want.input, NULL},     {"--output", &want.output, NULL},   {"--expect", &want.expect, NULL},
+    {"--cores", &want.cores, NULL},     {"--seconds", NULL, &want.seconds}, {"--warm-up", NULL, &want.warm_up},
+    {"--runs", NULL, &want.runs},       {"--profile", NULL, &want.profile}, {"--timeout", NULL, &want.timeout},
+};
+
+__attribute__((noreturn)) static void fail(int code, const char *what, const char *why) {
+    const char *parts[] = {"bench: ", what, ": ", why, "\n"};
+    for (int i = 0; i < 5; i++)
+        es_write_all(STDERR_FILENO, parts[i], strlen(parts[i]));
+    _exit(code);
 }
 
 static void options(int count, char **given) {
@@ -54,275 +56,179 @@ static void options(int count, char **given) {
     want.mode = given[1];
     for (int i = 2; i < count; i += 2) {
         const char *key = given[i], *value = i + 1 < count ? given[i + 1] : NULL;
+        size_t at = 0;
+        while (at < sizeof KNOWN / sizeof *KNOWN && strcmp(key, KNOWN[at].name))
+            at++;
+        if (at == sizeof KNOWN / sizeof *KNOWN)
+            fail(2, key, "unknown option");
         if (!value)
             fail(2, key, "has no value");
-        if (!strcmp(key, "--weights")) want.weights = value;
-        else if (!strcmp(key, "--dense")) want.dense = value;
-        else if (!strcmp(key, "--form")) want.form = value;
-        else if (!strcmp(key, "--input")) want.input = value;
-        else if (!strcmp(key, "--output")) want.output = value;
-        else if (!strcmp(key, "--expect")) want.expect = value;
-        else if (!strcmp(key, "--cores")) want.cores = value;
-        else if (!strcmp(key, "--seconds")) want.seconds = atof(value);
-        else if (!strcmp(key, "--warm-up")) want.warm_up = atof(value);
-        else if (!strcmp(key, "--runs")) want.runs = atol(value);
-        else if (!strcmp(key, "--profile")) want.profile = atol(value);
-        else if (!strcmp(key, "--timeout")) want.timeout = atol(value);
-        else fail(2, key, "unknown option");
+        if (KNOWN[at].text)
+            *KNOWN[at].text = value;
+        else if ((*KNOWN[at].number = es_read_thousandths(value)) < 0)
+            fail(2, key, "is not a number");
     }
 }
 
-static void load(form *f, const es_variant *code, const char *weights) {
+static void load(es_form *form, int dense) {
+    const char *weights = dense ? want.dense : want.weights;
     const uint64_t before = es_clock_ns();
-    const int status = code->create(weights, &f->model);
-    f->load_ns = es_clock_ns() - before;
-    f->code = code;
+    const int status = es_create_program(dense ? &es_dense_program : &es_main_program, weights, &form->model);
+    form->load_ns = es_clock_ns() - before;
+    form->name = dense ? "dense" : "sparse";
     if (status)
         fail(3, weights, es_error(status));
 }
 
-/* Read or write all inputs or outputs of a model, one after the other, as raw bytes. */
-static void feed(form *f, const char *path) {
-    FILE *file = fopen(path, "rb");
-    if (!file)
-        fail(3, path, "cannot be opened");
-    for (int32_t i = 0; i < f->code->input_count(f->model); i++) {
-        const size_t size = (size_t)f->code->input_info(f->model, i)->nbytes;
-        if (fread(f->code->input(f->model, i), 1, size, file) != size)
-            fail(3, path, "is too short");
-    }
-    fclose(file);
+static const uint8_t *mapped(const char *path, uint64_t *bytes) {
+    const uint8_t *content = es_map_file(path, bytes);
+    if (!content)
+        fail(3, path, "is empty or cannot be opened");
+    return content;
 }
 
-static void save(form *f, const char *path) {
-    FILE *file = fopen(path, "wb");
-    int bad = !file;
-    for (int32_t i = 0; !bad && i < f->code->output_count(f->model); i++) {
-        const size_t size = (size_t)f->code->output_info(f->model, i)->nbytes;
-        bad = fwrite(f->code->output(f->model, i), 1, size, file) != size;
+/* Read or write all inputs or outputs of a model, one after the other, as raw bytes. */
+static void feed(const es_form *form, const char *path) {
+    uint64_t bytes, at = 0;
+    const uint8_t *content = mapped(path, &bytes);
+    for (int32_t i = 0; i < es_input_count(form->model); i++) {
+        const uint64_t size = es_input_info(form->model, i)->nbytes;
+        if (bytes - at < size)
+            fail(3, path, "is too short");
+        memcpy(es_input(form->model, i), content + at, (size_t)size);
+        at += size;
     }
-    if (bad || fclose(file))
+    es_unmap_file(content, bytes);
+}
+
+static void save(const es_form *form, const char *path) {
+    const int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    int bad = file < 0;
+    for (int32_t i = 0; !bad && i < es_output_count(form->model); i++)
+        bad = es_write_all(file, es_output(form->model, i), es_output_info(form->model, i)->nbytes);
+    if (bad || close(file))
         fail(3, path, "cannot be written (is the disk full?)");
 }
 
-/* Largest error of the float32 outputs, relative to the largest expected magnitude; infinite for NaN. Other types must be
- * equal. */
-static double error_of(form *f, const char *path) {
-    FILE *file = fopen(path, "rb");
-    double worst = 0;
-    if (!file)
-        fail(3, path, "cannot be opened");
-    for (int32_t i = 0; i < f->code->output_count(f->model); i++) {
-        const es_port *port = f->code->output_info(f->model, i);
-        const size_t size = (size_t)port->nbytes;
-        uint8_t *expected = malloc(size ? size : 1);
-        if (!expected || fread(expected, 1, size, file) != size)
-            fail(3, path, "is too short");
-        const void *found = f->code->output(f->model, i);
-        if (strcmp(port->dtype, "float32")) {
-            if (memcmp(expected, found, size))
-                worst = INFINITY;
-        } else {
-            const float *a = found, *b = (const float *)(void *)expected;
-            double most = 0, scale = 0;
-            for (size_t n = 0; n < size / 4; n++) {
-                const double off = fabs((double)a[n] - b[n]);
-                most = off <= most ? most : isnan(off) ? INFINITY : off;
-                scale = fabs(b[n]) > scale ? fabs(b[n]) : scale;
-            }
-            most = scale > 0 ? most / scale : most;
-            worst = most > worst ? most : worst;
-        }
-        free(expected);
+/* Largest error of one float32 output, relative to the largest expected magnitude; infinite for NaN. */
+static double float_error(const float *found, const uint8_t *expected, uint64_t count) {
+    double most = 0, scale = 0;
+    for (uint64_t n = 0; n < count; n++) {
+        float right; /* behind an output of another type it may lie anywhere */
+        memcpy(&right, expected + 4 * n, sizeof right);
+        const double off = __builtin_fabs((double)found[n] - right), size = __builtin_fabs((double)right);
+        most = off <= most ? most : off > most ? off : __builtin_inf();
+        scale = size > scale ? size : scale;
     }
-    fclose(file);
+    return scale > 0 ? most / scale : most;
+}
+
+/* Largest error of all outputs; those of other types must be equal, or it is infinite. */
+static double error_of(const es_form *form, const char *path) {
+    uint64_t bytes, at = 0;
+    const uint8_t *content = mapped(path, &bytes);
+    double worst = 0;
+    for (int32_t i = 0; i < es_output_count(form->model); i++) {
+        const es_port *port = es_output_info(form->model, i);
+        const void *found = es_output(form->model, i);
+        double error = 0;
+        if (bytes - at < port->nbytes)
+            fail(3, path, "is too short");
+        if (!strcmp(port->dtype, "float32"))
+            error = float_error(found, content + at, port->nbytes / 4);
+        else if (memcmp(content + at, found, (size_t)port->nbytes))
+            error = __builtin_inf();
+        worst = error > worst ? error : worst;
+        at += port->nbytes;
+    }
+    es_unmap_file(content, bytes);
     return worst;
 }
 
-static uint64_t once(form *f) {
-    const uint64_t before = es_clock_ns();
-    f->code->run(f->model);
-    return es_clock_ns() - before;
+static void say_pair(const char *key, int64_t number) {
+    es_say(key);
+    es_say_number(number);
 }
 
-static int by_size(const void *a, const void *b) {
-    const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return x < y ? -1 : x > y;
-}
-
-static uint64_t median(const uint64_t *times, int count) {
-    uint64_t sorted[SETTLED];
-    memcpy(sorted, times, sizeof *times * (size_t)count);
-    qsort(sorted, (size_t)count, sizeof *sorted, by_size);
-    return sorted[count / 2];
-}
-
-/* Run until two neighbouring windows have medians within 2 %, or the time is over. */
-static void warm_up(form *f) {
-    uint64_t window[2 * SETTLED] = {0}, last = f->first_ns = once(f);
-    double spent = (double)last;
-    while (spent < want.warm_up * 1e9 && !f->settled) {
-        memmove(window, window + 1, sizeof window - sizeof *window);
-        window[2 * SETTLED - 1] = last = once(f);
-        spent += (double)last;
-        if (++f->warm_up_runs >= 2 * SETTLED) {
-            const double a = (double)median(window, SETTLED), b = (double)median(window + SETTLED, SETTLED);
-            f->settled = fabs(a - b) <= 0.02 * a;
-        }
-    }
-    const double turn = ceil(TURN_NS / (last ? (double)last : 1.0));
-    f->turn = turn < MIN_TURN ? MIN_TURN : turn > MAX_TURN ? MAX_TURN : (int)turn;
-}
-
-static void turn(form *f, uint64_t *times) {
-    once(f); /* the caches hold the other form's weights */
-    for (int i = 0; i < f->turn; i++) {
-        times[i] = once(f);
-        f->spent += (double)times[i];
-    }
-}
-
-/* Blocks of turns forth and back, until each form has its seconds and runs. Returns how many. */
-static int blocks(form *forms, int count) {
-    for (int done = 0;; done++) {
-        int enough = done > 0;
-        for (int n = 0; n < count; n++)
-            enough &= forms[n].spent >= want.seconds * 1e9 && 2L * done * forms[n].turn >= want.runs;
-        if (enough || done == MAX_BLOCKS)
-            return done;
-        for (int n = 0; n < 2 * count; n++) {
-            form *f = &forms[n < count ? n : 2 * count - 1 - n];
-            const size_t size = 2 * (size_t)f->turn;
-            if (n < count) {
-                uint64_t *more = realloc(f->times, sizeof *more * size * (size_t)(done + 1));
-                if (!more)
-                    fail(3, "times", "not enough memory");
-                f->times = more;
-            }
-            turn(f, f->times + (size_t)done * size + (n < count ? 0 : f->turn));
-        }
-    }
-}
-
-static void tell_times(const form *f, int done) {
-    const int all = 2 * done * f->turn;
-    uint64_t *sorted = malloc(sizeof *sorted * (size_t)all);
-    double sum = 0;
-    if (!sorted)
+static void tell_form(const es_form *form, int blocks) {
+    const double error = want.expect ? error_of(form, want.expect) : 0;
+    es_say_quoted(form->name);
+    say_pair(":{\"load_ns\":", (int64_t)form->load_ns);
+    say_pair(",\"first_ns\":", (int64_t)form->first_ns);
+    say_pair(",\"warm_up_runs\":", form->warm_up_runs);
+    es_say(form->settled ? ",\"settled\":true" : ",\"settled\":false");
+    say_pair(",\"arena_bytes\":", (int64_t)es_arena_bytes(form->model));
+    es_say(",\"error\":");
+    if (!want.expect)
+        es_say("null");
+    else if (error > 1e300)
+        es_say("1e999");
+    else
+        es_say_float(error);
+    if (es_tell_times(form, blocks) || es_tell_layers(form, want.profile / 1000))
         fail(3, "times", "not enough memory");
-    memcpy(sorted, f->times, sizeof *sorted * (size_t)all);
-    qsort(sorted, (size_t)all, sizeof *sorted, by_size);
-    const int cut = all / 10;
-    for (int i = cut; i < all - cut; i++)
-        sum += (double)sorted[i];
-    printf(",\"runs\":%d,\"min_ns\":%llu,\"p50_ns\":%llu,\"p90_ns\":%llu,\"p99_ns\":%llu,\"trimmed_mean_ns\":%.0f", all,
-           (unsigned long long)sorted[0], (unsigned long long)sorted[all / 2],
-           (unsigned long long)sorted[(int)(all * 0.9)], (unsigned long long)sorted[(int)(all * 0.99)],
-           sum / (all - 2 * cut));
-    free(sorted);
-    printf(",\"blocks\":[");
-    for (int i = 0; i < all; i++) {
-        const int at = i % (2 * f->turn);
-        printf("%s%llu", at == 0 ? (i ? "]],[[" : "[[") : at == f->turn ? "],[" : ",", (unsigned long long)f->times[i]);
-    }
-    printf("]]]");
+    es_say("}");
 }
 
-static void tell_text(const char *text) {
-    putchar('"');
-    for (; *text; text++)
-        if (*text == '"' || *text == '\\')
-            printf("\\%c", *text);
-        else if ((unsigned char)*text < ' ')
-            printf("\\u%04x", *text);
-        else
-            putchar(*text);
-    putchar('"');
-}
-
-static void tell_layers(form *f) {
-    const int32_t count = f->code->layer_count(f->model);
-    const int32_t runs = want.profile > 200 ? 200 : (int32_t)want.profile;
-    uint64_t *ns = calloc((size_t)count * (size_t)(runs + 1) + 1, sizeof *ns);
-    if (!ns)
-        fail(3, "profile", "not enough memory");
-    for (int32_t run = 0; run < runs; run++) {
-        f->code->profile(f->model, ns);
-        for (int32_t layer = 0; layer < count; layer++)
-            ns[(size_t)count + (size_t)layer * (size_t)runs + (size_t)run] = ns[layer];
-    }
-    printf(",\"layers\":[");
-    for (int32_t layer = 0; layer < count && runs; layer++) {
-        uint64_t *own = ns + (size_t)count + (size_t)layer * (size_t)runs;
-        qsort(own, (size_t)runs, sizeof *own, by_size);
-        printf("%s{\"name\":", layer ? "," : "");
-        tell_text(f->code->layer_name(f->model, layer));
-        printf(",\"ns\":%llu}", (unsigned long long)own[runs / 2]);
-    }
-    printf("]");
-    free(ns);
-}
-
-static void bench(form *forms, int count) {
-    printf("{\"schema\":\"edgesparse.device/1\",\"version\":");
-    tell_text(es_version());
-    printf(",");
+static void bench(es_form *forms, int count) {
+    es_say("{\"schema\":\"edgesparse.device/1\",\"version\":");
+    es_say_quoted(es_version());
+    es_say(",");
     es_tell_machine("before");
     for (int n = 0; n < count; n++)
-        warm_up(&forms[n]);
-    const int done = blocks(forms, count);
-    printf(",\"forms\":{");
+        es_warm_up(&forms[n], (uint64_t)want.warm_up * 1000000u);
+    const int blocks = es_alternate(forms, count, (uint64_t)want.seconds * 1000000u, want.runs / 1000);
+    if (blocks < 0)
+        fail(3, "times", "not enough memory");
+    es_say(",\"forms\":{");
     for (int n = 0; n < count; n++) {
-        form *f = &forms[n];
-        const double error = want.expect ? error_of(f, want.expect) : -1;
-        printf("%s\"%s\":{\"load_ns\":%llu,\"first_ns\":%llu,\"warm_up_runs\":%d,\"settled\":%s,\"arena_bytes\":%llu",
-               n ? "," : "", f->code->name, (unsigned long long)f->load_ns, (unsigned long long)f->first_ns,
-               f->warm_up_runs, f->settled ? "true" : "false", (unsigned long long)f->code->arena_bytes(f->model));
-        if (error >= 0 && !isinf(error))
-            printf(",\"error\":%.3g", error);
-        else
-            printf(",\"error\":%s", want.expect ? "1e999" : "null");
-        tell_times(f, done);
-        tell_layers(f);
-        printf("}");
+        es_say(n ? "," : "");
+        tell_form(&forms[n], blocks);
     }
-    printf("},");
+    es_say("},");
     es_tell_machine("after");
-    printf("}\n");
+    es_say("}\n");
+}
+
+static void info(void) {
+    say_pair("{\"kernels\":[", (int64_t)(uintptr_t)es_kernels_begin);
+    say_pair(",", (int64_t)(uintptr_t)es_kernels_end);
+    es_say("],");
+    es_tell_machine("machine");
+    es_say("}\n");
 }
 
 int main(int count, char **given) {
     options(count, given);
     if (want.timeout > 0)
-        alarm((unsigned)want.timeout); /* nothing of us stays when the connection is gone */
+        alarm(want.timeout < MOST_TIMEOUT ? (unsigned)(want.timeout / 1000) : 0); /* nothing of us stays when the connection is gone */
     if (es_pin(want.cores))
         fail(2, "--cores", want.cores);
     if (!strcmp(want.mode, "info")) {
-        printf("{\"kernels\":[%llu,%llu],", (unsigned long long)(uintptr_t)es_kernels_begin,
-               (unsigned long long)(uintptr_t)es_kernels_end);
-        es_tell_machine("machine");
-        printf("}\n");
-        return 0;
+        info();
+        return es_say_end() ? 3 : 0;
     }
-    const int both = !strcmp(want.mode, "bench") && want.dense && !want.form;
-    const int dense = want.form && !strcmp(want.form, "dense");
-    form forms[2] = {{0}, {0}};
+    const int dense = want.form && !strcmp(want.form, "dense"), timed = !strcmp(want.mode, "bench");
+    const int both = timed && want.dense && !want.form;
+    es_form forms[2] = {{0}, {0}};
+    if (want.form && !dense && strcmp(want.form, "sparse"))
+        fail(2, "--form", "is neither sparse nor dense");
     if (dense && !want.dense)
         fail(2, "--form dense", "needs --dense FILE");
-    load(&forms[0], dense ? &es_dense_variant : &es_sparse_variant, dense ? want.dense : want.weights);
+    if (!timed && strcmp(want.mode, "run") && strcmp(want.mode, "count"))
+        fail(2, want.mode, "unknown mode");
+    load(&forms[0], dense);
     if (both)
-        load(&forms[1], &es_dense_variant, want.dense);
+        load(&forms[1], 1);
     for (int n = 0; want.input && n <= both; n++)
         feed(&forms[n], want.input);
-    if (!strcmp(want.mode, "bench")) {
+    if (timed) {
         bench(forms, 1 + both);
-    } else if (!strcmp(want.mode, "run") || !strcmp(want.mode, "count")) {
-        for (long run = 0; run < (want.mode[0] == 'r' ? 1 : want.runs); run++)
-            forms[0].code->run(forms[0].model);
+    } else {
+        for (int64_t run = 0; run < (want.mode[0] == 'r' ? 1 : want.runs / 1000); run++)
+            es_run(forms[0].model);
         if (want.output)
             save(&forms[0], want.output);
-    } else {
-        fail(2, want.mode, "unknown mode");
     }
-    return fflush(stdout) || ferror(stdout) ? 3 : 0;
+    return es_say_end() ? 3 : 0;
 }

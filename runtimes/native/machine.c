@@ -3,42 +3,35 @@
 
 #include "machine.h"
 
+#include "text.h"
+
 #include <sched.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define MAX_CORES 64
-#define CPU "/sys/devices/system/cpu/cpu%d/%s"
+#define MAX_ZONES 64
+#define CPU "/sys/devices/system/cpu/cpu"
+#define ZONE "/sys/class/thermal/thermal_zone"
 
-/* The first line of a file without its end; 0 where there is none. Quotes and the like become blanks. */
-static int read_line(const char *path, char *text, int size) {
-    FILE *file = fopen(path, "r");
-    if (!file)
-        return 0;
-    char *got = fgets(text, size, file);
-    fclose(file);
-    if (!got)
-        return 0;
-    text[strcspn(text, "\r\n")] = 0;
-    for (char *c = text; *c; c++)
-        if (*c < ' ' || *c == '"' || *c == '\\')
-            *c = ' ';
-    return text[0] != 0;
+/* The first line of a file that the system has for each core or zone. */
+static int numbered(const char *folder, int number, const char *name, char *text, int size) {
+    char path[96];
+    strcpy(path, folder);
+    strcpy(es_append(path + strlen(path), number), name);
+    return es_read_line(path, text, size);
 }
 
-static int core_file(int core, const char *name, char *text, int size) {
-    char path[128];
-    snprintf(path, sizeof path, CPU, core, name);
-    return read_line(path, text, size);
+static int64_t number_of(const char *text) {
+    const char *end;
+    return es_read_number(text, &end);
 }
 
 /* How strong a core is, in whatever measure the system has; -1 where it has none. */
-static long strength(int core) {
+static int64_t strength(int core) {
     char text[64];
-    if (core_file(core, "cpu_capacity", text, sizeof text) ||
-        core_file(core, "cpufreq/cpuinfo_max_freq", text, sizeof text))
-        return strtol(text, NULL, 10);
+    if (numbered(CPU, core, "/cpu_capacity", text, sizeof text) ||
+        numbered(CPU, core, "/cpufreq/cpuinfo_max_freq", text, sizeof text))
+        return number_of(text);
     return -1;
 }
 
@@ -50,11 +43,8 @@ int es_pin(const char *cores) {
     if (!strcmp(cores, "all"))
         return 0;
     const int big = !strcmp(cores, "big"), little = !strcmp(cores, "little");
-    char *end = NULL;
-    const unsigned long long mask = big || little ? 0 : strtoull(cores, &end, 16);
-    if (end && (*end || end == cores || !mask))
-        return -1;
-    long best = -2;
+    const uint64_t mask = big || little ? 0 : es_read_mask(cores);
+    int64_t best = -2;
     for (int core = 0; core < MAX_CORES; core++) {
         if (!CPU_ISSET(core, &allowed))
             continue;
@@ -63,7 +53,7 @@ int es_pin(const char *cores) {
                 CPU_SET(core, &wanted);
             continue;
         }
-        const long here = strength(core);
+        const int64_t here = strength(core);
         if (best == -2 || (big ? here > best : here < best)) {
             best = here;
             CPU_ZERO(&wanted);
@@ -74,42 +64,62 @@ int es_pin(const char *cores) {
     return CPU_COUNT(&wanted) ? sched_setaffinity(0, sizeof wanted, &wanted) : -1;
 }
 
+static void tell_number(int core, const char *file, const char *key) {
+    char text[64];
+    if (!numbered(CPU, core, file, text, sizeof text))
+        return;
+    es_say(key);
+    es_say_number(number_of(text));
+}
+
 static void tell_core(int core) {
     char text[128];
-    printf("{\"core\":%d", core);
-    if (core_file(core, "cpufreq/scaling_governor", text, sizeof text))
-        printf(",\"governor\":\"%s\"", text);
-    if (core_file(core, "cpufreq/scaling_cur_freq", text, sizeof text))
-        printf(",\"khz\":%ld", strtol(text, NULL, 10));
-    if (core_file(core, "cpufreq/cpuinfo_max_freq", text, sizeof text))
-        printf(",\"max_khz\":%ld", strtol(text, NULL, 10));
-    if (core_file(core, "cpu_capacity", text, sizeof text))
-        printf(",\"capacity\":%ld", strtol(text, NULL, 10));
-    printf("}");
+    es_say("{\"core\":");
+    es_say_number(core);
+    if (numbered(CPU, core, "/cpufreq/scaling_governor", text, sizeof text)) {
+        es_say(",\"governor\":");
+        es_say_quoted(text);
+    }
+    tell_number(core, "/cpufreq/scaling_cur_freq", ",\"khz\":");
+    tell_number(core, "/cpufreq/cpuinfo_max_freq", ",\"max_khz\":");
+    tell_number(core, "/cpu_capacity", ",\"capacity\":");
+    es_say("}");
+}
+
+/* A zone's name and its temperature: the system's thousandths of a degree, in tenths. */
+static void tell_zone(int zone, const char *value, int first) {
+    char name[96];
+    char *kind = es_append(name, zone);
+    *kind++ = ' ';
+    if (!numbered(ZONE, zone, "/type", kind, 64))
+        strcpy(kind, "zone");
+    es_say(first ? "" : ",");
+    es_say_quoted(name);
+    const int64_t tenths = number_of(value) / 100;
+    es_say(tenths < 0 ? ":-" : ":");
+    es_say_number((tenths < 0 ? -tenths : tenths) / 10);
+    es_say(".");
+    es_say_number((tenths < 0 ? -tenths : tenths) % 10);
 }
 
 void es_tell_machine(const char *name) {
+    char value[64];
     cpu_set_t set;
     CPU_ZERO(&set);
     sched_getaffinity(0, sizeof set, &set);
-    printf("\"%s\":{\"cores\":[", name);
+    es_say_quoted(name);
+    es_say(":{\"cores\":[");
     for (int core = 0, first = 1; core < MAX_CORES; core++)
         if (CPU_ISSET(core, &set)) {
-            printf("%s", first ? "" : ",");
+            es_say(first ? "" : ",");
             tell_core(core);
             first = 0;
         }
-    printf("],\"temperatures\":{");
-    for (int zone = 0, first = 1; zone < 64; zone++) {
-        char path[96], kind[64], value[64];
-        snprintf(path, sizeof path, "/sys/class/thermal/thermal_zone%d/temp", zone);
-        if (!read_line(path, value, sizeof value))
-            continue;
-        snprintf(path, sizeof path, "/sys/class/thermal/thermal_zone%d/type", zone);
-        if (!read_line(path, kind, sizeof kind))
-            snprintf(kind, sizeof kind, "zone");
-        printf("%s\"%d %s\":%.1f", first ? "" : ",", zone, kind, strtol(value, NULL, 10) / 1000.0);
-        first = 0;
-    }
-    printf("}}");
+    es_say("],\"temperatures\":{");
+    for (int zone = 0, first = 1; zone < MAX_ZONES; zone++)
+        if (numbered(ZONE, zone, "/temp", value, sizeof value)) {
+            tell_zone(zone, value, first);
+            first = 0;
+        }
+    es_say("}}");
 }

@@ -77,6 +77,13 @@ EXPORT("output") void *es_web_output(int32_t index) {
     return es_output(model, index);
 }
 
+#ifdef ES_THREADS
+/* How many threads run the model from now on; all but the first are in `serve` by the time of the next run. */
+EXPORT("threads") int32_t es_web_threads(int32_t threads) {
+    return es_set_threads(model, threads);
+}
+#endif
+
 EXPORT("run") int32_t es_web_run(void) {
     return es_run(model);
 }

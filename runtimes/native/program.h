@@ -11,12 +11,22 @@ typedef struct es_kernel {
     int32_t arity;        /* pointers before args: 0 to 16 */
 } es_kernel;
 
+/* What the calls of one layer share; a network of hundreds of calls has a few dozen of these. */
+typedef struct es_step {
+    int32_t begin, end;
+    uint16_t kernel, layer;
+} es_step;
+
 typedef struct es_call {
     uint32_t refs; /* index of the first pointer in refs */
     uint32_t args; /* index of the first argument in args */
-    int32_t begin, end;
-    uint16_t kernel, layer;
+    uint32_t step;
 } es_call;
+
+/* The same where all three are small in all calls: half of the tables' size. */
+typedef struct es_short_call {
+    uint16_t refs, args, step;
+} es_short_call;
 
 /* A pointer argument: a byte offset, with the top bit set where it counts from the weights file and not from the arena. */
 #define ES_IN_WEIGHTS 0x80000000u
@@ -38,7 +48,9 @@ typedef struct es_weights_header {
 
 typedef struct es_program {
     const es_kernel *kernels;
-    const es_call *calls;
+    const es_step *steps;
+    const es_call *calls; /* null where the calls are short ones */
+    const es_short_call *short_calls;
     const uint32_t *refs;
     const int32_t *args;
     const es_port *inputs, *outputs;
@@ -56,5 +68,9 @@ typedef struct es_program {
 
 /* Hidden, so that the tables are reached without a detour through the global offset table. */
 extern const es_program es_main_program __attribute__((visibility("hidden")));
+
+/* es_create for one of several programs in the same executable. */
+__attribute__((visibility("hidden"))) int es_create_program(const es_program *program, const char *weights_path,
+                                                            es_model **out);
 
 #endif

@@ -70,8 +70,7 @@ static int check_weights(const es_program *program, const void *weights, uint64_
     return ES_OK;
 }
 
-int es_create_from_memory(const void *weights, uint64_t bytes, es_model **out) {
-    const es_program *program = &es_main_program;
+static int create(const es_program *program, const void *weights, uint64_t bytes, es_model **out) {
     if (!out)
         return ES_BAD_ARGUMENT;
     *out = NULL;
@@ -92,7 +91,11 @@ int es_create_from_memory(const void *weights, uint64_t bytes, es_model **out) {
     return ES_OK;
 }
 
-int es_create(const char *weights_path, es_model **out) {
+int es_create_from_memory(const void *weights, uint64_t bytes, es_model **out) {
+    return create(&es_main_program, weights, bytes, out);
+}
+
+int es_create_program(const es_program *program, const char *weights_path, es_model **out) {
     uint64_t bytes;
     if (!out)
         return ES_BAD_ARGUMENT;
@@ -102,12 +105,16 @@ int es_create(const char *weights_path, es_model **out) {
     const void *weights = es_map_file(weights_path, &bytes);
     if (!weights)
         return ES_CANNOT_OPEN;
-    int status = es_create_from_memory(weights, bytes, out);
+    int status = create(program, weights, bytes, out);
     if (status == ES_OK)
         (*out)->mapped_bytes = bytes;
     else
         es_unmap_file(weights, bytes);
     return status;
+}
+
+int es_create(const char *weights_path, es_model **out) {
+    return es_create_program(&es_main_program, weights_path, out);
 }
 
 void es_destroy(es_model *model) {
@@ -208,13 +215,22 @@ uint64_t es_weights_bytes(const es_model *model) {
         ((void (*)(T##n const int32_t *, int32_t, int32_t))function)(P##n args, begin, end);                           \
         return;
 
-/* Run the part [begin, end) of one call. */
-static void run_slice(const es_model *model, const es_call *call, int32_t begin, int32_t end) {
+static es_call call_at(const es_program *program, uint32_t index) {
+    if (program->calls)
+        return program->calls[index];
+    const es_short_call *call = &program->short_calls[index];
+    return (es_call){call->refs, call->args, call->step};
+}
+
+static void run_call(const es_model *model, uint32_t index) {
     const es_program *program = model->program;
-    const es_kernel *kernel = &program->kernels[call->kernel];
+    const es_call call = call_at(program, index);
+    const es_step *step = &program->steps[call.step];
+    const es_kernel *kernel = &program->kernels[step->kernel];
+    const int32_t begin = step->begin, end = step->end;
     const es_function function = kernel->function;
-    const uint32_t *refs = program->refs + call->refs;
-    const int32_t *args = program->args + call->args;
+    const uint32_t *refs = program->refs + call.refs;
+    const int32_t *args = program->args + call.args;
     uint8_t *const *bases = model->bases;
     switch (kernel->arity) {
         FORM(0) FORM(1) FORM(2) FORM(3) FORM(4) FORM(5) FORM(6) FORM(7) FORM(8)
@@ -224,8 +240,8 @@ static void run_slice(const es_model *model, const es_call *call, int32_t begin,
 
 /* Run the calls [first, last) in their order. */
 static void run_calls(const es_model *model, uint32_t first, uint32_t last) {
-    for (const es_call *call = model->program->calls + first, *end = model->program->calls + last; call < end; call++)
-        run_slice(model, call, call->begin, call->end);
+    for (uint32_t index = first; index < last; index++)
+        run_call(model, index);
 }
 
 int32_t es_most_threads(const es_model *model) {
@@ -281,6 +297,10 @@ int es_run(es_model *model) {
     return ES_OK;
 }
 
+static uint16_t layer_at(const es_program *program, uint32_t index) {
+    return program->steps[call_at(program, index).step].layer;
+}
+
 int es_profile(es_model *model, uint64_t *ns) {
     if (!model || !ns)
         return ES_BAD_ARGUMENT;
@@ -289,9 +309,9 @@ int es_profile(es_model *model, uint64_t *ns) {
         ns[i] = 0;
     uint64_t before = es_clock_ns();
     for (uint32_t first = 0, last; first < program->call_count; first = last) {
-        const uint16_t layer = program->calls[first].layer;
+        const uint16_t layer = layer_at(program, first);
         /* The clock is read where the layer changes, not at each call: short calls would drown in it. */
-        for (last = first + 1; last < program->call_count && program->calls[last].layer == layer; last++)
+        for (last = first + 1; last < program->call_count && layer_at(program, last) == layer; last++)
             ;
         run_calls(model, first, last);
         const uint64_t after = es_clock_ns();

@@ -268,8 +268,11 @@ def test_an_arena_beyond_memory_is_told(toy_artifact: Path) -> None:
             resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-def test_every_number_of_pointers_is_called_right(tmp_path: Path) -> None:
+@pytest.mark.parametrize("short", [True, False])
+def test_every_number_of_pointers_is_called_right(short: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernel kN writes the sum of (i + 1) * p_i[0], of its argument and of its range, to its last pointer."""
+    if not short:
+        monkeypatch.setattr(emit, "_SHORT", 0)
     source, calls, buffers = ["#include <stdint.h>"], [], [Buffer("x", 64, True), Buffer("out", 4 * 17, True)]
     source.append("static float *seen;")
     for n in range(17):

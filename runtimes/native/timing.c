@@ -1,0 +1,160 @@
+/* See timing.h. */
+#include "timing.h"
+
+#include "platform.h"
+#include "text.h"
+
+#include <string.h>
+
+#define MAX_BLOCKS 20000
+#define MAX_TURN 1000
+#define TURN_NS 50000000u
+#define MIN_TURN 3
+#define SETTLED 10 /* runs in each of the two windows whose medians are compared */
+#define MAX_PROFILES 200
+
+static uint64_t once(const es_form *form) {
+    const uint64_t before = es_clock_ns();
+    es_run(form->model);
+    return es_clock_ns() - before;
+}
+
+/* Heapsort. */
+static void sort(uint64_t *items, uint64_t count) {
+    for (uint64_t left = count / 2, end = count; end > 1;) {
+        uint64_t at, item;
+        if (left) {
+            item = items[at = --left];
+        } else {
+            item = items[--end];
+            items[end] = items[at = 0];
+        }
+        for (uint64_t child; (child = 2 * at + 1) < end; at = child) {
+            child += child + 1 < end && items[child + 1] > items[child];
+            if (items[child] <= item)
+                break;
+            items[at] = items[child];
+        }
+        items[at] = item;
+    }
+}
+
+static uint64_t median(const uint64_t *times) {
+    uint64_t sorted[SETTLED];
+    memcpy(sorted, times, sizeof sorted);
+    sort(sorted, SETTLED);
+    return sorted[SETTLED / 2];
+}
+
+void es_warm_up(es_form *form, uint64_t most_ns) {
+    uint64_t window[2 * SETTLED] = {0}, last = form->first_ns = once(form), spent = last;
+    while (spent < most_ns && !form->settled) {
+        memmove(window, window + 1, sizeof window - sizeof *window);
+        window[2 * SETTLED - 1] = last = once(form);
+        spent += last;
+        if (++form->warm_up_runs >= 2 * SETTLED) {
+            const uint64_t a = median(window), b = median(window + SETTLED);
+            form->settled = 50 * (a > b ? a - b : b - a) <= a;
+        }
+    }
+    const uint64_t turn = last ? (TURN_NS + last - 1) / last : MAX_TURN;
+    form->turn = turn < MIN_TURN ? MIN_TURN : turn > MAX_TURN ? MAX_TURN : (int)turn;
+}
+
+/* Make room for so many times, twice as much as before at least. Not 0 where there is none. */
+static int reserve(es_form *form, uint64_t count) {
+    if (count <= form->capacity)
+        return 0;
+    const uint64_t capacity = count > 2 * form->capacity ? count : 2 * form->capacity;
+    uint64_t *more = es_allocate(sizeof *more * capacity);
+    if (!more)
+        return -1;
+    if (form->times) {
+        memcpy(more, form->times, sizeof *more * (size_t)form->capacity);
+        es_release(form->times, sizeof *more * form->capacity);
+    }
+    form->times = more;
+    form->capacity = capacity;
+    return 0;
+}
+
+static void take_turn(es_form *form, uint64_t *times) {
+    once(form); /* the caches hold the other form's weights */
+    for (int i = 0; i < form->turn; i++) {
+        times[i] = once(form);
+        form->spent_ns += times[i];
+    }
+}
+
+int es_alternate(es_form *forms, int count, uint64_t least_ns, int64_t least_runs) {
+    for (int done = 0;; done++) {
+        int enough = done > 0;
+        for (int n = 0; n < count; n++)
+            enough &= forms[n].spent_ns >= least_ns && 2LL * done * forms[n].turn >= least_runs;
+        if (enough || done == MAX_BLOCKS)
+            return done;
+        for (int n = 0; n < count; n++)
+            if (reserve(&forms[n], 2 * (uint64_t)forms[n].turn * (uint64_t)(done + 1)))
+                return -1;
+        for (int n = 0; n < 2 * count; n++) {
+            es_form *form = &forms[n < count ? n : 2 * count - 1 - n];
+            take_turn(form, form->times + (2 * (size_t)done + (n >= count)) * (size_t)form->turn);
+        }
+    }
+}
+
+static void say_ns(const char *key, uint64_t ns) {
+    es_say(key);
+    es_say_number((int64_t)ns);
+}
+
+int es_tell_times(const es_form *form, int blocks) {
+    const uint64_t all = 2 * (uint64_t)blocks * (uint64_t)form->turn, cut = all / 10, bytes = sizeof(uint64_t) * all;
+    uint64_t *sorted = es_allocate(bytes), sum = 0;
+    if (!sorted)
+        return -1;
+    memcpy(sorted, form->times, (size_t)bytes);
+    sort(sorted, all);
+    for (uint64_t i = cut; i < all - cut; i++)
+        sum += sorted[i];
+    say_ns(",\"runs\":", all);
+    say_ns(",\"min_ns\":", sorted[0]);
+    say_ns(",\"p50_ns\":", sorted[all / 2]);
+    say_ns(",\"p90_ns\":", sorted[all * 9 / 10]);
+    say_ns(",\"p99_ns\":", sorted[all * 99 / 100]);
+    say_ns(",\"trimmed_mean_ns\":", sum / (all - 2 * cut));
+    es_release(sorted, bytes);
+    es_say(",\"blocks\":[");
+    for (uint64_t i = 0; i < all; i++) {
+        const uint64_t at = i % (2 * (uint64_t)form->turn);
+        say_ns(at == 0 ? (i ? "]],[[" : "[[") : at == (uint64_t)form->turn ? "],[" : ",", form->times[i]);
+    }
+    es_say("]]]");
+    return 0;
+}
+
+int es_tell_layers(const es_form *form, int64_t runs) {
+    runs = runs > MAX_PROFILES ? MAX_PROFILES : runs;
+    const int32_t count = es_layer_count(form->model);
+    const uint64_t bytes = sizeof(uint64_t) * ((uint64_t)count * (uint64_t)(runs + 1) + 1);
+    uint64_t *ns = es_allocate(bytes), *each = ns + count;
+    if (!ns)
+        return -1;
+    for (int64_t run = 0; run < runs; run++) {
+        es_profile(form->model, ns);
+        for (int32_t layer = 0; layer < count; layer++)
+            each[(size_t)layer * (size_t)runs + (size_t)run] = ns[layer];
+    }
+    es_say(",\"layers\":[");
+    for (int32_t layer = 0; layer < count && runs; layer++) {
+        uint64_t *own = each + (size_t)layer * (size_t)runs;
+        sort(own, (uint64_t)runs);
+        es_say(layer ? ",{\"name\":" : "{\"name\":");
+        es_say_quoted(es_layer_name(form->model, layer));
+        say_ns(",\"ns\":", own[runs / 2]);
+        es_say("}");
+    }
+    es_say("]");
+    es_release(ns, bytes);
+    return 0;
+}

@@ -1,0 +1,26 @@
+/* Timing one or two forms of a model in alternation, and telling what was found. */
+#ifndef EDGESPARSE_TIMING_H
+#define EDGESPARSE_TIMING_H
+
+#include "edgesparse.h"
+
+typedef struct es_form {
+    const char *name;
+    es_model *model;
+    uint64_t load_ns, first_ns;
+    int warm_up_runs, settled;
+    int turn;        /* runs in a row before the other form's turn */
+    uint64_t *times; /* two turns for each block */
+    uint64_t capacity, spent_ns;
+} es_form;
+
+/* Run until two neighbouring windows have medians within 2 %, or the time is over; sets the length of a turn. */
+void es_warm_up(es_form *form, uint64_t most_ns);
+/* Blocks of turns forth and back until each form has its time and runs: how many, or -1 for too little memory. */
+int es_alternate(es_form *forms, int count, uint64_t least_ns, int64_t least_runs);
+/* Continue a JSON object with a form's times of `blocks` blocks, and with its layers, medians of `runs` profiles. Not 0 for
+ * too little memory. */
+int es_tell_times(const es_form *form, int blocks);
+int es_tell_layers(const es_form *form, int64_t runs);
+
+#endif
