@@ -270,7 +270,12 @@ def host_flags() -> frozenset[str]:
 @functools.cache
 def host_caches() -> tuple[int, int]:
     """Sizes in bytes of this machine's L1 data and L2 cache, as sysfs tells; 0 for what it does not tell."""
-    sizes = {"1": 0, "2": 0}
+    return host_cache("1"), host_cache("2")
+
+
+def host_cache(wanted: str) -> int:
+    """Bytes of this machine's data cache of level "1", "2" or "3", as sysfs tells; 0 where it does not tell."""
+    found = 0
     for folder in sorted(_CACHES.glob("index*")):
         try:
             level, kind, size = (
@@ -278,10 +283,10 @@ def host_caches() -> tuple[int, int]:
             )
         except (OSError, UnicodeDecodeError):
             continue
-        found = re.fullmatch(r"(\d+)([KM]?)", size)
-        if kind in ("Data", "Unified") and level in sizes and found:
-            sizes[level] = int(found[1]) * {"": 1, "K": 1 << 10, "M": 1 << 20}[found[2]]
-    return sizes["1"], sizes["2"]
+        text = re.fullmatch(r"(\d+)([KM]?)", size)
+        if kind in ("Data", "Unified") and level == wanted and text:
+            found = int(text[1]) * {"": 1, "K": 1 << 10, "M": 1 << 20}[text[2]]
+    return found
 
 
 def _preset(name: str) -> Target:

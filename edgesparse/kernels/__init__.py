@@ -1,18 +1,19 @@
 """The kernel families. An instance of a family is a frozen spec: it has a `symbol` (its C name) and `build()`s its TIR.
 
 Families: `Spmm` (sparse and dense products), `Depthwise`, `Pool`, `Panel` (windows), `Pointwise`, `GlobalPool`,
-`Transpose`, `Gates` (recurrences), `Largest` (TopK), `Probe` (the peak). A spec is all there is to know of a kernel: equal specs are one kernel, compiled once.
+`Transpose`, `Gates` (recurrences), `Largest` (TopK), `Probe` and `LoadProbe` (the roofline). A spec is all there is to
+know of a kernel: equal specs are one kernel, compiled once.
 """
 
 from edgesparse.kernels.epilogue import Epilogue
 from edgesparse.kernels.pointwise import GlobalPool, Pointwise, Transpose
-from edgesparse.kernels.probe import Probe
+from edgesparse.kernels.probe import LoadProbe, Probe
 from edgesparse.kernels.recurrent import Gates
 from edgesparse.kernels.spmm import Spmm
 from edgesparse.kernels.topk import Largest
 from edgesparse.kernels.window import Depthwise, Panel, Pool, Window
 
-KernelSpec = Spmm | Depthwise | Pool | Panel | Pointwise | GlobalPool | Transpose | Gates | Largest | Probe
+KernelSpec = Spmm | Depthwise | Pool | Panel | Pointwise | GlobalPool | Transpose | Gates | Largest | Probe | LoadProbe
 
 __all__ = [
     "Depthwise",
@@ -21,6 +22,7 @@ __all__ = [
     "GlobalPool",
     "KernelSpec",
     "Largest",
+    "LoadProbe",
     "Panel",
     "Pointwise",
     "Pool",

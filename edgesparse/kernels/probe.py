@@ -1,4 +1,6 @@
-"""The peak probe: nothing but vector multiply-adds on registers, on enough independent sums to hide their latency."""
+"""Probes of a core: nothing but multiply-adds on registers, or nothing but loads, on enough independent sums to hide
+their latency.
+"""
 
 from __future__ import annotations
 
@@ -36,5 +38,35 @@ class Probe:
         with body.loop(body.begin, body.end):
             for index in range(SUMS):
                 body.put(sums, index, sums[index] * x + y)
+        for index in range(SUMS):
+            body.store("out", body.const(index * self.lanes), sums[index], self.lanes)
+
+
+@dataclass(frozen=True)
+class LoadProbe:
+    """``sum = sum + x[..]`` on `SUMS` vectors of `lanes` over a stretch of memory, over and over.
+
+    Pointers: x, out (`SUMS` vectors). Arguments: blocks of ``SUMS * lanes`` elements in the stretch. Range:
+    repetitions, each of which loads the whole stretch.
+    """
+
+    lanes: int
+
+    @property
+    def symbol(self) -> str:
+        return f"es_load_probe_f32_{SUMS}x{self.lanes}"
+
+    def build(self) -> Any:
+        return kernel(self.symbol, [("x", "float32"), ("out", "float32")], self._body)
+
+    def _body(self, body: Body) -> None:
+        blocks = body.arg(0)
+        sums = body.registers(SUMS, self.lanes)
+        for index in range(SUMS):
+            body.put(sums, index, body.number(0.0, self.lanes))
+        with body.loop(body.begin, body.end), body.loop(0, blocks) as block:
+            for index in range(SUMS):
+                at = (block * SUMS + index) * self.lanes
+                body.put(sums, index, sums[index] + body.load("x", at, self.lanes))
         for index in range(SUMS):
             body.store("out", body.const(index * self.lanes), sums[index], self.lanes)

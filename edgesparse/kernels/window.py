@@ -85,6 +85,12 @@ class Window:
             return [(0, start) for start in vector_starts(self.rows * self.width_out, lanes)]
         return [(row, start) for row in range(self.rows) for start in vector_starts(self.width_out, lanes)]
 
+    @property
+    def inside(self) -> bool:
+        """Whether every column of every window lies in the image."""
+        last = (self.width_out - 1) * self.stride[1] + (self.kernel[1] - 1) * self.dilation[1]
+        return self.left == 0 and last < self.width_in
+
     def valid(self, at: tuple[int, int], tap: tuple[int, int], lanes: int) -> list[bool]:
         """Which lanes of the output vector `at` see a column (flat: a pixel) of the image through `tap`."""
         dx = tap[1] * self.dilation[1] - self.left
@@ -95,6 +101,9 @@ class Window:
         pixels = [divmod(at[1] + lane, self.width_out) for lane in range(lanes)]
         return [0 <= y + dy < self.rows and 0 <= x + dx < self.width_in for y, x in pixels]
 
+
+#: Taps above which a panel's are looped over, where no column of any window is outside of the image.
+_MANY_TAPS = 64
 
 #: Arguments before the row tables.
 _FIXED = 2
@@ -174,7 +183,7 @@ class Depthwise:
         taps = window.taps
         with body.loop(body.begin, body.end) as channel:
             rows = _Rows(body, window, body.let(channel // self.multiplier))
-            for chunk in _chunks(window.outputs(lanes), self.registers):
+            for chunk in chunks(window.outputs(lanes), self.registers):
                 acc = body.registers(len(chunk), lanes)
                 bias = body.let(body.spread(body["b"][channel], lanes))
                 for index in range(len(chunk)):
@@ -216,7 +225,7 @@ class Pool:
         fill = _LOWEST if self.mode == "max" else 0.0
         with body.loop(body.begin, body.end) as channel:
             rows = _Rows(body, window, channel)
-            for chunk in _chunks(window.outputs(lanes), self.registers):
+            for chunk in chunks(window.outputs(lanes), self.registers):
                 acc = body.registers(len(chunk), lanes)
                 for index in range(len(chunk)):
                     body.put(acc, index, body.number(fill, lanes))
@@ -261,14 +270,37 @@ class Panel:
 
     def _body(self, body: Body) -> None:
         window, lanes = self.window, self.window.lanes(self.lanes)
-        taps = window.taps
         with body.loop(body.begin, body.end) as channel:
-            rows = _Rows(body, window, channel)
-            for t, tap in enumerate(taps):
-                for at in window.outputs(lanes):
-                    x = rows.vector(at, tap, lanes, 0.0)
-                    x = body.number(0.0, lanes) if x is None else x
-                    _finish(body, Epilogue(), window, channel * len(taps) + t, at, x, lanes)
+            if len(window.taps) > _MANY_TAPS and window.inside and not window.flat:
+                self._patches(body, channel, lanes)
+            else:
+                self._unrolled(body, channel, lanes)
+
+    def _unrolled(self, body: Body, channel: Any, lanes: int) -> None:
+        window, taps = self.window, self.window.taps
+        rows = _Rows(body, window, channel)
+        for t, tap in enumerate(taps):
+            for at in window.outputs(lanes):
+                x = rows.vector(at, tap, lanes, 0.0)
+                x = body.number(0.0, lanes) if x is None else x
+                _finish(body, Epilogue(), window, channel * len(taps) + t, at, x, lanes)
+
+    def _patches(self, body: Body, channel: Any, lanes: int) -> None:
+        """A loop over the taps: the windows of a patch embedding have hundreds, far too many to unroll."""
+        window = self.window
+        (_, width), (sy, sx), (dy, dx) = window.kernel, window.stride, window.dilation
+        with body.loop(0, len(window.taps)) as tap:
+            ky, kx = body.let(tap // width), body.let(tap % width)
+            for at in window.outputs(lanes):
+                row = body.let(at[0] * sy + ky * dy)
+                start = body.let(
+                    body.args[_FIXED + row] + channel * body.args[_FIXED + window.rows_in + row] + at[1] * sx + kx * dx
+                )
+                if sx == 1 or lanes == 1:
+                    x = body.load("x", start, lanes)
+                else:
+                    x = body.gather("x", [start + lane * sx for lane in range(lanes)])
+                _finish(body, Epilogue(), window, channel * len(window.taps) + tap, at, x, lanes)
 
 
 def _finish(
@@ -282,7 +314,7 @@ def _finish(
     body.store("y", row * body.arg(0) + pixel, epilogue.apply(body, value, lanes, residual), lanes)
 
 
-def _chunks(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
+def chunks(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
     """Pieces of nearly equal length, none above `size`."""
     count = -(-len(items) // size)
     for index in range(count):

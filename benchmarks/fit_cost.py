@@ -1,0 +1,215 @@
+"""Fit the cost model's prices to whole networks, layer by layer, on this machine.
+
+    python benchmarks/fit_cost.py measure -o out/cost.jsonl     # compiles and profiles; goes on where it stopped
+    python benchmarks/fit_cost.py fit out/cost.jsonl --write    # prices and errors, into edgesparse/prices/
+
+A layer's time is its lower quintile over many profile runs: other work on the machine only ever adds. Prices are the
+non-negative least squares of relative errors over all layers. Errors are told for each network from prices that were
+fitted to the other networks alone, so a network is never judged by what it taught.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from scipy.optimize import nnls
+
+from edgesparse import environment
+from edgesparse.costs import SCHEMA
+from edgesparse.counts import GROUPS, Terms
+from edgesparse.forecast import layer_terms, lowered, placed_as
+from edgesparse.models import model_path
+from edgesparse.pipeline import compile_model
+from edgesparse.plan import plan
+from edgesparse.portable import prepare
+from edgesparse.recipe import Recipe
+from edgesparse.recognise import recognise
+from edgesparse.roofline import host_l3
+from edgesparse.runtimes.local import LocalRunner
+from edgesparse.session import first_sample
+from edgesparse.target import Target
+
+#: The networks that the errors are told for, and others that only teach.
+JUDGED = ("mobilenet-v1", "mobilenet-v2", "efficientnet-lite0", "resnet50")
+TEACHING = ("resnet18", "page-orientation")
+VARIANTS = (
+    "dense",
+    "group:8x1 0.5",
+    "group:8x1 0.2",
+    "group:8x1 0.1",
+    "group:4x1 0.5",
+    "group:4x1 0.3",
+    "group:4x1 0.1",
+    "group:16x1 0.2",
+    "unstructured 0.4",
+    "unstructured 0.1",
+)
+#: Layers below this many nanoseconds are timed by the clock's own cost, and left out.
+_SHORTEST = 3000.0
+_RUNS = 80
+
+
+@click.group()
+def main() -> None:
+    """Fit the cost model."""
+
+
+@main.command()
+@click.option("--target", default="native", show_default=True)
+@click.option("--networks", default=",".join((*JUDGED, *TEACHING)), show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+def measure(target: str, networks: str, output: Path) -> None:
+    """Compile every network in every variant, and keep the time of every layer."""
+    chosen = Target.parse(target)
+    done = {(row["network"], row["variant"], row["target"]) for row in _rows(output)}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for network in networks.split(","):
+        for variant in VARIANTS:
+            if (network, variant, str(chosen)) in done:
+                continue
+            row = {"network": network, "variant": variant, "target": str(chosen)}
+            row |= _profiled(network, variant, chosen)
+            with output.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            click.echo(f"{network} {variant}: {sum(row['ns']) / 1e6:.2f} ms", err=True)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            yield json.loads(line)
+
+
+def _recipe(variant: str) -> Recipe | None:
+    pattern, _, density = variant.partition(" ")
+    return Recipe.from_dict({"pattern": pattern, "density": float(density)}) if density else None
+
+
+def _shapes(network: str) -> dict[str, tuple[int, ...]]:
+    from edgesparse.models import spec
+
+    found = spec(network)
+    return {found.input_name: found.input_shape} if found.dynamic else {}
+
+
+def _profiled(network: str, variant: str, target: Target) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="edgesparse-fit-") as room:
+        artifact = compile_model(
+            model_path(network),
+            target=target,
+            output=Path(room) / "a",
+            recipe=_recipe(variant),
+            shapes=_shapes(network),
+            tune=False,
+            dense=variant == "dense",
+        )
+        assert artifact is not None
+        with LocalRunner(artifact) as runner:
+            feeds = first_sample(artifact)
+            assert feeds is not None
+            for _ in range(5):
+                runner.run(feeds)
+            taken = [[ns for _, ns in runner.profile()] for _ in range(_RUNS)]
+        layers = [{"name": layer["name"], "kernel": layer["kernel"]} for layer in artifact.manifest.layers]
+    return {"layers": layers, "ns": np.percentile(np.array(taken), 20, axis=0).tolist()}
+
+
+@main.command()
+@click.argument("samples", type=click.Path(path_type=Path, exists=True))
+@click.option("--write", is_flag=True, help="Write the prices into the package.")
+@click.option("--show", type=int, default=0, help="Show so many of the layers that are missed most.")
+def fit(samples: Path, write: bool, show: int) -> None:
+    """Fit prices, and print how far they are off."""
+    rows = list(_rows(samples))
+    targets = {row["target"] for row in rows}
+    if len(targets) != 1:
+        raise click.ClickException(f"the samples are of several targets: {', '.join(sorted(targets))}")
+    target = Target.parse(targets.pop())
+    names, variants, labels, terms, ns = _table(rows, target)
+    matrix = np.array([[each[term] for term in GROUPS] for each in terms])
+    prices = solve(matrix, ns)
+    missed = np.zeros(len(ns))
+    for network in dict.fromkeys(names):
+        mine = np.array([name == network for name in names])
+        missed[mine] = matrix[mine] @ solve(matrix[~mine], ns[~mine]) / ns[mine] - 1
+    errors = report(names, missed)
+    for order in np.argsort(-np.abs(missed))[:show]:
+        mine = {term: round(prices[i] * matrix[order, i]) for i, term in enumerate(GROUPS) if matrix[order, i]}
+        click.echo(
+            f"{names[order]} {variants[order]} {labels[order]}: {missed[order]:+.2f} of {ns[order]:.0f} ns {mine}"
+        )
+    click.echo(json.dumps({term: round(float(price), 5) for term, price in zip(GROUPS, prices, strict=True)}, indent=1))
+    if write:
+        here = environment.record()
+        data = {
+            "schema": SCHEMA,
+            "target": target.name,
+            "basis": f"measured on {here['cpu']}, one thread",
+            "l3": host_l3(),
+            "layers": len(ns),
+            "errors": errors,
+            "prices": {term: float(f"{price:.4g}") for term, price in zip(GROUPS, prices, strict=True)},
+        }
+        path = Path(__file__).parent.parent / "edgesparse" / "prices" / f"{target.name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        click.echo(f"wrote {path.name}")
+
+
+def solve(matrix: np.ndarray, ns: np.ndarray) -> np.ndarray:
+    """Prices of 0 or more with the least squares of relative errors, twice: the second time large errors count less."""
+    weight = 1 / ns
+    prices = nnls(matrix * weight[:, None], ns * weight)[0]
+    for _ in range(5):
+        off = np.abs(matrix @ prices / ns - 1)
+        weight = 1 / ns / np.sqrt(np.maximum(off, 0.05))
+        prices = nnls(matrix * weight[:, None], ns * weight)[0]
+    return prices
+
+
+def report(names: list[str], missed: np.ndarray) -> dict[str, Any]:
+    """Print and return the errors by network, each from prices fitted to the others."""
+    errors = {}
+    for network in dict.fromkeys(names):
+        mine = np.abs(missed[np.array([name == network for name in names])])
+        errors[network] = {
+            "median": round(float(np.median(mine)), 4),
+            "p90": round(float(np.percentile(mine, 90)), 4),
+            "worst": round(float(mine.max()), 4),
+            "layers": len(mine),
+        }
+        click.echo(f"{network}: " + ", ".join(f"{key} {value}" for key, value in errors[network].items()))
+    return errors
+
+
+def _table(
+    rows: list[dict[str, Any]], target: Target
+) -> tuple[list[str], list[str], list[str], list[Terms], np.ndarray]:
+    names, variants, labels, terms, ns = [], [], [], [], []
+    for row in rows:
+        graph = recognise(prepare(model_path(row["network"]), _recipe(row["variant"]), _shapes(row["network"])))
+        layout = plan(graph, target)
+        placements = placed_as(graph, layout, target, row["layers"], dense=row["variant"] == "dense")
+        made = lowered(graph, layout, placements, target)
+        for (name, counted), time in zip(
+            layer_terms(made, graph, layout, target, host_l3()).items(), row["ns"], strict=True
+        ):
+            if time >= _SHORTEST and not counted["relax.value"]:
+                names.append(row["network"])
+                variants.append(row["variant"])
+                labels.append(f"{name} {placements[name].kind} {placements[name].product or ''}")
+                terms.append(counted)
+                ns.append(time)
+    return names, variants, labels, terms, np.array(ns)
+
+
+if __name__ == "__main__":
+    main()
