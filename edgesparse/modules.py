@@ -21,12 +21,20 @@ TWINS = frozenset({"device"})
 """Kinds of runner whose module holds the dense form too, to compare with on the device."""
 
 
+APART = frozenset({"node"})
+"""Kinds of runner with a module of its own for threads, beside the one for one thread."""
+
+#: The module for threads of the kinds in `APART`.
+THREADED = "model.threads.wasm"
+
+
 def link_module(
     objects: Sequence[bytes], programs: Sequence[str], folder: Path, target: Target
 ) -> tuple[str, dict[str, Path]]:
     """Link a compiled model in the form that the target's runner takes.
 
-    `programs` are the tables in C: the model's, and for `TWINS` those of its dense form.
+    `programs` are the tables in C: the model's, and for `TWINS` those of its dense form, for `APART` those for threads
+    if there are any.
 
     Raises
     ------
@@ -57,10 +65,14 @@ def _shared(
 def _web(
     objects: Sequence[bytes], programs: Sequence[str], folder: Path, target: Target
 ) -> tuple[str, dict[str, Path]]:
-    """A WebAssembly module: `edgesparse bundle` puts a package around it."""
+    """WebAssembly modules for one thread and for more: `edgesparse bundle` puts a package around them."""
     module = folder / "model.wasm"
     link_wasm(objects, programs[0], module, target.features)
-    return module.name, {module.name: module}
+    files = {module.name: module}
+    if len(programs) > 1:
+        files[THREADED] = folder / THREADED
+        link_wasm(objects, programs[1], files[THREADED], target.features, threads=True)
+    return module.name, files
 
 
 def _device(

@@ -26,7 +26,7 @@ from edgesparse.describe import describe_graph, describe_placements, describe_pl
 from edgesparse.errors import CompileError, EdgesparseError, ModelError
 from edgesparse.lower import Lowered, Part, lower
 from edgesparse.manifest import Manifest, TensorInfo
-from edgesparse.modules import TWINS, link_module
+from edgesparse.modules import APART, TWINS, link_module
 from edgesparse.ops import Fallback, Graph
 from edgesparse.passes import save_model
 from edgesparse.place import Placement, place
@@ -102,7 +102,8 @@ def compile_model(
         graph = recognise(model)
         if record.done("recognise", lambda: describe_graph(graph)):
             return None
-        layout = plan(graph, target, depth_first=depth_first, strips=threads)
+        apart = threads > 1 and target.runner in APART
+        layout = plan(graph, target, depth_first=depth_first, strips=1 if apart else threads)
         if record.done("plan", lambda: describe_plan(graph, layout)):
             return None
         parts = _fallback_parts(graph, target, tick)
@@ -118,10 +119,23 @@ def compile_model(
             twin = lower(graph, layout, place(graph, layout, target, dense=True), parts, target)
             lowered = replace(lowered, kernels={**lowered.kernels, **twin.kernels})
             programs.append(arena.assign(twin.program))
+        if apart:
+            wide = lower(graph, plan(graph, target, depth_first=depth_first, strips=threads), placements, parts, target)
+            lowered = replace(lowered, kernels={**lowered.kernels, **wide.kernels})
+            # One weights file serves both.
+            constants = {**program.constants, **wide.program.constants}
+            programs = [replace(each, constants=constants) for each in (program, arena.assign(wide.program))]
         objects = _objects(lowered, target, tick)
         manifest = _manifest(Path(path), target, recipe, program, [placements[op.name] for op in graph.ops])
         manifest = replace(
-            manifest, info={**manifest.info, "dense": dense, "depth_first": depth_first, "threads": threads}
+            manifest,
+            info={
+                **manifest.info,
+                "dense": dense,
+                "depth_first": depth_first,
+                "threads": threads,
+                "arena_bytes": max(each.arena_bytes for each in programs),
+            },
         )
         return _write(slot, manifest, model, objects, programs, target, seed, tick)
 
@@ -167,7 +181,7 @@ def _write(
         sampled = _samples(portable, manifest.inputs, manifest.outputs, seed)
         tick(0.98, "writing")
         weights = {"weights.bin": emit.weights_chunks(programs[0])}
-        if len(programs) > 1:
+        if target.runner in TWINS:
             weights["dense.bin"] = emit.weights_chunks(programs[1])
         content: dict[str, artifact.Content] = {**files, **weights, PORTABLE: portable}
         content[samples.NAME] = samples.dump(sampled, manifest.inputs, manifest.outputs)

@@ -1,0 +1,77 @@
+/* The pool on web workers. JavaScript starts them; each has an instance of the module on the same memory, with a stack of its
+ * own, and stays in `serve` until it is ended from outside. One pool for the one model of an instance.
+ *
+ * Threads spin for each other a while and then sleep, all but the first one in a page: the page's own thread must not sleep,
+ * and goes on spinning. */
+#include "pool.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Looks at a word before a thread goes to sleep: about as long as waking it would take. */
+#define SPINS 50000
+
+struct es_pool {
+    es_work work;
+    void *context;
+    uint32_t runs;    /* atomic: the runs that were started */
+    uint32_t arrived; /* atomic: threads that wait at the barrier */
+    uint32_t phase;   /* atomic: barriers passed */
+    int threads;
+};
+
+static es_pool pool;
+
+/* Sleep while the word holds the value, or return at once where sleeping is not allowed. */
+__attribute__((import_module("es"), import_name("sleep"))) void es_web_sleep(const uint32_t *word, uint32_t value);
+
+static void wait_while(const uint32_t *word, uint32_t value) {
+    for (int spins = 0; __atomic_load_n(word, __ATOMIC_ACQUIRE) == value; spins++)
+        if (spins >= SPINS)
+            es_web_sleep(word, value);
+}
+
+static void advance(uint32_t *word) {
+    __atomic_add_fetch(word, 1, __ATOMIC_RELEASE);
+    __builtin_wasm_memory_atomic_notify((int *)word, 0xffffffffu);
+}
+
+void es_pool_barrier(es_pool *it) {
+    const uint32_t phase = __atomic_load_n(&it->phase, __ATOMIC_RELAXED);
+    if (__atomic_add_fetch(&it->arrived, 1, __ATOMIC_ACQ_REL) != (uint32_t)it->threads) {
+        wait_while(&it->phase, phase);
+        return;
+    }
+    __atomic_store_n(&it->arrived, 0, __ATOMIC_RELAXED);
+    advance(&it->phase);
+}
+
+/* What a worker does for as long as it lives. */
+__attribute__((export_name("serve"))) void es_web_serve(int index) {
+    for (uint32_t seen = 0;; seen++) {
+        wait_while(&pool.runs, seen);
+        pool.work(pool.context, &pool, index, pool.threads);
+        es_pool_barrier(&pool);
+    }
+}
+
+es_pool *es_pool_create(int threads) {
+    pool.threads = threads;
+    return &pool;
+}
+
+void es_pool_destroy(es_pool *it) {
+    (void)it;
+}
+
+int es_pool_usable(const es_pool *it) {
+    return it->threads > 1;
+}
+
+void es_pool_run(es_pool *it, es_work work, void *context) {
+    it->work = work;
+    it->context = context;
+    advance(&it->runs);
+    work(context, it, 0, it->threads);
+    es_pool_barrier(it);
+}
