@@ -29,6 +29,14 @@ class Place:
     layout: Layout | None
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How the last shared stage was cut: the channels of `value` that each strip made, from bound to bound."""
+
+    value: str
+    bounds: tuple[int, ...]
+
+
 @dataclass
 class Emitter:
     """What lowering has produced so far, and the words in which it is told: places, rows, constants, calls."""
@@ -45,17 +53,24 @@ class Emitter:
     stages: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
     strip: int = 0
     shared: bool = False
+    cut: Cut | None = None
     plains: dict[str, str] = field(default_factory=dict)
     packs: dict[str, tuple[Packed, ...]] = field(default_factory=dict)
     layer: int = 0
 
     def call(
-        self, spec: KernelSpec, refs: list[Ref], args: list[int | Ref], extent: int, work: np.ndarray | None = None
+        self,
+        spec: KernelSpec,
+        refs: list[Ref],
+        args: list[int | Ref],
+        extent: int,
+        work: np.ndarray | None = None,
+        along: str = "",
     ) -> None:
-        """Emit a call over ``[0, extent)``; `work` is what each unit of the extent costs, added up from zero."""
+        """Emit a call over ``[0, extent)``; see `emit`."""
         if extent > 0:
             self.kernels[spec.symbol] = spec
-            self.emit(spec.symbol, tuple(refs), tuple(args), extent, work)
+            self.emit(spec.symbol, tuple(refs), tuple(args), extent, work, along)
 
     def emit(
         self,
@@ -64,15 +79,43 @@ class Emitter:
         args: tuple[int | Ref, ...],
         extent: int,
         work: np.ndarray | None = None,
+        along: str = "",
     ) -> None:
-        """Append a call: whole, or in a shared stage cut into a stage of its own with equal work in each share."""
+        """Append a call: whole, or in a shared stage cut into shares for the strips.
+
+        Parameters
+        ----------
+        work:
+            What each unit of the extent costs, added up from zero: shares are cut where the work is equal.
+        along:
+            A value whose channels are the extent, and of which a share reads its own channels only. Where the stage
+            before made that value in shares of channels, the same thread goes on with them: there is nothing to wait
+            for, and they are in its cache.
+        """
         if not self.shared:
             self.calls.append(Call(symbol, refs, args, 0, extent, self.layer))
             return
-        first = len(self.calls)
-        bounds = _shares(extent, self.plan.strips, work)
-        self.calls += [Call(symbol, refs, args, a, b, self.layer) for a, b in itertools.pairwise(bounds) if b > a]
-        self.stages.append(tuple((index, index + 1) for index in range(first, len(self.calls))))
+        joins = bool(along) and self.cut is not None and self.cut.value == along
+        assert not joins or self.cut is not None and self.cut.bounds[-1] == extent
+        bounds = self.cut.bounds if joins and self.cut else _shares(extent, self.plan.strips, work)
+        shares = [Call(symbol, refs, args, first, last, self.layer) for first, last in itertools.pairwise(bounds)]
+        strips: list[list[Call]] = [[] for _ in shares]
+        if joins:
+            strips = [self.calls[first:last] for first, last in self.stages.pop()]
+            del self.calls[len(self.calls) - sum(map(len, strips)) :]
+        ranges = []
+        for strip, share in zip(strips, shares, strict=True):
+            start = len(self.calls)
+            self.calls += [*strip, *([share] if share.end > share.begin else [])]
+            ranges.append((start, len(self.calls)))
+        self.stages.append(tuple(ranges))
+        self.cut = Cut("", tuple(bounds))
+
+    def made(self, value: str, per_unit: int) -> None:
+        """Say that the shares emitted last made this value, all of it, `per_unit` channels a unit of the extent."""
+        if self.shared and self.cut is not None:
+            channels = self.plan.layouts[value].channels
+            self.cut = Cut(value, tuple(min(bound * per_unit, channels) for bound in self.cut.bounds))
 
     def run(self, stage: Stage, lower_step: Callable[[Step], None]) -> None:
         """Emit a stage, strip by strip, or shared call by call."""
@@ -86,6 +129,7 @@ class Emitter:
             ranges.append((first, len(self.calls)))
         if not self.shared:
             self.stages.append(tuple(ranges))
+            self.cut = None
         self.strip, self.shared = 0, self.plan.strips > 1
 
     def constant(self, name: str, make: Callable[[], np.ndarray]) -> Ref:

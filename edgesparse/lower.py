@@ -101,6 +101,9 @@ class _Lowering(Emitter):
                 refs.append(Ref(residual[0].name, residual[0].offset + 4 * part.first * residual[1]))
             refs.append(Ref(y[0].name, y[0].offset + 4 * part.first * y[1]))
             self.call(spec, refs, args, part.groups, part.start)
+        whole = isinstance(op, Conv) and len(self.packs[key]) == 1 and weight.shape[0] == op.weight.shape[0]
+        if whole and self.plan.layouts[op.output].images == 1:
+            self.made(op.output, self.packs[key][0].group)
 
     def conv(self, op: Conv, step: Step) -> None:
         y = self.span(op.output, step.image, step.first, step.last)
@@ -170,7 +173,10 @@ class _Lowering(Emitter):
         bias = self.constant(f"{op.name}/bias", lambda: np.ascontiguousarray(op.bias, np.float32))
         refs = [Ref(ARENA), weight, bias, *([residual[0]] if residual else []), y[0]]
         args = [y[1], residual[1] if residual else 0, *self.rows(op.inputs[0], step.image, window, step.first)]
-        self.call(spec, refs, args, op.weight.shape[0])
+        along = op.inputs[0] if op.weight.shape[0] == op.groups and self.plan.layouts[op.output].images == 1 else ""
+        self.call(spec, refs, args, op.weight.shape[0], along=along)
+        if along:
+            self.made(op.output, 1)
 
     def pooling(self, op: Pooling, step: Step) -> None:
         y = self.span(op.output, step.image, step.first, step.last)
@@ -214,7 +220,10 @@ class _Lowering(Emitter):
             buffer, at = self.image(name)
             refs.append(Ref(buffer, at.band_offset((step.image if at.images > 1 else 0) * at.bands)))
             z_pitch = at.pitch
-        self.call(spec, [*refs, y[0]], [x[1], z_pitch, y[1]], layout.channels)
+        along = op.inputs[0] if layout.images == 1 else ""
+        self.call(spec, [*refs, y[0]], [x[1], z_pitch, y[1]], layout.channels, along=along)
+        if along:
+            self.made(op.output, 1)
 
     def concat(self, op: Concat, step: Step) -> None:
         y = self.span(op.output, step.image, step.first, step.last)
@@ -241,7 +250,8 @@ class _Lowering(Emitter):
                 offset = layout.band_offset(image * layout.bands + band)
                 args += [Ref(buffer, offset), layout.pitch, (last - first) * layout.width]
             refs = [Ref(ARENA), Ref(out.buffer, 4 * image * layout.channels)]
-            self.call(GlobalPool(op.mode, self.target.lanes), refs, args, layout.channels)
+            along = op.inputs[0] if layout.images == 1 else ""
+            self.call(GlobalPool(op.mode, self.target.lanes), refs, args, layout.channels, along=along)
 
     def linear(self, op: Linear) -> None:
         """One row: a product with one pixel. More rows are the pixels of a feature-major matrix."""

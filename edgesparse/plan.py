@@ -20,6 +20,9 @@ from edgesparse.target import Target
 _BAND_PIXELS = 112
 #: Largest map that is kept as a whole plane.
 _PLANE_PIXELS = 256
+#: Vectors that a thread's share of a plane must have to be a band of its own. Sharing a plane by rows, each thread goes on
+#: with what is in its cache; by channels, each layer would fetch half of its input from the other core.
+_STRIP_VECTORS = 5
 #: Elements per cache line.
 _LINE = 16
 
@@ -56,7 +59,7 @@ def plan(graph: Graph, target: Target, *, depth_first: bool = True, strips: int 
     strips:
         Parts of each stage that may run on threads of their own; results are bitwise the same for any number.
     """
-    layouts = _layouts(graph, target)
+    layouts = _layouts(graph, target, strips)
     lazy = waiting(graph, layouts) if depth_first else frozenset()
     lazy = waiting_in_strips(graph, layouts, lazy, strips, target)
     stages = order(graph, layouts, lazy, strips)
@@ -93,7 +96,7 @@ def pitch_of(pixels: int) -> int:
     return lines * _LINE if pixels > 1 else 1
 
 
-def _layouts(graph: Graph, target: Target) -> dict[str, Layout]:
+def _layouts(graph: Graph, target: Target, strips: int) -> dict[str, Layout]:
     """Every image's layout with all bands resident; inputs, and what no row-wise operation makes, are plain."""
     made_by = {name: op for op in graph.ops for name in op.outputs}
     layouts: dict[str, Layout] = {}
@@ -101,15 +104,18 @@ def _layouts(graph: Graph, target: Target) -> dict[str, Layout]:
         if value.image is None:
             continue
         if name in made_by and rowwise(made_by[name]):
-            layouts[name] = _banded(value, target)
+            layouts[name] = _banded(value, target, strips)
         else:
             layouts[name] = Layout.plain(value.image)
     return layouts
 
 
-def _banded(value: Value, target: Target) -> Layout:
+def _banded(value: Value, target: Target, strips: int) -> Layout:
     assert value.image is not None
     images, channels, height, width = value.image
     rows = band_rows(height, width, target.lanes)
+    share = -(-height // strips)
+    if rows == height and share * width >= _STRIP_VECTORS * target.lanes:
+        rows = share
     layout = Layout(channels, height, width, rows, pitch_of(rows * width), 1, images)
     return Layout(channels, height, width, rows, layout.pitch, layout.bands * images, images)

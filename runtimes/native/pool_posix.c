@@ -1,5 +1,6 @@
-/* The pool on POSIX threads. Between runs the workers sleep; within a run they spin for each other, since stages follow
- * each other within microseconds, and give the core away when that takes long. */
+/* The pool on POSIX threads. After a run the workers look out for the next one for a moment and then sleep; within a run
+ * they spin for each other, since stages follow each other within microseconds, and give the core away when that takes
+ * long. */
 #define _GNU_SOURCE
 
 #include "pool.h"
@@ -12,6 +13,8 @@
 
 /* Looks at a flag before a thread offers its core to others: some tens of microseconds. */
 #define SPINS 20000
+/* Looks at the count of runs before a worker sleeps: waking it would take as long. */
+#define LINGERS 4000
 
 typedef struct worker {
     es_pool *pool;
@@ -24,7 +27,8 @@ struct es_pool {
     pthread_cond_t wake;
     es_work work;
     void *context;
-    uint32_t runs;     /* under the lock: counts the runs that were started */
+    uint32_t runs;     /* counts the runs that were started: written under the lock, read by workers that linger */
+    int asleep;        /* under the lock: workers that must be woken */
     int quit;          /* under the lock */
     uint32_t arrived;  /* atomic: threads that wait at the barrier */
     uint32_t phase;    /* atomic: barriers passed */
@@ -61,9 +65,13 @@ static void *serve(void *argument) {
     es_pool *pool = self->pool;
     uint32_t seen = 0;
     for (;;) {
+        for (int looks = 0; looks < LINGERS && __atomic_load_n(&pool->runs, __ATOMIC_RELAXED) == seen; looks++)
+            relax();
         pthread_mutex_lock(&pool->lock);
+        pool->asleep++;
         while (pool->runs == seen && !pool->quit)
             pthread_cond_wait(&pool->wake, &pool->lock);
+        pool->asleep--;
         const int quit = pool->quit;
         const es_work work = pool->work;
         void *context = pool->context;
@@ -120,8 +128,9 @@ void es_pool_run(es_pool *pool, es_work work, void *context) {
     pthread_mutex_lock(&pool->lock);
     pool->work = work;
     pool->context = context;
-    pool->runs++;
-    pthread_cond_broadcast(&pool->wake);
+    __atomic_store_n(&pool->runs, pool->runs + 1, __ATOMIC_RELAXED);
+    if (pool->asleep)
+        pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->lock);
     work(context, pool, 0, pool->threads);
     es_pool_barrier(pool);
