@@ -3,7 +3,8 @@
 A contender is anything with a name that can run once and say how many seconds that took. All are timed in
 one process, on the same cores, forth and back (A B C C B A), a few runs at each turn. The first run of a
 turn is not counted: the caches still hold another contender's weights. Nor is a run during which the
-system gave the core to somebody else: it would tell of them, and hit long runs harder than short ones.
+system gave the core to somebody else: it would tell of them, and hit long runs harder than short ones. Where
+hardly a run of a contender is left alone, its processor time counts, which does not run while others do.
 `stats` turns the timings into statements.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -115,7 +117,7 @@ ENOUGH_RUNS = 100_000
 class Measured:
     """One contender's outcome. `settled` says whether warm-up ended by itself, after `warm_up_runs` runs;
     `disturbed` counts the runs that were left out because the system gave the core to somebody else
-    meanwhile.
+    meanwhile, `interrupted` those that had to be kept although it did.
     """
 
     samples: Samples
@@ -125,6 +127,7 @@ class Measured:
     settled: bool
     warm_up_runs: int
     disturbed: int = 0
+    interrupted: int = 0
 
     @property
     def name(self) -> str:
@@ -157,7 +160,8 @@ class Outcome:
         if not any(item.unstable for item in self.measured):
             return ()
         left_out = sum(item.disturbed for item in self.measured)
-        share = left_out / (left_out + sum(item.stats.n for item in self.measured))
+        all_runs = left_out + sum(item.stats.n for item in self.measured)
+        share = (left_out + sum(item.interrupted for item in self.measured)) / all_runs
         drifts = [item.stats.drift for item in self.measured]
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return diagnose(drifts, share, self.conditions, threads=self.plan.threads, cores_allowed=allowed)
@@ -179,7 +183,7 @@ def measure(contenders: Sequence[Contender], plan: Plan | None = None, *, progre
     with pinned(plan.threads) as cores:
         first, warm = _warm_up_all(contenders, plan, portion(report, 0.0, 0.1))
         before = look(cores)
-        samples, disturbed, notes = _blocks(contenders, plan, warm, portion(report, 0.1, 1.0))
+        samples, counts, notes = _blocks(contenders, plan, warm, portion(report, 0.1, 1.0))
         elsewhere = any(isinstance(item, Elsewhere) for item in contenders)
         seen = between(before, look(cores), len(cores) or (os.cpu_count() or 1), own=not elsewhere and bool(cores))
     measured = [
@@ -190,7 +194,8 @@ def measure(contenders: Sequence[Contender], plan: Plan | None = None, *, progre
             first[item.name],
             settled(warm[item.name]),
             len(warm[item.name]) + 1,
-            disturbed[item.name],
+            counts[item.name].disturbed,
+            counts[item.name].interrupted,
         )
         for item in contenders
     ]
@@ -235,20 +240,18 @@ def _warm_up_all(
 
 def _blocks(
     contenders: Sequence[Contender], plan: Plan, warm: dict[str, list[float]], report: Progress
-) -> tuple[dict[str, Samples], dict[str, int], tuple[str, ...]]:
+) -> tuple[dict[str, Samples], dict[str, _Counts], tuple[str, ...]]:
     """Run blocks until every contender has its runs and seconds, or one reaches the limit."""
     turn_runs = {name: _turn_runs(times, plan) for name, times in warm.items()}
     blocks: dict[str, list[tuple[tuple[float, ...], ...]]] = {item.name: [] for item in contenders}
     spent = dict.fromkeys(blocks, 0.0)
     runs = dict.fromkeys(blocks, 0)
-    disturbed = dict.fromkeys(blocks, 0)
+    counts = {name: _Counts() for name in blocks}
     notes: tuple[str, ...] = ()
     while True:
         block: dict[str, list[tuple[float, ...]]] = {name: [] for name in blocks}
         for item in [*contenders, *reversed(contenders)]:
-            times, left_out = _turn(item, turn_runs[item.name], plan)
-            block[item.name].append(times)
-            disturbed[item.name] += left_out
+            block[item.name].append(_turn(item, turn_runs[item.name], plan, counts[item.name]))
         for name, turns in block.items():
             blocks[name].append(tuple(turns))
             spent[name] += sum(map(sum, turns))
@@ -264,27 +267,43 @@ def _blocks(
         if max(spent.values()) >= plan.limit:
             notes = (f"ended after {plan.limit:g} s of one contender, with {min(runs.values())} runs each",)
             break
-    return {name: Samples(name, tuple(turns)) for name, turns in blocks.items()}, disturbed, notes
+    return {name: Samples(name, tuple(turns)) for name, turns in blocks.items()}, counts, notes
 
 
-def _turn(item: Contender, count: int, plan: Plan) -> tuple[tuple[float, ...], int]:
-    """Return the times of `count` undisturbed runs, and how many disturbed ones were left out.
+@dataclass
+class _Counts:
+    """Runs that were left out, and interrupted ones that were kept."""
 
-    Where nearly all runs are disturbed (longer than the system's time slices), or all count, they are kept as they are.
+    disturbed: int = 0
+    interrupted: int = 0
+
+
+def _turn(item: Contender, count: int, plan: Plan, counts: _Counts) -> tuple[float, ...]:
+    """Return the times of `count` undisturbed runs.
+
+    Where nearly all runs are disturbed (longer than the system's time slices), they are kept: at their processor time
+    where one thread of this process did the work, else (or if all are to count) as they are.
     """
     item.run_once()  # the caches hold another contender's weights
     if plan.keep_all:
-        return tuple(item.run_once() for _ in range(count)), 0
+        return tuple(item.run_once() for _ in range(count))
+    elsewhere = isinstance(item, Elsewhere)
     interruptions = item.interruptions if isinstance(item, Elsewhere) else lambda: preemptions(plan.threads)
     good: list[float] = []
     bad: list[float] = []
     while len(good) < count and len(bad) < 2 * count:
-        before = interruptions()
+        before, spent = interruptions(), time.process_time_ns()
         seconds = item.run_once()
-        (bad if interruptions() != before else good).append(seconds)
+        spent = time.process_time_ns() - spent
+        if interruptions() == before:
+            good.append(seconds)
+        else:
+            bad.append(seconds if elsewhere or plan.threads > 1 else min(seconds, spent / 1e9))
     if len(good) < MIN_TURN_RUNS:
-        return tuple(good + bad), 0
-    return tuple(good), len(bad)
+        counts.interrupted += len(bad)
+        return tuple(good + bad)
+    counts.disturbed += len(bad)
+    return tuple(good)
 
 
 def _turn_runs(times: Sequence[float], plan: Plan) -> int:

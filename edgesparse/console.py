@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any
@@ -100,10 +101,18 @@ class Console:
         if destination == "-":
             click.echo(text)
             return
+        self.write(text + "\n", destination)
+
+    def write(self, text: str, destination: str) -> None:
+        """Write a file, and say so. Raises EdgesparseError if it cannot be written; nothing half-written stays."""
+        part = f"{destination}.part"
         try:
-            with open(destination, "w", encoding="utf-8") as file:
-                file.write(text + "\n")
+            with open(part, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(part, destination)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
             raise EdgesparseError(f"cannot write {destination}", why=error.strerror or str(error)) from error
         self.notice(f"wrote {destination}")
 

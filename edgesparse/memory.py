@@ -25,10 +25,20 @@ TIMEOUT = 600.0
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident memory in bytes: what loading and running added at most, and what the imports took before."""
+    """Memory in bytes.
+
+    Attributes
+    ----------
+    peak_bytes, baseline_bytes:
+        Resident: what loading and running added at most, and what the imports took before.
+    arena_bytes, weights_bytes:
+        Of a compiled model: working memory, and mapped weights. None for others, which do not tell.
+    """
 
     peak_bytes: int
     baseline_bytes: int
+    arena_bytes: int | None = None
+    weights_bytes: int | None = None
 
 
 def measure(kind: str, path: Path, *, threads: int = 1) -> Memory:
@@ -48,7 +58,7 @@ def measure(kind: str, path: Path, *, threads: int = 1) -> Memory:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise EdgesparseError(f"cannot measure the memory of {path}", why=lines[-1][:300])
     values = json.loads(done.stdout)
-    return Memory(values["peak_bytes"], values["baseline_bytes"])
+    return Memory(**values)
 
 
 def resident(key: str = "VmRSS", status: Path = Path("/proc/self/status")) -> int:
@@ -80,7 +90,10 @@ def _measure_here(kind: str, path: Path, threads: int) -> Memory:
     contender = make(path, threads)
     for _ in range(RUNS):
         contender.run_once()
-    return Memory(max(resident("VmHWM") - before, 0), before)
+    peak = max(resident("VmHWM") - before, 0)
+    if isinstance(contender, contenders.ArtifactContender):
+        return Memory(peak, before, contender.runner.arena_bytes, contender.runner.weights_bytes)
+    return Memory(peak, before)
 
 
 def _main(arguments: list[str]) -> Any:

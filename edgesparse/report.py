@@ -1,8 +1,8 @@
 """What a bench found, as a table for people and as JSON for programs.
 
-The JSON's schema is `edgesparse.bench/1`; docs/measuring.md lists its fields. Times are in seconds and
-sizes in bytes; a field that could not be found out is null. Fields may be added within a version, never
-change their meaning.
+The JSON's schema is `edgesparse.bench/1`: docs/report-schema.md explains its fields, schemas/bench-1.json describes
+them to programs. Times are in seconds and sizes in bytes; a field that could not be found out is null. Fields may
+be added within a version, never change their meaning.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class LayerTime:
     kernel, pattern, density, reason:
         What the placement chose, and why; density is the share of the weights kept, None where there are
         none.
+    nbytes:
+        Bytes that it reads and writes at least: packed weights, and each activation once; None where not known.
     """
 
     name: str
@@ -44,6 +46,7 @@ class LayerTime:
     pattern: str = ""
     density: float | None = None
     reason: str = ""
+    nbytes: int | None = None
 
     @property
     def gflops(self) -> float | None:
@@ -65,8 +68,18 @@ class Report:
         What was measured: names and hashes of model, recipe and artifact, target.
     sizes:
         Bytes on disk of what each contender loads, by name.
+    layers, dense_layers:
+        The profile of the first contender, and of its dense form; runs of their own.
     peak:
         Measured peak of one core in GFLOP/s, if known.
+    bandwidth:
+        Measured GB/s of one core by level ("L1", "L2", "memory"), if known.
+    masks:
+        Pictures of where weights are left; see `edgesparse.masks`.
+    accuracy:
+        What was told of accuracy, by name.
+    device, errors:
+        Of a bench elsewhere: what the device says of itself, and the largest relative error of each contender there.
     """
 
     outcome: Outcome
@@ -76,6 +89,12 @@ class Report:
     sizes: Mapping[str, int] = field(default_factory=dict)
     layers: tuple[LayerTime, ...] = ()
     peak: float | None = None
+    dense_layers: tuple[LayerTime, ...] = ()
+    bandwidth: Mapping[str, float] = field(default_factory=dict)
+    masks: tuple[Mapping[str, Any], ...] = ()
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    device: Mapping[str, Any] | None = None
+    errors: Mapping[str, float] = field(default_factory=dict)
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -91,12 +110,21 @@ def as_json(report: Report) -> dict[str, Any]:
             "threads": plan.threads,
             "cores": list(outcome.cores),
             "seed": plan.seed,
+            "percentile": plan.percentile,
+            "keep_all": plan.keep_all,
         },
         "contenders": [_contender(report, item) for item in outcome.measured],
         "comparisons": [stats.as_dict(item) for item in outcome.comparisons],
+        "conditions": outcome.conditions.as_dict(),
+        "causes": [vars(item) for item in outcome.causes],
         "notes": list(outcome.notes),
         "peak_gflops": report.peak,
+        "bandwidth_gbps": dict(report.bandwidth),
         "layers": [_layer(item, report.peak) for item in report.layers],
+        "dense_layers": [_layer(item, report.peak) for item in report.dense_layers],
+        "masks": [dict(item) for item in report.masks],
+        "accuracy": dict(report.accuracy),
+        "device": None if report.device is None else dict(report.device),
     }
 
 
@@ -109,10 +137,13 @@ def _contender(report: Report, item: Measured) -> dict[str, Any]:
         "load_seconds": item.load_seconds,
         "first_seconds": item.first_seconds,
         "disturbed_runs": item.disturbed,
+        "interrupted_runs": item.interrupted,
         "warm_up": {"runs": item.warm_up_runs, "settled": item.settled},
         "memory": None if memory is None else vars(memory),
         "size_bytes": report.sizes.get(item.name),
+        "error": report.errors.get(item.name),
         "block_seconds": [float(value) for value in item.samples.block_times],
+        "quantile_seconds": list(stats.quantiles(item.samples)),
     }
 
 
@@ -122,7 +153,19 @@ def _layer(item: LayerTime, peak: float | None) -> dict[str, Any]:
 
 def latency_table(report: Report) -> tuple[Columns, Rows]:
     """Return columns and rows: one row per contender, the first one's speedup over it in the last column."""
-    columns = ("", "p50 ms", "p90 ms", "p99 ms", "min ms", "runs", "load ms", "first ms", "peak MB", "disk MB")
+    columns = (
+        "",
+        "p50 ms",
+        "p90 ms",
+        "p99 ms",
+        "min ms",
+        "runs",
+        "load ms",
+        "first ms",
+        "peak MB",
+        "arena MB",
+        "disk MB",
+    )
     versus = {item.other: item for item in report.outcome.comparisons}
     rows: Rows = []
     for item in report.outcome.measured:
@@ -136,6 +179,7 @@ def latency_table(report: Report) -> tuple[Columns, Rows]:
                 millis(item.load_seconds),
                 millis(item.first_seconds),
                 megabytes(memory.peak_bytes if memory else None),
+                megabytes(memory.arena_bytes if memory else None),
                 megabytes(report.sizes.get(item.name)),
                 f"{ratio.ratio:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio else "",
             )
@@ -145,20 +189,26 @@ def latency_table(report: Report) -> tuple[Columns, Rows]:
 
 def remarks(report: Report) -> list[str]:
     """Return what must be known beside the table: verdicts of instability, notes of the protocol."""
-    return [*instability(report.outcome, report.environment), *report.outcome.notes]
+    return [*instability(report.outcome), *report.outcome.notes, *_scenario(report.outcome)]
 
 
-def instability(outcome: Outcome, here: Mapping[str, Any]) -> list[str]:
-    """Return one line for each contender whose timings should not be trusted, and the machine's
-    load if it may be why.
-    """
+def _scenario(outcome: Outcome) -> list[str]:
+    """Return what is said of a percentile that was asked for, as MLPerf's 90th."""
+    plan = outcome.plan
+    if plan.percentile == 50:
+        return []
+    found = [
+        f"{item.name} {millis(float(stats.quantiles(item.samples)[plan.percentile]))} ms "
+        f"({item.stats.n} runs, {item.samples.flat.sum():.0f} s)"
+        for item in outcome.measured
+    ]
+    return [f"p{plan.percentile} of all runs, interrupted ones too: {', '.join(found)}"]
+
+
+def instability(outcome: Outcome) -> list[str]:
+    """Return one line for each contender whose timings should not be trusted, and why that may be."""
     lines = [f"{item.name} is unstable: {'; '.join(item.unstable)}" for item in outcome.measured if item.unstable]
-    load, cores = here.get("load_1min"), here.get("cores_allowed") or here.get("cores") or 1
-    if lines and load is not None and load > outcome.plan.threads + cores / 2:
-        lines.append(
-            f"other work is going on: the load average is {load:.1f} on {cores} cores; measure again when idle"
-        )
-    return lines
+    return [*lines, *(str(cause) for cause in outcome.causes)]
 
 
 def layer_table(layers: Sequence[LayerTime], peak: float | None = None) -> tuple[Columns, Rows]:
@@ -200,6 +250,7 @@ def layer_times(
                 str(record.get("pattern") or ""),
                 float(density) if isinstance(density, int | float) else None,
                 reason_text(record),
+                layer_bytes(record),
             )
         )
     return tuple(rows)
@@ -215,6 +266,21 @@ def layer_flops(record: Mapping[str, Any]) -> float:
         return 0.0
     dense = str(record.get("kernel")).startswith("dense") or not isinstance(density, int | float)
     return 2.0 * macs * (1.0 if dense else float(density or 0.0))
+
+
+def layer_bytes(record: Mapping[str, Any]) -> int | None:
+    """Return the bytes that a layer of a manifest reads and writes at least: packed weights, inputs and outputs once.
+
+    Inputs are counted at the output's size, so layers with a stride read more than this. None where the manifest
+    does not tell enough.
+    """
+    macs, shape, packed = record.get("macs"), record.get("shape"), record.get("bytes")
+    if not macs or not isinstance(shape, list | tuple) or len(shape) != 3 or not isinstance(packed, int):
+        return None
+    outputs, inputs, taps = (int(size) for size in shape)
+    pixels = int(macs) // max(outputs * inputs * taps, 1)
+    channels = outputs if record.get("kind") == "depthwise" else inputs
+    return packed + 4 * pixels * (outputs + channels)
 
 
 def reason_text(record: Mapping[str, Any]) -> str:

@@ -14,9 +14,10 @@ import numpy as np
 
 from edgesparse import environment, memory, samples
 from edgesparse.artifact import Artifact
-from edgesparse.bench import Contender, Plan, Progress, measure
+from edgesparse.bench import Contender, Plan, Progress, measure, portion
 from edgesparse.contenders import ArtifactContender, OrtContender
 from edgesparse.errors import EdgesparseError
+from edgesparse.masks import mask_pictures
 from edgesparse.memory import Memory
 from edgesparse.report import LayerTime, Report, layer_times
 from edgesparse.verify import PORTABLE
@@ -35,8 +36,8 @@ class Wanted:
     ----------
     dense, onnxruntime:
         The contenders to compare with.
-    memory, layers:
-        Whether to measure peak memory, and the time of each layer.
+    memory, layers, masks:
+        Whether to measure peak memory and the time of each layer, and to picture where weights are left.
     peak:
         Peak of one core in GFLOP/s, for the layers' share of it; measured where it is wanted and not given.
     """
@@ -46,6 +47,7 @@ class Wanted:
     memory: bool = True
     layers: bool = False
     peak: float | None = None
+    masks: bool = False
 
 
 def bench_artifact(
@@ -67,19 +69,32 @@ def bench_artifact(
     say = notice or (lambda text: None)
     tell = progress or (lambda share, text: None)
     with tempfile.TemporaryDirectory(prefix="edgesparse-") as room:
-        tell(0.0, "preparing")
-        dense = _dense(artifact, Path(room) / "dense") if wanted.dense else None
+        tell(0.0, "compiling dense")
+        dense = _dense(artifact, Path(room) / "dense", portion(tell, 0.0, 0.1)) if wanted.dense else None
         contenders = _contenders(artifact, dense, wanted, plan)
-        outcome = measure(contenders, plan, progress=tell)
+        outcome = measure(contenders, plan, progress=portion(tell, 0.1, 0.85))
+        tell(0.85, "measuring layers")
         layers = profile(contenders[0], artifact) if wanted.layers else ()
+        dense_layers = profile(contenders[1], dense) if wanted.layers and dense is not None else ()
         peak = wanted.peak or (_peak(artifact) if wanted.layers else None)
-        tell(1.0, "measuring memory")
-        found = _memory(artifact, dense, wanted, plan.threads, say) if wanted.memory else {}
+        found = _memory(artifact, dense, wanted, plan.threads, say, portion(tell, 0.9, 1.0)) if wanted.memory else {}
         sizes = _sizes(artifact, dense, wanted)
         for contender in contenders:
             if isinstance(contender, ArtifactContender):
                 contender.close()
-    return Report(outcome, subject(artifact), environment.record(), found, sizes, layers, peak)
+        tell(1.0, "done")
+    pictures = mask_pictures(artifact.file(PORTABLE)) if wanted.masks else ()
+    return Report(
+        outcome,
+        subject(artifact),
+        environment.record(),
+        found,
+        sizes,
+        layers,
+        peak,
+        dense_layers=dense_layers,
+        masks=pictures,
+    )
 
 
 def first_sample(artifact: Artifact) -> dict[str, np.ndarray] | None:
@@ -126,14 +141,16 @@ def _peak(artifact: Artifact) -> float | None:
     return peak_gflops(target) if target.runs_here() else None
 
 
-def _dense(artifact: Artifact, place: Path) -> Artifact:
+def _dense(artifact: Artifact, place: Path, progress: Progress) -> Artifact:
     """Compile the portable model for the same target with every layer in the dense kernel family."""
     from edgesparse.pipeline import compile_model
     from edgesparse.target import Target
 
     target = Target.parse(target_text(artifact.manifest.target))
     threads = int(artifact.manifest.info.get("threads", 1))
-    made = compile_model(artifact.file(PORTABLE), target=target, output=place, dense=True, threads=threads)
+    made = compile_model(
+        artifact.file(PORTABLE), target=target, output=place, dense=True, threads=threads, progress=progress
+    )
     assert made is not None, "only stop_after ends without an artifact"
     return made
 
@@ -149,7 +166,12 @@ def _contenders(artifact: Artifact, dense: Artifact | None, wanted: Wanted, plan
 
 
 def _memory(
-    artifact: Artifact, dense: Artifact | None, wanted: Wanted, threads: int, say: Callable[[str], None]
+    artifact: Artifact,
+    dense: Artifact | None,
+    wanted: Wanted,
+    threads: int,
+    say: Callable[[str], None],
+    progress: Progress,
 ) -> dict[str, Memory]:
     jobs = [(SPARSE, "artifact", artifact.path)]
     if dense is not None:
@@ -157,7 +179,8 @@ def _memory(
     if wanted.onnxruntime:
         jobs.append((ORT, "onnx", artifact.file(PORTABLE)))
     found = {}
-    for name, kind, path in jobs:
+    for index, (name, kind, path) in enumerate(jobs):
+        progress(index / len(jobs), f"measuring the memory of {name}")
         try:
             found[name] = memory.measure(kind, path, threads=threads)
         except EdgesparseError as error:

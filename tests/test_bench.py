@@ -98,6 +98,24 @@ def test_where_every_run_is_disturbed_all_are_kept(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(bench, "preemptions", lambda _threads: next(counter))
     outcome = measure([Fake("a", 1e-3, [])], Plan(seconds=0.1, runs=50))
     assert (outcome["a"].disturbed, outcome["a"].stats.n >= 50) == (0, True)
+    assert outcome["a"].interrupted == outcome["a"].stats.n
+
+
+def test_interrupted_runs_count_by_the_processors_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long model under load: the clock on the wall says three times what its code takes."""
+    counter, spent = iter(range(10**9)), 0
+
+    class Long(Fake):
+        def run_once(self) -> float:
+            nonlocal spent
+            spent += 10_000_000
+            return 3 * super().run_once()
+
+    monkeypatch.setattr(bench, "preemptions", lambda _threads: next(counter))
+    monkeypatch.setattr(bench.time, "process_time_ns", lambda: spent)
+    assert measure([Long("a", 0.01, [])], Plan(seconds=0.5, runs=20))["a"].stats.p50 == 0.01
+    two = measure([Long("a", 0.01, [])], Plan(seconds=0.5, runs=20, threads=2))
+    assert two["a"].stats.p50 == pytest.approx(0.03, rel=0.05), "several threads: their sum would say nothing"
 
 
 def test_by_mlperfs_rule_every_run_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,10 +31,14 @@ if TYPE_CHECKING:
 @click.option("--seconds", type=click.FloatRange(0.01, 3600), help="Time each at least so long.  [default: 10]")
 @click.option("--runs", type=click.IntRange(1, 10**7), help="Time each at least so often.  [default: 100]")
 @click.option("--quick", is_flag=True, help="1 s and 20 runs: for a first look.")
+@click.option("--mlperf", is_flag=True, help="60 s and 1,024 runs at least, every run counted; p90 is told as well.")
 @click.option("--no-dense", is_flag=True, help="Leave out the same model compiled dense.")
 @click.option("--no-onnxruntime", is_flag=True, help="Leave out onnxruntime.")
 @click.option("--no-memory", is_flag=True, help="Leave out peak memory.")
 @click.option("--layers", is_flag=True, help="Show the time of every layer as well.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with all of it, layers and masks too.")
+@click.option("--model-explorer", type=click.Path(path_type=Path), help="Write layer times as its node data (JSON).")
+@click.option("--accuracy", multiple=True, metavar="NAME=VALUE", help="Accuracy to report beside. May be repeated.")
 @click.option("--peak", type=click.FloatRange(0.001), help="GFLOP/s of one core, for the layers' share of it.")
 @click.option(
     "--fail-below", type=click.FloatRange(0), help="Exit with 5 unless this many times as fast as onnxruntime."
@@ -66,10 +71,14 @@ def bench(
     seconds: float | None,
     runs: int | None,
     quick: bool,
+    mlperf: bool,
     no_dense: bool,
     no_onnxruntime: bool,
     no_memory: bool,
     layers: bool,
+    html: Path | None,
+    model_explorer: Path | None,
+    accuracy: tuple[str, ...],
     peak: float | None,
     fail_below: float | None,
     device: str,
@@ -85,16 +94,20 @@ def bench(
     A model is compiled first, by --recipe, or --pattern and --density, if given. In a JavaScript engine, its bundle is
     measured against onnxruntime-web.
     """
-    from edgesparse.bench import QUICK, Plan
+    from edgesparse.bench import MLPERF, QUICK, Plan
     from edgesparse.errors import UsageError
     from edgesparse.session import Wanted, bench_artifact
 
     if fail_below is not None and no_onnxruntime:
         raise UsageError("--fail-below needs onnxruntime to compare with", fix="leave --no-onnxruntime out")
-    plan = replace(QUICK if quick else Plan(), threads=threads, seed=seed)
+    if quick and mlperf:
+        raise UsageError("--quick and --mlperf exclude each other")
+    plan = replace(MLPERF if mlperf else QUICK if quick else Plan(), threads=threads, seed=seed)
     plan = replace(plan, seconds=seconds or plan.seconds, runs=runs or plan.runs)
+    told = _read_accuracy(accuracy)
     rules = common.read_recipe(recipe, pattern, density, sparsity, seed)
-    wanted = Wanted(not no_dense, not no_onnxruntime, not no_memory, layers, peak)
+    layers = layers or html is not None or model_explorer is not None
+    wanted = Wanted(not no_dense, not no_onnxruntime, not no_memory, layers, peak, masks=html is not None)
     if device not in ("local", "node", "chromium"):
         from edgesparse.commands.devices import bench_on
 
@@ -113,7 +126,7 @@ def bench(
         return
     if device != "local":
         report = _in_engine(console, path, device, rules, common.read_shapes(shapes), plan, wanted)
-        show(console, report, json_to)
+        show(console, replace(report, accuracy=told), json_to, html)
         if fail_below is not None:
             check_speed(report, fail_below)
         return
@@ -122,15 +135,22 @@ def bench(
         console.progress("bench") as tick,
     ):
         report = bench_artifact(artifact, plan, wanted, progress=tick, notice=console.notice)
-    show(console, report, json_to)
+        if model_explorer is not None:
+            write_node_data(console, report, artifact, model_explorer)
+    report = replace(report, accuracy=told)
+    show(console, report, json_to, html)
     if fail_below is not None:
         check_speed(report, fail_below)
 
 
-def show(console: Console, report: Report, json_to: str | None = None) -> None:
-    """Print a report: its table, what must be known beside it, and its layers if it has them."""
+def show(console: Console, report: Report, json_to: str | None = None, html: Path | None = None) -> None:
+    """Print a report: its table, what must be known beside it, and its layers if it has them; write it if asked to."""
     from edgesparse.report import TEXT_COLUMNS, as_json, latency_table, layer_table, remarks
 
+    if html is not None:
+        from edgesparse.page import bench_page
+
+        console.write(bench_page(as_json(report)), str(html))
     if json_to:
         console.json(as_json(report), json_to)
         if json_to == "-":
@@ -147,6 +167,34 @@ def show(console: Console, report: Report, json_to: str | None = None) -> None:
     if report.layers:
         columns, rows = layer_table(report.layers, report.peak)
         console.table(columns, rows, text_columns=TEXT_COLUMNS)
+
+
+def write_node_data(console: Console, report: Report, artifact: Artifact, place: Path) -> None:
+    """Write the layers' times for Model Explorer, to be shown on the artifact's portable model."""
+    import json
+
+    from edgesparse.explorer import layer_tensors, node_data
+    from edgesparse.verify import PORTABLE
+
+    tensors, graph = layer_tensors(artifact.manifest.layers, artifact.file(PORTABLE))
+    console.write(json.dumps(node_data(report.layers, tensors, graph), indent=2) + "\n", str(place))
+
+
+def _read_accuracy(texts: tuple[str, ...]) -> dict[str, float]:
+    """Read NAME=VALUE, several times. Raises UsageError."""
+    from edgesparse.errors import UsageError
+
+    found: dict[str, float] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not name or not equals or not math.isfinite(number):
+            raise UsageError(f"--accuracy {text!r} cannot be read", fix="write it as top1=0.712")
+        found[name] = number
+    return found
 
 
 def check_speed(report: Report, least: float) -> None:

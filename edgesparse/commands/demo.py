@@ -46,7 +46,6 @@ def demo(console: Console, target: str, output: Path, seconds: float, seed: int,
 
 def show(console: Console, found: Demonstration) -> None:
     """Print the demo as a newcomer reads it: before and after, then every layer with its reason."""
-    from edgesparse import environment
     from edgesparse.report import TEXT_COLUMNS, instability, layer_table, megabytes, millis, percent
 
     rows: list[tuple[str, ...]] = []
@@ -75,7 +74,7 @@ def show(console: Console, found: Demonstration) -> None:
     console.result("careful: half the multiply-adds of the 1x1 layers go, in groups of 4 weights, and what is left is")
     console.result("repaired on other pages without labels. hard: a tenth of all weights stays, by magnitude alone: it")
     console.result("shows the speed of that density, which needs training to be accurate.")
-    for text in instability(found.outcome, environment.record()):
+    for text in instability(found.outcome):
         console.result(f"note: {text}")
     columns, rows = layer_table(found.layers, found.peak)
     console.table(columns, rows, title="edgesparse, careful: every layer", text_columns=TEXT_COLUMNS)
