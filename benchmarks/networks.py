@@ -124,9 +124,7 @@ def table(report: dict[str, Any]) -> str:
 @click.option("--threads", default=1, show_default=True)
 @click.option("--seconds", default=10.0, show_default=True, help="Timed seconds of each contender.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("out/networks"), show_default=True)
-def main(
-    networks: str, densities: str, pattern: str, target: str, threads: int, seconds: float, output: Path
-) -> None:
+def main(networks: str, densities: str, pattern: str, target: str, threads: int, seconds: float, output: Path) -> None:
     """Measure networks at several densities."""
     output.mkdir(parents=True, exist_ok=True)
     plan = Plan(seconds=seconds, runs=20, threads=threads)

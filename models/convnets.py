@@ -302,11 +302,12 @@ def resnet50(*, width: float = 1.0, resolution: int = 224, classes: int = 1000, 
     return _resnet((3, 4, 6, 3), True, width, resolution, classes, seed)
 
 
-def prepared(build: Callable[[], Module], resolution: int, seed: int) -> Module:
+def prepared(build: Callable[[], Module], resolution: int | tuple[int, int], seed: int, *, channels: int = 3) -> Module:
     """Build a network with seeded weights and the batch-norm statistics of one seeded batch, in evaluation
     mode.
 
-    The caller's random state and thread count are left as they were.
+    `resolution` is the image's side, or its height and width. The caller's random state and thread count
+    are left as they were.
     """
     threads = torch.get_num_threads()
     try:
@@ -317,26 +318,27 @@ def prepared(build: Callable[[], Module], resolution: int, seed: int) -> Module:
             module = build()
             generator = torch.Generator().manual_seed(seed)
             _initialize(module, generator)
-            _calibrate(module, random_images(2, resolution, generator))
+            _calibrate(module, random_images(2, resolution, generator, channels))
     finally:
         torch.set_num_threads(threads)
     return module.eval()
 
 
-def random_images(count: int, resolution: int, generator: Any) -> Any:
-    """Return [count, 3, resolution, resolution] smooth random pictures with grain, about zero in the mean.
+def random_images(count: int, resolution: int | tuple[int, int], generator: Any, channels: int = 3) -> Any:
+    """Return [count, channels, height, width] smooth random pictures with grain, about zero in the mean.
 
     White noise alone would look the same to a network after a few poolings, whatever its seed.
     """
-    coarse = torch.randn(count, 3, 7, 7, generator=generator)
-    smooth = nn.functional.interpolate(coarse, size=(resolution, resolution), mode="bilinear", align_corners=False)
-    return smooth + 0.5 * torch.randn(count, 3, resolution, resolution, generator=generator)
+    size = (resolution, resolution) if isinstance(resolution, int) else resolution
+    coarse = torch.randn(count, channels, 7, 7, generator=generator)
+    smooth = nn.functional.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
+    return smooth + 0.5 * torch.randn(count, channels, *size, generator=generator)
 
 
 def _initialize(module: Module, generator: Any) -> None:
     """Fill all weights: He's normal for convolutions, batch norms with a scale and shift that matter."""
     for part in module.modules():
-        if isinstance(part, nn.Conv2d | nn.Linear):
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             fan_in = part.weight[0].numel()
             part.weight.normal_(0, math.sqrt(2 / fan_in), generator=generator)
             if fan_in > 9:

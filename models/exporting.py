@@ -102,7 +102,7 @@ def to_onnx(module: Any, model: ModelSpec, *, optimize: bool = True) -> Any:
     """
     import torch
 
-    example = torch.zeros(model.input_shape)
+    example = torch.zeros(model.input_shape, dtype=getattr(torch, model.input_dtype))
     with _quiet():
         program = torch.onnx.export(
             module,

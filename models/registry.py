@@ -34,6 +34,8 @@ class ModelSpec:
         The ONNX file of a package, or the weights that `builder` loads, or None.
     input_name, output_name:
         Names of the only input and output.
+    input_dtype:
+        numpy's name of the input's type; whole numbers are token ids.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ModelSpec:
     input_name: str = "input"
     output_name: str = "output"
     dynamic: bool = False
+    input_dtype: str = "float32"
 
 
 def _lazy(module: str, function: str) -> Callable[..., Any]:
@@ -79,6 +82,27 @@ _SEEDED = "random, seeded; batch norms calibrated on one seeded batch"
 
 def _ocr(path: str) -> PackageFile:
     return PackageFile("rapidocr-onnxruntime", "1.4.4", f"rapidocr_onnxruntime/models/{path}")
+
+
+#: Name, description, input shape, module and builder of more seeded networks.
+_SEEDED_NETWORKS: tuple[tuple[str, str, tuple[int, ...], str, str], ...] = (
+    ("mobilenet-v3", "MobileNet-v3 large (1905.02244)", _IMAGE, "classifiers", "mobilenet_v3"),
+    ("efficientnet-b0", "EfficientNet-B0 (1905.11946)", _IMAGE, "classifiers", "efficientnet_b0"),
+    ("vgg11", "VGG-11 with batch norm (1409.1556)", _IMAGE, "classifiers", "vgg11"),
+    ("regnet-x400", "RegNetX-400MF, grouped convolutions (2003.13678)", _IMAGE, "classifiers", "regnet_x400"),
+    ("unet", "U-Net of three levels (1505.04597)", (1, 3, 128, 128), "maps", "unet"),
+    ("yolo", "detector in the manner of YOLOv8 n", (1, 3, 256, 256), "maps", "yolo"),
+    ("espcn", "super-resolution x3 (ESPCN, 1609.05158)", (1, 3, 96, 96), "maps", "espcn"),
+    ("vit-tiny", "ViT-Ti/16 (2010.11929)", _IMAGE, "transformers", "vit_tiny"),
+    ("mixer-s16", "MLP-Mixer S/16 (2105.01601)", _IMAGE, "transformers", "mixer_s16"),
+    ("ds-cnn", "keyword spotting, DS-CNN S (1711.07128)", (1, 1, 49, 10), "audio", "ds_cnn"),
+    ("voice-lstm", "voice activity by an LSTM", (1, 50, 40), "audio", "voice_lstm"),
+    ("voice-gru", "voice activity by a GRU", (1, 50, 40), "audio", "voice_gru"),
+)
+
+
+def _seeded(name: str, description: str, shape: tuple[int, ...], module: str, function: str) -> ModelSpec:
+    return ModelSpec(name, description, shape, "random, seeded", _lazy(module, function))
 
 
 def _specs() -> tuple[ModelSpec, ...]:
@@ -126,6 +150,15 @@ def _specs() -> tuple[ModelSpec, ...]:
             _SEEDED,
             _lazy("convnets", "resnet50"),
         ),
+        ModelSpec(
+            "minilm-l6",
+            "sentence encoder of MiniLM-L6's size, 128 tokens (2002.10957)",
+            (1, 128),
+            "random, seeded",
+            _lazy("transformers", "minilm_l6"),
+            input_dtype="int64",
+        ),
+        *(_seeded(*row) for row in _SEEDED_NETWORKS),
         ModelSpec(
             "digits",
             "tiny convolutional network for scikit-learn's 8x8 digits",

@@ -64,6 +64,9 @@ CASES = (
     same(3, 1, 1, 1, 5),
     same(1, 2, 1, 33, 5),
     same(5, 1, 4, 18, 6),
+    # patches: more taps than are unrolled
+    Case(Window((9, 8), (9, 8), (1, 1), 0, 0, 34, 4, 2), 20),
+    Case(Window((17, 4), (2, 1), (1, 2), 3, 0, 24, 18, 3), 20),
     *(odd(seed) for seed in range(8)),
 )
 
