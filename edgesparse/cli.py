@@ -31,6 +31,8 @@ from edgesparse.commands import (
     inspection,
     listing,
     running,
+    sparsifying,
+    sweeping,
     web,
 )
 from edgesparse.console import Console
@@ -70,7 +72,7 @@ def cli() -> None:
 for _command in (
     demo.demo,
     building.compile_,
-    building.sparsify,
+    sparsifying.sparsify,
     finetuning.finetune,
     web.bundle,
     running.run,
@@ -78,6 +80,7 @@ for _command in (
     inspection.inspect,
     evaluation.evaluation,
     benching.bench,
+    sweeping.sweep,
     devices.devices,
     listing.targets,
     listing.patterns,
