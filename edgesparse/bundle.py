@@ -21,6 +21,7 @@ from edgesparse import cache, webpackage
 from edgesparse.artifact import Artifact
 from edgesparse.errors import CompileError, UsageError
 from edgesparse.link import compile_probe, native_folder, zig_version
+from edgesparse.modules import THREADED
 from edgesparse.pipeline import PORTABLE, compile_model
 from edgesparse.recipe import Recipe
 from edgesparse.target import Target
@@ -30,6 +31,16 @@ SCHEMA = "edgesparse.bundle/1"
 
 #: Variant to target, the plainest first.
 VARIANTS: Mapping[str, str] = {"simd": "wasm-simd", "relaxed": "wasm-relaxed"}
+
+#: What every bundle holds of `runtimes/web`.
+SCRIPTS = ("runtime.mjs", "weights.mjs", "threads.mjs", "worker.mjs")
+
+#: Threads that a bundle can use unless told otherwise: phones have four fast cores or fewer.
+THREADS = 4
+
+#: Pages of 64 KiB that a module needs beside its file's size (tables), weights, arena and a page of stack for each
+#: thread: its own variables and the model's record.
+_PAGE, _SPARE_PAGES = 65536, 4
 
 #: npm's rules, for names without a scope or with one.
 _PACKAGE = re.compile(r"(@[a-z0-9][a-z0-9._-]*/)?[a-z0-9][a-z0-9._-]*", re.ASCII)
@@ -47,7 +58,7 @@ class Bundle:
     @property
     def code_gzipped(self) -> int:
         """Bytes of one variant's code and the JavaScript when compressed: the larger variant."""
-        scripts = sum(_gzipped(self.path / name) for name in ("index.mjs", "runtime.mjs"))
+        scripts = sum(_gzipped(self.path / name) for name in ("index.mjs", *SCRIPTS))
         return scripts + max(_gzipped(self.path / name) for name in self.manifest["modules"].values())
 
 
@@ -64,6 +75,7 @@ def bundle_model(
     seed: int = 0,
     dense: bool = False,
     portable: Path | None = None,
+    threads: int = THREADS,
 ) -> Bundle:
     """Compile a model into a package for the web.
 
@@ -77,6 +89,9 @@ def bundle_model(
         Of the package; by default made from the model's file name.
     portable:
         Where to write the ONNX model that the bundle computes, if that is wanted too.
+    threads:
+        The most threads that the bundle can use. With more than one, each variant has a second module for pages that
+        allow threads.
 
     Raises
     ------
@@ -101,13 +116,14 @@ def bundle_model(
                 seed=seed,
                 dense=dense,
                 tune=False,
+                threads=threads,
             )
             assert made is not None, "only stop_after ends without an artifact"
             artifacts[variant] = made
             source = made.file(PORTABLE)
         if portable is not None:
             shutil.copyfile(source, portable)
-        return _write(package, artifacts, output, Path(path))
+        return _write(package, artifacts, output, Path(path), threads)
 
 
 def package_name(model: Path, name: str | None) -> str:
@@ -155,35 +171,41 @@ def probe() -> bytes:
     return found
 
 
-def _write(package: str, artifacts: Mapping[str, Artifact], output: Path, model: Path) -> Bundle:
+def _write(package: str, artifacts: Mapping[str, Artifact], output: Path, model: Path, threads: int) -> Bundle:
     first = next(iter(artifacts.values()))
     manifest = first.manifest
     weights = manifest.files["weights.bin"]
     if any(item.manifest.files["weights.bin"] != weights for item in artifacts.values()):
         raise CompileError("the variants' weights differ", fix="this is a bug in edgesparse; please report it")
-    modules = {variant: f"model.{variant}.wasm" for variant in artifacts}
+    modules = {variant: (f"model.{variant}.wasm", item.module) for variant, item in artifacts.items()}
+    if threads > 1:
+        for variant, item in artifacts.items():
+            modules[f"{variant}.threads"] = (f"model.{variant}.threads.wasm", item.file(THREADED))
     layers = [dict(layer) for layer in manifest.layers]
     it = Description(
         package,
         "1.0.0",
         manifest.inputs,
         manifest.outputs,
-        modules,
+        {key: name for key, (name, _) in modules.items()},
         weights.sha256,
         weights.size,
         probe(),
         layers,
         density(layers),
+        threads,
+        {variant: _pages(item, threads) for variant, item in artifacts.items()},
     )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".edgesparse-", dir=output.parent) as room:
             folder = Path(room) / "bundle"
             folder.mkdir()
-            for variant, item in artifacts.items():
-                shutil.copyfile(item.module, folder / modules[variant])
+            for name, module in modules.values():
+                shutil.copyfile(module, folder / name)
             shutil.copyfile(first.weights, folder / "weights.bin")
-            shutil.copyfile(web_folder() / "runtime.mjs", folder / "runtime.mjs")
+            for name in SCRIPTS:
+                shutil.copyfile(web_folder() / name, folder / name)
             texts = {
                 "index.mjs": webpackage.index_mjs(it),
                 "index.d.ts": webpackage.index_dts(it),
@@ -201,6 +223,15 @@ def _write(package: str, artifacts: Mapping[str, Artifact], output: Path, model:
     except OSError as error:
         raise UsageError(f"cannot write {output}", why=error.strerror or str(error)) from error
     return Bundle(output, values)
+
+
+def _pages(artifact: Artifact, threads: int) -> int:
+    """Pages of shared memory for a model with its threads; 0 where there is one thread."""
+    if threads == 1:
+        return 0
+    manifest = artifact.manifest
+    nbytes = manifest.files[THREADED].size + manifest.files["weights.bin"].size + int(manifest.info["arena_bytes"])
+    return -(-nbytes // _PAGE) + threads + _SPARE_PAGES
 
 
 def density(layers: list[dict[str, Any]]) -> float:
@@ -221,6 +252,7 @@ def _manifest(it: Description, artifact: Artifact, folder: Path, model: Path) ->
         "name": it.name,
         "model": {"file": model.name, "sha256": manifest.info.get("model_sha256"), "bytes": model.stat().st_size},
         "modules": dict(it.modules),
+        "threads": it.threads,
         "inputs": [{"name": x.name, "dtype": x.dtype, "shape": list(x.shape)} for x in it.inputs],
         "outputs": [{"name": x.name, "dtype": x.dtype, "shape": list(x.shape)} for x in it.outputs],
         "recipe": manifest.recipe,

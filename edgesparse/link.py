@@ -57,13 +57,13 @@ _LDFLAGS = (
 _SOURCES = ("runtime.c", "platform_posix.c", "pool_posix.c")
 _WEB_SOURCES = ("runtime.c", "platform_wasm.c")
 _WEB_THREADS_SOURCES = (*_WEB_SOURCES, "pool_wasm.c")
-#: What the C side and the linker need for threads: JavaScript makes the memory, of a size that it knows, and gives every
-#: thread a stack. Kernels use no atomics, so their objects are those for one thread.
+#: What the C side and the linker need for threads: JavaScript makes the memory, of a size that it knows, and gives
+#: every thread a stack. Kernels use no atomics, so their objects are those for one thread.
 _WEB_THREADS_FLAGS = ("-DES_THREADS", "-mcpu=baseline+bulk_memory+atomics")
 _WEB_THREADS_LDFLAGS = (
     "-Wl,--shared-memory",
     "-Wl,--import-memory",
-    "-Wl,--max-memory=4294967296",
+    "-Wl,--max-memory=4294901760",
     "-Wl,--export=__stack_pointer",
 )
 _WEB_LDFLAGS = (
@@ -75,7 +75,7 @@ _WEB_LDFLAGS = (
 )
 
 #: Only the runtime's interface leaves the library; kernels come from objects with default visibility.
-_EXPORTS = "{ global: es_abi; es_version; es_error; es_create*; es_destroy; es_input*; es_output*; es_run; \
+EXPORTS = "{ global: es_abi; es_version; es_error; es_create*; es_destroy; es_input*; es_output*; es_run; \
 es_most_threads; es_set_threads; es_profile; es_layer_*; es_arena_bytes; es_weights_bytes; local: *; };\n"
 
 
@@ -119,7 +119,7 @@ def link_shared(objects: Sequence[Path | bytes], program_c: str, out: Path, trip
             _as_file(work / f"{Path(name).stem}.o", runtime_object(name, triple, "-DES_THREADS")) for name in _SOURCES
         ]
         parts.append(_as_file(work / "program.o", compile_c(program_c, triple)))
-        exports = _as_file(work / "exports.map", _EXPORTS.encode())
+        exports = _as_file(work / "exports.map", EXPORTS.encode())
         library = work / "out.so"
         command = [
             "-target",
@@ -159,11 +159,14 @@ def link_wasm(
     with tempfile.TemporaryDirectory(prefix="edgesparse-link-") as folder:
         work = Path(folder)
         parts = [_as_file(work / f"kernels{index}.o", item) for index, item in enumerate(objects)]
-        parts += [_as_file(work / f"{Path(name).stem}.o", runtime_object(name, triple)) for name in _WEB_SOURCES]
-        parts.append(_as_file(work / "program.o", compile_c(program_c, triple)))
+        sources, flags = (_WEB_THREADS_SOURCES, _WEB_THREADS_FLAGS) if threads else (_WEB_SOURCES, ())
+        parts += [_as_file(work / f"{Path(name).stem}.o", runtime_object(name, triple, *flags)) for name in sources]
+        parts.append(_as_file(work / "program.o", compile_c(program_c, triple, flags)))
         module = work / "out.wasm"
-        cpu = "baseline" + "".join(feature.replace("-", "_") for feature in features)
-        command = ["-target", zig_triple(triple), f"-mcpu={cpu}", *_WEB_LDFLAGS, *map(str, parts), "-o", str(module)]
+        wanted = (*features, "+atomics") if threads else features
+        cpu = "baseline" + "".join(feature.replace("-", "_") for feature in wanted)
+        ldflags = (*_WEB_LDFLAGS, *_WEB_THREADS_LDFLAGS) if threads else _WEB_LDFLAGS
+        command = ["-target", zig_triple(triple), f"-mcpu={cpu}", *ldflags, *map(str, parts), "-o", str(module)]
         zig_cc(command, work, "linking the compiled model")
         try:
             out.write_bytes(module.read_bytes())

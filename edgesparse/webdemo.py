@@ -48,7 +48,7 @@ def add_demo(bundle: Bundle, portable: Path, *, labels: Path | None = None) -> P
     names = read_labels(labels) if labels is not None else None
     place = bundle.path / FOLDER
     place.mkdir()
-    dense = bundle_model(portable, output=place / "dense", dense=True)
+    dense = bundle_model(portable, output=place / "dense", dense=True, threads=1)
     for source, name in _FILES.items():
         shutil.copyfile(web_folder() / source, place / name)
     channels = shape[1]

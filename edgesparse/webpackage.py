@@ -42,7 +42,7 @@ class Description:
     inputs, outputs:
         The signature.
     modules:
-        File name of each variant's code.
+        File name of each variant's code, and of its code for threads under the variant's name with ".threads".
     weights_sha256, weights_bytes:
         Of the file `weights.bin`.
     probe:
@@ -51,6 +51,8 @@ class Description:
         Name and kind of each layer, for profiles.
     density:
         Share of non-zero weights in the layers that have weights.
+    threads, pages:
+        The most threads, and the pages of 64 KiB of shared memory that each variant needs for them; 0 for one thread.
     """
 
     name: str
@@ -63,6 +65,8 @@ class Description:
     probe: bytes
     layers: Sequence[Mapping[str, Any]]
     density: float
+    threads: int
+    pages: Mapping[str, int]
 
 
 def package_json(it: Description, files: Sequence[str]) -> str:
@@ -90,7 +94,8 @@ def package_json(it: Description, files: Sequence[str]) -> str:
 def index_mjs(it: Description) -> str:
     """The entry: the model's description, with addresses that bundlers recognise."""
     modules = "".join(
-        f"    {key}: new URL({json.dumps('./' + name)}, import.meta.url),\n" for key, name in it.modules.items()
+        f"    {json.dumps(key)}: new URL({json.dumps('./' + name)}, import.meta.url),\n"
+        for key, name in it.modules.items()
     )
     return f"""// Made by edgesparse. Do not edit.
 import {{ createSession as create, pickVariant as pick }} from "./runtime.mjs";
@@ -99,6 +104,8 @@ const model = {{
   inputs: {_ports(it.inputs)},
   outputs: {_ports(it.outputs)},
   layers: {json.dumps([{"name": str(x.get("name")), "kind": str(x.get("kind"))} for x in it.layers])},
+  threads: {it.threads},
+  pages: {json.dumps(dict(it.pages))},
   modules: {{
 {modules}  }},
   weights: {{
@@ -117,7 +124,8 @@ export const {{ inputs, outputs, layers }} = model;
 
 def index_dts(it: Description) -> str:
     """The types: this model's names and shapes as literals."""
-    variants = " | ".join(json.dumps(key) for key in it.modules)
+    variants = " | ".join(map(json.dumps, it.pages))
+    modules = " | ".join(map(json.dumps, it.modules))
     return f"""// Made by edgesparse. Do not edit.
 
 /** A tensor: its elements in row-major order, or these with the shape, which is checked. */
@@ -149,15 +157,21 @@ export declare const layers: readonly Layer[];
 
 export type Variant = {variants};
 
+/** Variants, and what they are called with the code for threads. */
+export type Module = {modules};
+
 export interface Options {{
-  /** Threads to run on; 1 by default. Where they are not to be had, one warning, and one thread. */
+  /**
+   * Threads to run on, at most {it.threads}. By default half of the cores in a page that is cross-origin isolated, else
+   * 1. Where threads that were asked for are not to be had, there is one warning, and one thread.
+   */
   threads?: number;
   /** Which code to run; by default the fastest that this engine runs, found out in a few milliseconds. */
   variant?: Variant;
   /** Where the weights are, or the weights; by default beside this module. */
   weights?: string | URL | ArrayBuffer | Uint8Array;
-  /** Where the code is, by variant, or the code; by default beside this module. */
-  modules?: Partial<Record<Variant, string | URL | BufferSource | WebAssembly.Module>>;
+  /** Where the code is, or the code; by default beside this module. */
+  modules?: Partial<Record<Module, string | URL | BufferSource | WebAssembly.Module>>;
   /** Keep the weights in the Cache API where there is one; true by default. */
   cache?: boolean;
   /** Told how many bytes of the weights have come. */
@@ -171,13 +185,13 @@ export interface Session {{
   readonly outputs: typeof outputs;
   readonly variant: Variant;
   readonly threads: number;
-  /** Compute the outputs. With `into`, they are written there and nothing is allocated. */
+  /** Compute the outputs. With `into`, they are written there. */
   run(inputs: Inputs, into?: Outputs): Promise<Outputs>;
-  /** The same without a promise: it blocks its thread for as long as the model takes. */
+  /** The same without a promise: it blocks its thread as long as the model takes. With `into`, it allocates nothing. */
   runSync(inputs: Inputs, into?: Outputs): Outputs;
-  /** One run of its own on the last inputs: milliseconds of each layer, in order. */
+  /** One run of its own on the last inputs, on one thread: milliseconds of each layer, in order. */
   profile(): Promise<Array<Layer & {{ readonly ms: number }}>>;
-  /** Let go of the model's memory. */
+  /** Let go of the model's memory, and end its threads. */
   dispose(): void;
 }}
 
@@ -197,6 +211,7 @@ def readme(it: Description) -> str:
         for kind, infos in (("input", it.inputs), ("output", it.outputs))
         for info in infos
     )
+    threads = f"at most {it.threads}: `createSession({{ threads }})`" if it.threads > 1 else "this package has one"
     return f"""# {it.name}
 
 One neural network, compiled to WebAssembly by [edgesparse](https://pypi.org/project/edgesparse/). No other runtime is
@@ -222,16 +237,16 @@ milliseconds of each layer. `session.run(inputs, outputs)` writes into arrays th
 ## Where it runs
 
 Browsers (Chrome and Edge 91, Firefox 89, Safari 16.4 or newer), web workers, Node 20 or newer, Deno. Vite and webpack
-find the files by themselves; with esbuild, copy `*.wasm` and `weights.bin` beside the output. `run` occupies its
-thread: create the session in a worker to keep a page responsive.
+find the files by themselves; with esbuild, copy `*.wasm`, `weights.bin` and `worker.mjs` beside the output. `run`
+occupies its thread: create the session in a worker to keep a page responsive.
 
 The weights are streamed, checked against their SHA-256 and kept in the Cache API. Two variants of the code come along:
 plain SIMD and relaxed SIMD; the faster one on the visitor's engine is picked in a few milliseconds.
 
-## Headers
+## Headers and threads
 
-One thread needs no special headers. Serve `.wasm` as `application/wasm`, so that it compiles while it loads. Finer
-clocks for `profile()` need a page that is cross-origin isolated:
+One thread needs no special headers. Serve `.wasm` as `application/wasm`, so that it compiles while it loads. Threads
+({threads}), and finer clocks for `profile()`, need a page that is cross-origin isolated: serve it and its files with
 
     Cross-Origin-Opener-Policy: same-origin
     Cross-Origin-Embedder-Policy: require-corp

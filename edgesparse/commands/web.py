@@ -19,6 +19,9 @@ from edgesparse.console import Console
 @click.option("--name", help="Name of the npm package.  [default: from the file's name]")
 @click.option("--demo", is_flag=True, help="Add a page that shows the model at work: demo/index.html.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Names of the classes for --demo, one on a line.")
+@click.option(
+    "--threads", type=click.IntRange(1, 64), default=4, show_default=True, help="The most threads a session may use."
+)
 @common.force_option
 @common.seed_option
 @common.json_option
@@ -36,6 +39,7 @@ def bundle(
     name: str | None,
     demo: bool,
     labels: Path | None,
+    threads: int,
     force: bool,
     seed: int,
     json_to: str | None,
@@ -64,6 +68,7 @@ def bundle(
             notice=console.notice,
             seed=seed,
             portable=portable,
+            threads=threads,
         )
         page = add_demo(made, portable, labels=labels) if demo else None
     weights = made.manifest["files"]["weights.bin"]["size"]

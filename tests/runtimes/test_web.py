@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import networks
 import numpy as np
-import onnx
 import pytest
+from webtools import MODELS, check, load, needs, said_by, tool
 
 from edgesparse import bundle, webbench, webdemo
 from edgesparse.bench import Plan
@@ -19,88 +17,12 @@ from edgesparse.bundle import Bundle
 from edgesparse.cli import main
 from edgesparse.errors import DeviceError, UnsupportedError, UsageError
 from edgesparse.kernels import Epilogue
-from edgesparse.manifest import TensorInfo
 from edgesparse.place import Job, candidates
 from edgesparse.report import as_json
-from edgesparse.runtimes.engines import PROGRAMS, Engine, EngineModel, find_package
+from edgesparse.runtimes.engines import Engine, find_package
 from edgesparse.target import Target
 
-SEEDS = (0, 5)
 HERE = Path(__file__).resolve().parent
-
-
-def pruned_network() -> onnx.ModelProto:
-    """A separable network with weights in groups of 4, on pictures that are large enough for bands."""
-    net = networks.Net(7)
-    x = net.input(1, 3, 40, 40)
-    x = net.node("Conv", x, net.weight(16, 3, 3, 3), shape=(1, 16, 20, 20), strides=[2, 2], pads=[1, 1, 1, 1])
-    for _ in range(2):
-        depthwise = net.weight(16, 1, 3, 3, scale=0.4)
-        x = net.node("Conv", x, depthwise, shape=(1, 16, 20, 20), group=16, pads=[1, 1, 1, 1])
-        weight = net.weight(16, 16, 1, 1)
-        kept = net.rng.random((4, 1, 16, 1, 1)) < 0.3
-        net.weights[weight] = np.where(kept, net.weights[weight].reshape(4, 4, 16, 1, 1), 0).reshape(16, 16, 1, 1)
-        x = net.node("Relu", net.node("Conv", x, weight, shape=(1, 16, 20, 20)))
-    x = net.node("Flatten", net.node("GlobalAveragePool", x, shape=(1, 16, 1, 1)), shape=(1, 16))
-    net.outputs.append(net.node("Gemm", x, net.weight(10, 16), shape=(1, 10), transB=1))
-    return net.model()
-
-
-MODELS = {
-    **{f"random{seed}": lambda seed=seed: networks.random_network(seed) for seed in SEEDS},
-    "pruned": pruned_network,
-}
-
-
-@pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    """The bundles by name; each has the ONNX model that it must agree with beside it, as NAME.onnx."""
-    room = tmp_path_factory.mktemp("web")
-    found = {}
-    for name, build in MODELS.items():
-        onnx.save(build(), room / f"{name}.onnx")
-        found[name] = bundle.bundle_model(room / f"{name}.onnx", output=room / name)
-    return found
-
-
-def tensors(made: Bundle, kind: str) -> tuple[TensorInfo, ...]:
-    return tuple(TensorInfo(x["name"], x["dtype"], tuple(x["shape"])) for x in made.manifest[kind])
-
-
-def load(engine: Engine, made: Bundle, **options: object) -> EngineModel:
-    return engine.load_bundle(made.path, tensors(made, "inputs"), tensors(made, "outputs"), **options)
-
-
-def needs(kind: str) -> None:
-    if not any(map(shutil.which, PROGRAMS[kind])):
-        pytest.skip(f"{kind} is not installed here; `make test` installs it where apt is")
-
-
-@pytest.fixture(scope="session")
-def node() -> Iterator[Engine]:
-    needs("node")
-    with Engine("node") as engine:
-        yield engine
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Engine]:
-    needs("chromium")
-    with Engine("chromium") as engine:
-        yield engine
-
-
-def check(engine: Engine, made: Bundle, **options: object) -> EngineModel:
-    """Run a bundle twice on other inputs, and compare it with onnxruntime."""
-    model = onnx.load(made.path.with_suffix(".onnx"))
-    loaded = load(engine, made, **options)
-    for seed in (1, 2):
-        feeds = networks.feeds_of(model, seed)
-        expected = networks.onnx_outputs(model.SerializeToString(), feeds)
-        for name, value in loaded.run(feeds).items():
-            scale = max(1.0, float(np.abs(expected[name]).max()))
-            np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-5 * scale, err_msg=name)
-    return loaded
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -114,14 +36,6 @@ def test_chromium_agrees_with_onnxruntime(chromium: Engine, made: dict[str, Bund
     loaded = check(chromium, made[name], variant=variant)
     assert loaded.told["variant"] == variant
     loaded.close()
-
-
-def test_a_page_without_special_headers(made: dict[str, Bundle]) -> None:
-    needs("chromium")
-    with Engine("chromium", isolated=False) as engine:
-        assert engine.told["isolated"] is False
-        loaded = check(engine, made["pruned"], threads=2)
-        assert loaded.told["threads"] == 1
 
 
 def test_profiles_name_the_layers(node: Engine, made: dict[str, Bundle]) -> None:
@@ -160,20 +74,6 @@ def test_the_package_is_whole(made: dict[str, Bundle]) -> None:
     listed = it.manifest["files"]
     assert listed.keys() == {path.name for path in it.path.iterdir()} - {"manifest.json"}
     assert bundle.open_bundle(it.path).manifest == it.manifest
-
-
-def tool(name: str) -> Path:
-    try:
-        return find_package(name)
-    except DeviceError as error:
-        pytest.skip(f"{error}; `make test` installs it where npm is")
-
-
-def said_by(*command: str | Path, cwd: Path) -> str:
-    """What a program prints; it must succeed."""
-    done = subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_publint_finds_nothing(made: dict[str, Bundle]) -> None:

@@ -5,7 +5,7 @@ import { readFile } from "node:fs/promises";
 
 const url = process.argv[2];
 const { createSession, pickVariant, inputs, outputs } = await import(url);
-const { sha256 } = await import(new URL("./runtime.mjs", url));
+const { sha256 } = await import(new URL("./weights.mjs", url));
 const weights = new Uint8Array(await readFile(new URL("./weights.bin", url)));
 const x = new Float32Array(3 * 40 * 40).fill(0.5);
 
@@ -18,12 +18,18 @@ for (const length of [0, 1, 55, 56, 63, 64, 65, 1000]) {
 assert.ok(["simd", "relaxed"].includes(await pickVariant()));
 assert.deepEqual(inputs, { in0: { type: "float32", dims: [1, 3, 40, 40] } });
 
+const memories = [];
+const instantiate = WebAssembly.instantiate;
+WebAssembly.instantiate = async (...given) => {
+  const made = await instantiate(...given);
+  if (made.exports) memories.push(made.exports.memory);
+  return made;
+};
 const warnings = [];
 console.warn = (text) => warnings.push(text);
 const progress = [];
-const session = await createSession({ threads: 64, onProgress: (...told) => progress.push(told) });
-(await createSession({ threads: 64 })).dispose();
-assert.ok(warnings.length <= 1, "one warning, however often");
+const session = await createSession({ onProgress: (...told) => progress.push(told) });
+assert.equal(session.threads, 1);
 assert.deepEqual(progress.at(-1), [weights.length, weights.length]);
 
 const [name] = Object.keys(outputs);
@@ -34,6 +40,28 @@ assert.notEqual(again[name], first, "results of one run stay when the next one c
 const into = { [name]: new Float32Array(first.length) };
 assert.equal(session.runSync({ in0: x }, into), into);
 assert.deepEqual(into[name], first);
+
+// Threads: the same results on any number of them, and one warning where there are not as many as asked for.
+for (const threads of [2, 64, 64]) {
+  const more = await createSession({ threads, variant: session.variant });
+  assert.equal(more.threads, 2);
+  for (let round = 0; round < 20; round++) assert.deepEqual(more.runSync({ in0: x })[name], first);
+  assert.equal((await more.profile()).length, (await session.profile()).length);
+  more.dispose();
+}
+assert.equal(warnings.length, 1, "one warning, however often");
+assert.match(warnings[0], /64 threads were asked for, but this package was made for at most 2/);
+
+// Nothing is allocated for a run, neither in the model's memory nor in JavaScript's.
+const given = { in0: x };
+const size = memories[0].buffer.byteLength;
+const grown = Array.from({ length: 9 }, () => {
+  const before = process.memoryUsage().heapUsed;
+  for (let run = 0; run < 500; run++) session.runSync(given, into);
+  return process.memoryUsage().heapUsed - before;
+}).sort((a, b) => a - b);
+assert.ok(grown[4] < 500 * 8, `500 runs take ${grown} bytes`);
+assert.equal(memories[0].buffer.byteLength, size);
 
 const refused = async (given, pattern) => assert.rejects(session.run(given), (error) => {
   assert.ok(error instanceof TypeError, String(error));

@@ -1,0 +1,38 @@
+"""Bundles and engines, made once for all tests of a process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+import pytest
+import webtools
+
+from edgesparse import bundle
+from edgesparse.bundle import Bundle
+from edgesparse.runtimes.engines import Engine
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """The bundles by name; each has the ONNX model that it must agree with beside it, as NAME.onnx."""
+    room = tmp_path_factory.mktemp("web")
+    found = {}
+    for name, build in webtools.MODELS.items():
+        onnx.save(build(), room / f"{name}.onnx")
+        found[name] = bundle.bundle_model(room / f"{name}.onnx", output=room / name, threads=webtools.THREADS)
+    return found
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[Engine]:
+    webtools.needs("node")
+    with Engine("node") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Engine]:
+    webtools.needs("chromium")
+    with Engine("chromium") as engine:
+        yield engine
