@@ -24,6 +24,7 @@ from edgesparse import __version__
 from edgesparse.commands import (
     benching,
     building,
+    comparing,
     demo,
     devices,
     evaluation,
@@ -80,6 +81,7 @@ for _command in (
     inspection.inspect,
     evaluation.evaluation,
     benching.bench,
+    comparing.compare,
     sweeping.sweep,
     devices.devices,
     listing.targets,
