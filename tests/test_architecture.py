@@ -18,7 +18,7 @@ ROOMS = ("edgesparse", "passes", "runtimes", "models")
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("edgesparse.errors",),
     # values, and pure functions of them
-    ("pattern", "target", "program", "select", "recipe", "sections", "stats", "environment", "yamltext"),
+    ("pattern", "target", "program", "select", "recipe", "sections", "budget", "stats", "environment", "yamltext"),
     # the makers: each room of this floor is closed to the others, see CLOSED
     ("passes", "kernels", "models", "*"),
     ("artifact", "manifest", "packed", "samples", "feeds"),
@@ -26,9 +26,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("pipeline", "verify", "bundle", "webdemo", "webpackage", "training"),
     (
         "bench",
+        "insitu",
         "contenders",
         "demonstration",
         "devicebench",
+        "explorer",
         "memory",
         "report",
         "session",
