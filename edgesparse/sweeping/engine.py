@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -209,10 +210,12 @@ def cluster(scheduler: str) -> Iterator[Runner]:
     Raises
     ------
     UsageError
-        dask.distributed is not installed.
+        dask.distributed is not installed, or `scheduler` is no address.
     DeviceError
         The scheduler is not there, or has no workers.
     """
+    if not re.fullmatch(r"(tcp|tls)://\S+:\d{1,5}", scheduler):
+        raise UsageError(f"{scheduler!r} is no scheduler", fix="write it as tcp://HOST:PORT")
     try:
         distributed: Any = importlib.import_module("distributed")  # it tells no types
     except ImportError as error:

@@ -62,12 +62,13 @@ def page(title: str, panels: Sequence[Panel], cells: Sequence[Cell], done: Done,
 def table(panel: Panel) -> tuple[Columns, list[tuple[str, ...]]]:
     """Columns and rows of a panel, as the command line and the page show them."""
     gain = "speed over dense [95 %]" if panel.gain == "speedup" else "fewer instructions than dense"
-    columns = ("recipe", "on the frontier", panel.quality, "weights kept", gain, "p50 ms", "over onnxruntime [95 %]")
+    quality = () if panel.quality == "density" else (panel.quality,)
+    columns = ("recipe", "on the frontier", *quality, "weights kept", gain, "p50 ms", "over onnxruntime [95 %]")
     rows: list[tuple[str, ...]] = [
         (
             point.recipe + (" (unstable)" if point.unstable else ""),
             "yes" if point.best else "",
-            f"{100 * point.quality:.1f} %",
+            *(f"{100 * point.quality:.1f} %" for _ in quality),
             f"{100 * point.density:.1f} %",
             _ratio(point.gain, point.low, point.high),
             "" if point.p50 is None else f"{1e3 * point.p50:.3g}",
