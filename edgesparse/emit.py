@@ -266,7 +266,8 @@ def _program_lines(program: Program, digest: bytes, size: int, short: bool) -> I
     yield from _array("const uint32_t", "stages", _stage_cells(program), "0")
     yield f"static const uint8_t digest[32] = {{{','.join(map(str, digest))}}};\n"
     yield "const es_program es_main_program = {"
-    yield f"    kernels, steps, {'0, calls' if short else 'calls, 0'}, refs, args, inputs, outputs, input_offsets, output_offsets, layers, digest,"
+    yield f"    kernels, steps, {'0, calls' if short else 'calls, 0'}, refs, args,"
+    yield "    inputs, outputs, input_offsets, output_offsets, layers, digest,"
     yield f"    {program.arena_bytes}u, {size}u, {len(program.calls)}u,"
     yield f"    stages, {len(program.stages)}u, {program.strips},"
     yield f"    {len(program.inputs)}, {len(program.outputs)}, {len(program.layers)},"

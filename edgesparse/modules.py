@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from edgesparse.bare import link_bare
 from edgesparse.errors import UnsupportedError
 from edgesparse.executable import link_executable
-from edgesparse.link import link_shared, link_wasm
+from edgesparse.link import link_shared, link_wasm, native_folder
 from edgesparse.target import Target
 
 #: objects, programs in C, folder to write to, target -> name of the module, and all files by name.
@@ -26,6 +27,9 @@ APART = frozenset({"node"})
 
 #: The module for threads of the kinds in `APART`.
 THREADED = "model.threads.wasm"
+
+#: What apps take: the library, and the C header of what is in it.
+LIBRARY, HEADER = "libmodel.so", "edgesparse.h"
 
 
 def link_module(
@@ -78,10 +82,14 @@ def _web(
 def _device(
     objects: Sequence[bytes], programs: Sequence[str], folder: Path, target: Target
 ) -> tuple[str, dict[str, Path]]:
-    """A static executable with harness: it is sent to a device and run there."""
+    """A static executable with harness, sent to a device and run there; for apps a library and its header as well."""
     program = folder / "bench"
     link_executable(objects, programs[0], programs[1], program, target.triple)
-    return program.name, {program.name: program}
+    files = {program.name: program}
+    if target.apps:
+        files[LIBRARY], files[HEADER] = folder / LIBRARY, native_folder() / HEADER
+        link_bare(objects, programs[0], files[LIBRARY], target.triple)
+    return program.name, files
 
 
 LINKERS: Mapping[str, Linker] = {"local": _shared, "node": _web, "device": _device}

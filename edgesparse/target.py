@@ -48,6 +48,8 @@ class Target:
         The machine multiplies a vector by one lane of another, so weights are loaded as vectors.
     pipes, loads:
         Vector multiply-adds and vector loads that a core issues in a cycle.
+    apps:
+        Android: beside the program, a library without libc is linked, which apps load.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Target:
     by_lane: bool = False
     pipes: float = 2.0
     loads: float = 2.0
+    apps: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -218,7 +221,7 @@ TARGETS: tuple[Target, ...] = (
     _wasm("wasm-simd"),
     _wasm("wasm-relaxed", "+relaxed-simd"),
     _arm32("armv7"),
-    _arm32("android-armv7"),
+    replace(_arm32("android-armv7"), apps=True),
     # The A53 moves 64 bits a cycle from memory; both it and the A55 have one multiply-add of 128 bits a cycle.
     _arm64("cortex-a53", pipes=1.0, loads=0.5),
     _arm64("cortex-a55", needs=_V82, pipes=1.0, loads=1.0, l2=128 << 10),
@@ -226,7 +229,7 @@ TARGETS: tuple[Target, ...] = (
     _arm64("cortex-a76", needs=_V82, l1d=64 << 10),
     _arm64("neoverse-n1", needs=_V82, l1d=64 << 10, l2=1 << 20),
     _arm64("apple-m1", needs=_V82, l1d=128 << 10, l2=3 << 20, pipes=4.0, loads=3.0),
-    _arm64("android-arm64", "generic"),
+    replace(_arm64("android-arm64", "generic"), apps=True),
     _arm64("aarch64", "generic"),
     # For Python on the ARM machine itself; the others make programs to send to a device.
     _arm64("aarch64-local", "generic", runner="local"),
