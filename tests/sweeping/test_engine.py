@@ -194,7 +194,13 @@ def test_on_a_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = (sys.executable, str(DRIVER.with_name("fakecell.py")), str(folder / "log"), "0")
     monkeypatch.setattr(engine, "_on_worker", lambda job: engine.run_process(job, fake))
     cells, _ = cells_of(load_sweep(folder / "sweep.yaml"), cluster=True)
-    options = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
+    options = {
+        "n_workers": 1,
+        "threads_per_worker": 2,
+        "processes": False,
+        "protocol": "tcp",
+        "dashboard_address": None,
+    }
     with distributed.LocalCluster(**options) as made, cluster(made.scheduler_address) as runner:
         assert runner.slots == 2
         done = run_cells(cells, Store(folder / "out"), runner)
