@@ -112,7 +112,9 @@ class Recipe:
         wrong.
         """
         _check_keys(data, _KEYS, "")
-        pattern, density = _pattern_density(data, "", DENSE, None)
+        section = data.get("allocation")
+        free = isinstance(section, Mapping) and "budget" in section
+        pattern, density = _pattern_density(data, "", DENSE, None, free=free)
         rules = _list(data, "layers", "")
         return cls(
             targets=_selectors(data, "targets", ""),
@@ -228,9 +230,9 @@ def _rule(data: Any, path: str, pattern: SparsePattern, density: float | None) -
 
 
 def _pattern_density(
-    data: Mapping[str, Any], path: str, pattern: SparsePattern, density: float | None
+    data: Mapping[str, Any], path: str, pattern: SparsePattern, density: float | None, *, free: bool = False
 ) -> tuple[SparsePattern, float | None]:
-    """The pattern and density of one section; what it leaves out comes from the arguments."""
+    """The pattern and density of one section; what it leaves out comes from the arguments. `free`: no density."""
     if "pattern" in data:
         text = data["pattern"]
         if not isinstance(text, str):
@@ -250,7 +252,9 @@ def _pattern_density(
                 _refuse(f"{path}{key}", f"pattern {pattern} has its own density", "leave it out")
     if pattern.fixed:
         return pattern, None
-    if density is None:
+    if free and density is not None:
+        _refuse(f"{path}density", "a budget is given too", "keep one of them")
+    if density is None and not free:
         _refuse(f"{path}density", f"pattern {pattern} needs it", "give density or sparsity, e.g. density: 0.5")
     return pattern, density
 

@@ -3,7 +3,7 @@
 calibration: {mean: 127, scale: 128, order: rgb, limit: 256}   # pictures become (pixel - mean) / scale
 reconstruction: {method: refit, damping: 0.01}                 # or none
 recalibration: {layers: all}                                   # all, pruned or none
-allocation: {method: sensitivity}                              # uniform, erk, global or sensitivity
+allocation: {method: sensitivity, budget: latency=0.5x}        # uniform, erk, global or sensitivity; budget: optional
 rearrangement: {method: search}                                # search, norm or none
 """
 
@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from edgesparse.errors import RecipeError
+from edgesparse.budget import Budget
+from edgesparse.errors import RecipeError, UsageError
 
 RECONSTRUCTIONS = ("refit", "none")
 RECALIBRATIONS = ("all", "pruned", "none")
@@ -52,9 +53,14 @@ class Recalibration:
 
 @dataclass(frozen=True)
 class Allocation:
-    """How one density is spread over the layers."""
+    """How one density is spread over the layers; by sensitivity it may be a budget (`edgesparse.budget`) instead.
+
+    `target` is what a latency or size is for, as `--target` takes it.
+    """
 
     method: str = "uniform"
+    budget: str = ""
+    target: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,19 @@ def _numbers(positive: bool) -> Callable[[str, Any], tuple[float, ...]]:
     return read
 
 
+def _budget(path: str, value: Any) -> str:
+    try:
+        return str(Budget.parse(value))
+    except UsageError as error:
+        _refuse(path, error.what, error.fix)
+
+
+def _word(path: str, value: Any) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= 200:
+        _refuse(path, f"it is {str(value)[:40]!r}", "it takes a name")
+    return value
+
+
 _Readers = Mapping[str, Callable[[str, Any], Any]]
 SECTIONS: dict[str, tuple[Callable[..., Any], _Readers]] = {
     "calibration": (
@@ -113,7 +132,7 @@ SECTIONS: dict[str, tuple[Callable[..., Any], _Readers]] = {
     ),
     "reconstruction": (Reconstruction, {"method": _choice(RECONSTRUCTIONS), "damping": _number(1e-9, 10.0)}),
     "recalibration": (Recalibration, {"layers": _choice(RECALIBRATIONS)}),
-    "allocation": (Allocation, {"method": _choice(ALLOCATIONS)}),
+    "allocation": (Allocation, {"method": _choice(ALLOCATIONS), "budget": _budget, "target": _word}),
     "rearrangement": (Rearrangement, {"method": _choice(REARRANGEMENTS)}),
 }
 """Section name to its type and the readers of its keys."""
@@ -134,9 +153,13 @@ def read_section(name: str, data: Any) -> Any:
             hint = f"did you mean {near[0]}? " if near else ""
             _refuse(f"{name}.{str(key)[:100]}", "there is no such key", f"{hint}keys are {', '.join(readers)}")
         values[key] = readers[key](f"{name}.{key}", value)
-    return make(**values)
+    section = make(**values)
+    if isinstance(section, Allocation) and section.budget and section.method != "sensitivity":
+        _refuse(f"{name}.budget", f"method {section.method} knows no losses to weigh costs against", "take sensitivity")
+    return section
 
 
 def section_dict(section: Any) -> dict[str, Any]:
     """Plain data that `read_section` takes back."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(section).items()}
+    found = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(section).items()}
+    return {key: value for key, value in found.items() if value != ""}

@@ -3,12 +3,13 @@
 Uniform and ERK (Erdos-Renyi-Kernel, 1911.11134) look at shapes alone; "global" keeps the units with the largest
 saliency per multiply-add wherever they are; "sensitivity" measures what pruning one layer alone does to the outputs
 (Kullback-Leibler divergence to the dense network's) at several densities, and then solves the knapsack exactly, one
-choice per layer, as an integer program (scipy's HiGHS).
+choice per layer, as an integer program (scipy's HiGHS). Its budget is a mean density, or an amount of anything that has
+`Prices`: operations here, latency and bytes from those who know a target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,17 +68,21 @@ def sensitivities(
     samples: int = PROBE_SAMPLES,
     tick: Tick | None = None,
 ) -> list[Sensitivity]:
-    """Prune and repair each layer alone, at each density, in a copy of the model that is dense otherwise."""
+    """Prune and repair each layer alone, at each density, in a copy of the model that is dense otherwise.
+
+    Layers are fitted to one part of the samples, and what that costs is measured on the others: on samples that it was
+    fitted to, a layer with many inputs seems to lose nothing.
+    """
     outputs = [str(value.name) for value in model.graph.outputs]
-    probes: Iterable[Feeds] = _every(inputs, samples)
+    fitted, probes = split(inputs, samples)
     wanted = [values[0] for values in run_values(model, outputs, probes)]
-    dense = output_spread(model, layers, probes)
+    dense = output_spread(model, layers, fitted)
     found = []
     for number, layer in enumerate(layers):
         if tick:
             tick(number / len(layers), layer.name)
-        probes = advance(model, layer.name, probes)
-        moments = input_moments(model, [layer], probes)[layer.name]
+        fitted, probes = advance(model, layer.name, fitted), advance(model, layer.name, probes)
+        moments = input_moments(model, [layer], fitted)[layer.name]
         weight, bias = canonical_weight(model, layer), bias_of(model, layer)
         loss = []
         for density in densities:
@@ -88,6 +93,27 @@ def sensitivities(
             loss.append(float(np.mean([divergence(a, b[0]) for a, b in zip(wanted, got, strict=True)])))
         found.append(Sensitivity(layer.name, tuple(densities), tuple(loss)))
     return found
+
+
+def split(inputs: Iterable[Feeds], count: int) -> tuple[Iterable[Feeds], Iterable[Feeds]]:
+    """Samples to fit to, and at most `count` to judge by, spread over all; of four or fewer both are all of them."""
+    total = sum(1 for _ in inputs)
+    if total <= 4:
+        return inputs, inputs
+    chosen = {int(i) for i in np.linspace(0, total - 1, min(count, total // 3)).round()}
+    judge = [feeds for number, feeds in enumerate(inputs) if number in chosen]
+    return _Without(inputs, frozenset(chosen)), judge
+
+
+@dataclass(frozen=True)
+class _Without:
+    """Samples but for those of some numbers; reads the others again each time."""
+
+    inputs: Iterable[Feeds]
+    out: frozenset[int]
+
+    def __iter__(self) -> Iterator[Feeds]:
+        return (feeds for number, feeds in enumerate(self.inputs) if number not in self.out)
 
 
 def knapsack(costs: Sequence[Sequence[float]], losses: Sequence[Sequence[float]], budget: float) -> list[int]:
@@ -119,18 +145,80 @@ def knapsack(costs: Sequence[Sequence[float]], losses: Sequence[Sequence[float]]
 
 
 def by_sensitivity(
+    layers: Sequence[LayerInfo], measured: Sequence[Sensitivity], density: float, *, grid: Sequence[float] = GRID
+) -> dict[str, float]:
+    """Densities by layer name for a mean density over the multiply-adds, exactly solved."""
+    prices = flop_prices(layers, [])
+    return within(layers, measured, prices, density * prices.dense, grid=grid)
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a network costs with its layers at any density.
+
+    Attributes
+    ----------
+    unit:
+        "FLOP", "bytes", "s", or "cycles" of a target that nobody measured.
+    fixed:
+        The cost of all that is not among `layers`.
+    densities:
+        Ascending; the last is 1.
+    layers:
+        By layer name the cost at each of `densities`.
+    """
+
+    unit: str
+    fixed: float
+    densities: tuple[float, ...]
+    layers: Mapping[str, tuple[float, ...]]
+
+    @property
+    def dense(self) -> float:
+        """The whole network's cost, nothing pruned."""
+        return self.fixed + sum(row[-1] for row in self.layers.values())
+
+    def at(self, layer: str, density: float) -> float:
+        """The cost of a layer at any density: straight lines between those that are known, and on to the left."""
+        row = self.layers[layer]
+        if density < self.densities[0] and len(row) > 1:
+            slope = (row[1] - row[0]) / (self.densities[1] - self.densities[0])
+            return max(row[0] - slope * (self.densities[0] - density), 0.0)
+        return float(np.interp(density, self.densities, row))
+
+    def total(self, densities: Mapping[str, float]) -> float:
+        """The whole network's cost with these densities; layers that are not named are dense."""
+        return self.fixed + sum(self.at(name, densities.get(name, 1.0)) for name in self.layers)
+
+
+def flop_prices(layers: Iterable[LayerInfo], others: Iterable[LayerInfo]) -> Prices:
+    """Operations, two for a multiply-add: of `layers` in proportion to their density, of `others` all."""
+    rows = {one.name: (0.0, 2.0 * max(one.macs, 1)) for one in layers}
+    return Prices("FLOP", 2.0 * sum(one.macs for one in others), (0.0, 1.0), rows)
+
+
+def within(
     layers: Sequence[LayerInfo],
     measured: Sequence[Sensitivity],
-    density: float,
+    prices: Prices,
+    amount: float,
     *,
-    cost: Callable[[LayerInfo, float], float] | None = None,
     grid: Sequence[float] = GRID,
 ) -> dict[str, float]:
-    """Densities by layer name for a mean density over the multiply-adds (or over any other `cost`), exactly solved."""
-    price = cost or (lambda layer, share: share * max(layer.macs, 1))
-    table = [[price(layer, share) for share in grid] for layer in layers]
+    """Densities by layer name with the least loss for a whole network that costs at most `amount`, exactly solved.
+
+    UsageError if even the sparsest choices cost more.
+    """
+    table = [[prices.at(layer.name, share) for share in grid] for layer in layers]
     losses = [[one.at(share) for share in grid] for one in measured]
-    chosen = knapsack(table, losses, density * sum(price(layer, 1.0) for layer in layers))
+    left = amount - prices.fixed
+    if left <= 0.0:
+        raise UsageError(
+            "the budget cannot be met",
+            why=f"what is not pruned takes {prices.fixed / prices.dense:.2f} of the dense network's cost already",
+            fix="allow more, or let more layers be pruned",
+        )
+    chosen = knapsack(table, losses, left)
     return {layer.name: grid[index] for layer, index in zip(layers, chosen, strict=True)}
 
 
@@ -164,14 +252,3 @@ def _scaled(layers: Sequence[LayerInfo], raw: Array, density: float) -> dict[str
         share = (np.minimum(middle * raw, 1.0) * macs).sum() / macs.sum()
         low, high = (middle, high) if share < density else (low, middle)
     return {layer.name: float(min(high * one, 1.0)) for layer, one in zip(layers, raw, strict=True)}
-
-
-def _every(inputs: Iterable[Feeds], count: int) -> list[Feeds]:
-    """At most `count` samples, spread over all of them."""
-    kept: list[Feeds] = []
-    for feeds in inputs:
-        kept.append(feeds)
-        if len(kept) >= 2 * count:
-            kept = kept[::2] if len(kept) > 4 * count else kept
-    pick = np.unique(np.linspace(0, len(kept) - 1, min(count, len(kept))).astype(int))
-    return [kept[i] for i in pick]

@@ -8,13 +8,14 @@ Every number follows from model, recipe, samples and seed: the same inputs give 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
 import onnx_ir as ir
 
+from edgesparse.budget import Budget
 from edgesparse.errors import Reason, UsageError
 from edgesparse.passes import allocate
 from edgesparse.passes.base import Pass, PassResult
@@ -23,7 +24,7 @@ from edgesparse.passes.observe import Feeds, Moments, Tick, input_moments, outpu
 from edgesparse.passes.prune import LAYERS_KEY, RECIPE_KEY, VERSION_KEY, keep_reason, prune_one
 from edgesparse.passes.rearrange import SetReport, rearrange
 from edgesparse.passes.reconstruct import Repair, can_observe, repair_in_order, scores
-from edgesparse.pattern import check_available, density
+from edgesparse.pattern import SparsePattern, check_available, density
 from edgesparse.recipe import Choice, Recipe
 from edgesparse.sections import Rearrangement, Recalibration, Reconstruction
 
@@ -31,7 +32,30 @@ ORDER_KEY = "edgesparse.rearrangement"
 """Metadata: per set of channels, the layers that write to it and the retained saliency given, sorted, found (JSON)."""
 
 
-def calibrated_passes(recipe: Recipe, inputs: Iterable[Feeds] | None, tick: Tick | None = None) -> tuple[Pass, ...]:
+Pricer = Callable[[ir.Model, Sequence[LayerInfo], SparsePattern, Budget], allocate.Prices]
+"""What a dense model costs with the given layers in a pattern, in the budget's kind: from those who know a target."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an allocation by sensitivity stands on: the layers it is over, what each loses, and what it costs."""
+
+    layers: tuple[LayerInfo, ...]
+    losses: tuple[allocate.Sensitivity, ...]
+    prices: allocate.Prices
+
+    def densities(self, recipe: Recipe) -> dict[str, float]:
+        """By layer name, for the recipe's budget, or else its density over the multiply-adds of the layers."""
+        section = recipe.allocation
+        if section is not None and section.budget:
+            return allocate.within(self.layers, self.losses, self.prices, amount_of(section.budget, self.prices))
+        assert recipe.density is not None
+        return allocate.by_sensitivity(self.layers, self.losses, recipe.density)
+
+
+def calibrated_passes(
+    recipe: Recipe, inputs: Iterable[Feeds] | None, tick: Tick | None = None, pricer: Pricer | None = None
+) -> tuple[Pass, ...]:
     """The passes `rearrange` (where the recipe has it) and `prune`, with calibration samples.
 
     UsageError where the recipe needs data and there is none.
@@ -46,7 +70,7 @@ def calibrated_passes(recipe: Recipe, inputs: Iterable[Feeds] | None, tick: Tick
     section = recipe.rearrangement
     if section is not None and section.method != "none":
         steps.append(Pass("rearrange", lambda model: rearrange_model(model, recipe, section, inputs, tick)))
-    return (*steps, Pass("prune", lambda model: sparsify(model, recipe, inputs, tick)))
+    return (*steps, Pass("prune", lambda model: sparsify(model, recipe, inputs, tick, pricer=pricer)))
 
 
 def rearrange_model(
@@ -55,6 +79,11 @@ def rearrange_model(
     """Permute channels in place for the patterns of `recipe`; without samples by magnitude."""
     layers = weight_layers(model)
     choices, _ = _choices(layers, recipe)
+    # a budget says densities only later: half is where the order matters most
+    guess = {
+        name: one if one.density or one.pattern.fixed else replace(one, density=0.5) for name, one in choices.items()
+    }
+    choices = guess
     moments: Mapping[str, Moments] = {}
     if inputs is not None:
         seen = [one for one in layers if one.name in choices and can_observe(model, one)]
@@ -64,13 +93,33 @@ def rearrange_model(
     return PassResult(model, bool(reports), tuple(reasons))
 
 
-def sparsify(model: ir.Model, recipe: Recipe, inputs: Iterable[Feeds] | None, tick: Tick | None = None) -> PassResult:
-    """Allocate, prune and repair in place, and write recipe and densities into the metadata."""
+def sparsify(
+    model: ir.Model,
+    recipe: Recipe,
+    inputs: Iterable[Feeds] | None,
+    tick: Tick | None = None,
+    *,
+    pricer: Pricer | None = None,
+    measured: Measured | None = None,
+) -> PassResult:
+    """Allocate, prune and repair in place, and write recipe and densities into the metadata.
+
+    `measured` saves measuring sensitivities and prices again for another budget or density of the same recipe.
+    """
     layers = weight_layers(model)
     choices, reasons = _choices(layers, recipe)
     repair = repair_of(recipe)
+    if measured is None and recipe.allocation is not None and recipe.allocation.method == "sensitivity":
+        measured = measure(model, recipe, inputs, tick, pricer)
     chosen = [one for one in layers if one.name in choices]
-    choices = _allocated(model, chosen, choices, recipe, repair, inputs, tick)
+    choices = _allocated(model, chosen, choices, recipe, repair, inputs, measured)
+    for one in chosen:
+        if choices[one.name].density is None and not choices[one.name].pattern.fixed:
+            reasons.append(
+                Reason("no-density", "the budget is spread over other layers, and no density is given", one.name)
+            )
+            choices.pop(one.name)
+    chosen = [one for one in chosen if one.name in choices]
     seen = {one.name for one in chosen if inputs is not None and can_observe(model, one)}
     done: dict[str, dict[str, object]] = {}
     for layer in chosen:
@@ -117,6 +166,69 @@ def _choices(layers: list[LayerInfo], recipe: Recipe) -> tuple[dict[str, Choice]
     return choices, reasons
 
 
+def measure(
+    model: ir.Model,
+    recipe: Recipe,
+    inputs: Iterable[Feeds] | None,
+    tick: Tick | None = None,
+    pricer: Pricer | None = None,
+) -> Measured | None:
+    """Sensitivities of the layers that the recipe leaves to the allocation, and their prices; None if there are none.
+
+    UsageError for a budget of latency or size without a `pricer`, and for a pattern whose density is fixed.
+    """
+    layers = weight_layers(model)
+    choices, _ = _choices(layers, recipe)
+    free = _free(model, [one for one in layers if one.name in choices], choices, recipe)
+    budget = Budget.parse(recipe.allocation.budget) if recipe.allocation and recipe.allocation.budget else None
+    if budget is not None and recipe.pattern.fixed:
+        raise UsageError(
+            f"a budget cannot be met by pattern {recipe.pattern}",
+            why="its density is fixed",
+            fix="take a pattern of any density, such as group:4x1",
+        )
+    if not free or (budget is None and recipe.density is None):
+        return None
+    if inputs is None:
+        raise UsageError("allocation by sensitivity needs calibration data", fix="give --calibrate DIR")
+    names = {one.name for one in free}
+    others = [one for one in layers if one.name not in names]
+    if pricer is not None and budget is not None:
+        prices = pricer(model, free, recipe.pattern, budget)
+    elif budget is None or budget.kind == "flops":
+        prices = allocate.flop_prices(free, others)
+    else:
+        raise UsageError(
+            f"budget {budget} needs a target", why="what it costs there must be known", fix="give --target"
+        )
+    if budget is not None:
+        amount_of(str(budget), prices)  # says what is wrong before minutes are spent on sensitivities
+    losses = allocate.sensitivities(model, free, recipe.pattern, inputs, repair_of(recipe), tick=tick)
+    return Measured(tuple(free), tuple(losses), prices)
+
+
+def amount_of(text: str, prices: allocate.Prices) -> float:
+    """A budget in the unit of `prices`. UsageError for seconds where only cycles are known."""
+    budget = Budget.parse(text)
+    if budget.relative:
+        return budget.amount * prices.dense
+    if budget.kind == "latency" and prices.unit != "s":
+        raise UsageError(
+            f"budget {budget} needs measured times",
+            why=f"for this target {prices.unit} are counted, not seconds",
+            fix="give a share such as latency=0.5x, or --measured on the target itself",
+        )
+    return budget.amount
+
+
+def _free(
+    model: ir.Model, chosen: Sequence[LayerInfo], choices: Mapping[str, Choice], recipe: Recipe
+) -> list[LayerInfo]:
+    """The layers whose density the allocation chooses: those without a rule of their own that can be observed."""
+    own = Choice(recipe.pattern, recipe.density)
+    return [one for one in chosen if choices[one.name] == own and can_observe(model, one)]
+
+
 def _allocated(
     model: ir.Model,
     chosen: list[LayerInfo],
@@ -124,19 +236,19 @@ def _allocated(
     recipe: Recipe,
     repair: Repair,
     inputs: Iterable[Feeds] | None,
-    tick: Tick | None,
+    measured: Measured | None,
 ) -> dict[str, Choice]:
     """Densities by the recipe's allocation; layers whose own rule gives a density keep it."""
     method = recipe.allocation.method if recipe.allocation else "uniform"
-    if method == "uniform":
-        return choices
-    own = Choice(recipe.pattern, recipe.density)
-    layers = [one for one in chosen if choices[one.name] == own and can_observe(model, one)]
-    if recipe.density is None or not layers:
+    if method == "sensitivity":
+        shares = measured.densities(recipe) if measured is not None else {}
+        return choices | {name: replace(choices[name], density=share) for name, share in shares.items()}
+    layers = _free(model, chosen, choices, recipe)
+    if method == "uniform" or recipe.density is None or not layers:
         return choices
     if method == "erk":
         shares = allocate.erk(layers, recipe.density)
-    elif method == "global":
+    else:
         assert inputs is not None
         moments, spread = input_moments(model, layers, inputs), output_spread(model, layers, inputs)
         found = {}
@@ -145,10 +257,6 @@ def _allocated(
             # error relative to the layer's own output: layers of different scale can be compared
             found[one.name] = saliency / max(float(np.sum(spread[one.name].variance)), 1e-30) * max(one.macs, 1)
         shares = allocate.global_threshold(layers, found, recipe.density)
-    else:
-        assert inputs is not None
-        measured = allocate.sensitivities(model, layers, recipe.pattern, inputs, repair, tick=tick)
-        shares = allocate.by_sensitivity(layers, measured, recipe.density)
     return choices | {name: replace(choices[name], density=share) for name, share in shares.items()}
 
 
