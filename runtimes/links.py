@@ -25,6 +25,7 @@ SHORT = 60.0
 CONNECT = 10
 
 _SSH_NAME = re.compile(r"(?:[\w.+-]+@)?[\w.-]+|(?:[\w.+-]+@)?\[[0-9A-Fa-f:.]+\]", re.ASCII)
+_END = "edgesparse: at the end"
 _SERIAL = re.compile(r"[\w.:-]+", re.ASCII)
 
 
@@ -132,7 +133,7 @@ class SshLink:
 
 
 class AdbLink:
-    """An Android device through the `adb` client, by its serial number; "" for the only one there is."""
+    """An Android device (7 or later) through the `adb` client, by its serial number; "" for the only one there is."""
 
     base = "/data/local/tmp"
     emulated = False
@@ -144,17 +145,37 @@ class AdbLink:
             raise DeviceError("there is no adb", fix="install Android's platform tools (apt-get install adb)")
         self.name = f"adb://{serial}"
         self._command = ["adb", *(["-s", serial] if serial else [])]
+        self._able = False
 
     def shell(self, line: str, *, stdin: bytes | Path = b"", timeout: float = SHORT) -> Done:
-        done = call([*self._command, "exec-in" if stdin else "shell", line], stdin, timeout, self.name)
-        lost = re.search(r"(?:adb|error): .*(?:device|connect|daemon|offline|unauthorized|emulators).*", done.err)
-        if done.code != 0 and lost:
-            raise LostError(
-                f"{self.name} cannot be reached",
-                why=_last(done.err),
-                fix="plug it in, allow USB debugging on its screen, and see `adb devices`",
-            )
-        return done
+        if not self._able:
+            self._check_able()
+        # Where the connection ends early the client says 0: what came to its end says so.
+        whole = f"( {line}\n); code=$?; echo {_END} >&2; exit $code"
+        done = self._client(["shell", "-T", whole], stdin, timeout)
+        said, mark, _ = done.err.rpartition(_END)
+        if not mark:
+            raise self._lost(done.err)
+        return Done(done.code, done.out, said)
+
+    def _client(self, arguments: Sequence[str], stdin: bytes | Path, timeout: float) -> Done:
+        return call([*self._command, *arguments], stdin, timeout, self.name)
+
+    def _check_able(self) -> None:
+        """Only the shell's second protocol tells exit codes, and keeps what is written apart from what is said."""
+        done = self._client(["features"], b"", SHORT)
+        if done.code != 0:
+            raise self._lost(done.err)
+        if b"shell_v2" not in done.out.split():
+            raise DeviceError(f"{self.name} cannot be used", why="its Android is older than 7", fix="use a newer one")
+        self._able = True
+
+    def _lost(self, said: str) -> LostError:
+        return LostError(
+            f"{self.name} cannot be reached or dropped the connection",
+            why=_last(said),
+            fix="plug it in, allow USB debugging on its screen, and see `adb devices`",
+        )
 
     def close(self) -> None:
         """adb keeps its own server."""

@@ -10,7 +10,9 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -59,10 +61,12 @@ def small_model(path: Path) -> Path:
     return path
 
 
-def small_artifact(folder: Path, target: str) -> Artifact:
+def small_artifact(folder: Path, target: str, **changes: Any) -> Artifact:
+    """The small model in an artifact for a target, or for one that is changed."""
     made = pipeline.compile_model(
         small_model(folder / "small.onnx"),
-        target=Target.parse(target),
+        target=replace(Target.parse(target), **changes),
+        tune=False,
         output=folder / target,
         recipe=Recipe.from_dict({"pattern": "group:4x1", "density": 0.25}),
     )
