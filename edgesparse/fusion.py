@@ -74,6 +74,9 @@ class Fusion:
         silu = self._silu(value)
         if silu is not None:
             return Epilogue("silu"), silu
+        gelu = self._gelu(value)
+        if gelu is not None:
+            return Epilogue("gelu"), gelu
         node = self.sole_consumer(value)
         if node is None or id(node) in self.taken:
             return None
@@ -92,6 +95,39 @@ class Fusion:
             return None
         return [gate, product]
 
+    def _gelu(self, value: ir.Value) -> list[ir.Node] | None:
+        """Nodes of x/2 * (1 + erf(x / sqrt(2))), as exporters wrote it before ONNX had an operator for it."""
+        users = [use.node for use in value.uses()]
+        if len(users) != 2 or value.name in self.outputs or not is_float(value):
+            return None
+        scaled = next((node for node in users if _times(node, value, 0.5**0.5)), None)
+        other = next((node for node in users if node is not scaled), None)
+        if scaled is None or other is None:
+            return None
+        chain = [scaled]
+        for kind in ("Erf", "Add"):
+            after = self.sole_consumer(chain[-1].outputs[0])
+            if after is None or after.op_type != kind:
+                return None
+            chain.append(after)
+        if not _with(chain[-1], chain[-2].outputs[0], 1.0):
+            return None
+        half = [other] if _times(other, value, 0.5) else []
+        product = self.sole_consumer(chain[-1].outputs[0])
+        partner = half[0].outputs[0] if half else value
+        if product is None or product.op_type != "Mul" or partner not in product.inputs:
+            return None
+        chain += [*half, product]
+        if half:
+            if self.sole_consumer(partner) is not product:
+                return None
+        else:
+            last = self.sole_consumer(product.outputs[0])
+            if other is not product or last is None or not _times(last, product.outputs[0], 0.5):
+                return None
+            chain.append(last)
+        return None if any(id(node) in self.taken for node in chain) else chain
+
     def epilogue_of(self, node: ir.Node) -> Epilogue | None:
         """The activation a node is, if an epilogue can hold it."""
         if not is_float(node.inputs[0] if node.inputs else None):
@@ -99,6 +135,8 @@ class Fusion:
         simple = {"Relu": "relu", "HardSwish": "hardswish", "Sigmoid": "sigmoid", "Tanh": "tanh"}
         if node.op_type in simple:
             return Epilogue(simple[node.op_type])
+        if node.op_type == "Gelu" and node.attributes.get_string("approximate", "none") == "none":
+            return Epilogue("gelu")
         if node.op_type == "HardSigmoid":
             return Epilogue("hardsigmoid", (number(node, "alpha", 0.2), number(node, "beta", 0.5)))
         if node.op_type == "LeakyRelu":
@@ -118,3 +156,17 @@ class Fusion:
             return float(default)
         constant = constant_of(node.inputs[index])
         return float(constant.reshape(-1)[0]) if constant is not None and constant.size == 1 else None
+
+
+def _with(node: ir.Node, value: ir.Value, number: float) -> bool:
+    """Whether a node's inputs are `value` and the constant `number`, to float32's precision."""
+    others = [each for each in node.inputs if each is not value]
+    constant = constant_of(others[0]) if len(node.inputs) == 2 and len(others) == 1 else None
+    return constant is not None and constant.size == 1 and bool(np.isclose(constant, number, rtol=1e-6, atol=0).all())
+
+
+def _times(node: ir.Node, value: ir.Value, factor: float) -> bool:
+    """Whether a node multiplies `value` by a constant factor, or divides it by its inverse."""
+    if node.op_type == "Mul":
+        return _with(node, value, factor)
+    return node.op_type == "Div" and node.inputs[0] is value and _with(node, value, 1 / factor)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import erf
 
 from edgesparse.codegen import compile_object
 from edgesparse.kernels import Epilogue, KernelSpec
@@ -30,6 +31,7 @@ ACTIVATIONS: tuple[tuple[str, tuple[float, ...]], ...] = (
     ("sigmoid", ()),
     ("silu", ()),
     ("tanh", ()),
+    ("gelu", ()),
 )
 EPILOGUES = tuple(
     Epilogue(name, constants, residual) for residual in ("none", "before", "after") for name, constants in ACTIVATIONS
@@ -98,5 +100,6 @@ def activate(epilogue: Epilogue, value: np.ndarray, residual: np.ndarray | None)
         "sigmoid": lambda v: 1 / (1 + np.exp(-v)),
         "silu": lambda v: v / (1 + np.exp(-v)),
         "tanh": np.tanh,
+        "gelu": lambda v: v * 0.5 * (1 + erf(v / 2**0.5)),
     }[epilogue.activation](value)
     return made + residual if epilogue.residual == "after" and residual is not None else made

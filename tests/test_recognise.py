@@ -19,7 +19,7 @@ HEAD = "(float[1,4,9,9] x) => (float[1,4,9,9] y)"
 
 
 def graph_of(text: str, weights: dict[str, Any] | None = None) -> Graph:
-    return recognise(model_from_proto(text_model(f"g {text}", weights)))
+    return recognise(model_from_proto(text_model(f"g {text}", weights, opset=20)))
 
 
 def only(text: str, weights: dict[str, Any] | None = None) -> Op:
@@ -36,6 +36,12 @@ def only(text: str, weights: dict[str, Any] | None = None) -> Op:
         ("a = Conv(x, w) y = Clip(a, zero)", Epilogue("relu")),
         ("a = Conv(x, w) y = HardSwish(a)", Epilogue("hardswish")),
         ("a = Conv(x, w) s = Sigmoid(a) y = Mul(s, a)", Epilogue("silu")),
+        ("a = Conv(x, w) y = Gelu(a)", Epilogue("gelu")),
+        (
+            "a = Conv(x, w) d = Div(a, root) e = Erf(d) f = Add(e, one) g = Mul(a, f) y = Mul(g, half)",
+            Epilogue("gelu"),
+        ),
+        ("a = Conv(x, w) d = Div(a, root) e = Erf(d) f = Add(one, e) g = Mul(a, half) y = Mul(g, f)", Epilogue("gelu")),
         ("a = Conv(x, w) y = Add(a, x)", Epilogue(residual="before")),
         ("a = Conv(x, w) b = Add(x, a) y = Relu(b)", Epilogue("relu", (), "before")),
         ("a = Conv(x, w) b = Relu(a) y = Add(b, x)", Epilogue("relu", (), "after")),
@@ -43,7 +49,8 @@ def only(text: str, weights: dict[str, Any] | None = None) -> Op:
     ],
 )
 def test_what_a_convolution_takes_in(body: str, epilogue: Epilogue) -> None:
-    op = only(f"{HEAD} {{ {body} }}", {**W, "zero": np.float32(0), "six": np.float32(6)})
+    numbers = {"zero": 0, "six": 6, "root": 2**0.5, "one": 1, "half": 0.5}
+    op = only(f"{HEAD} {{ {body} }}", {**W, **{name: np.float32(value) for name, value in numbers.items()}})
     assert isinstance(op, Conv)
     assert op.epilogue == epilogue
     assert op.inputs == (("x", "x") if epilogue.residual != "none" else ("x",))

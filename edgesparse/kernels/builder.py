@@ -72,12 +72,15 @@ class Body:
 
     def even(self, low: Any, high: Any, lanes: int, first: int = 0) -> Any:
         """Every second lane, from lane `first` on, of two vectors put end to end."""
-        from tvm import tirx
-
         if lanes == 1:
             return low if first == 0 else high
-        picks = [tirx.IntImm("int32", first + 2 * lane) for lane in range(lanes)]
-        return tirx.Shuffle([low, high], picks)
+        return self.pick(low, high, [first + 2 * lane for lane in range(lanes)])
+
+    def pick(self, low: Any, high: Any, lanes: Sequence[int]) -> Any:
+        """Any lanes of two vectors put end to end."""
+        from tvm import tirx
+
+        return tirx.Shuffle([low, high], [tirx.IntImm("int32", lane) for lane in lanes])
 
     def splat(self, vector: Any, lane: int, lanes: int) -> Any:
         """One lane of a vector in all lanes."""

@@ -23,6 +23,7 @@ ACTIVATIONS = {
     "sigmoid": 0,
     "silu": 0,
     "tanh": 0,
+    "gelu": 0,
 }
 
 
@@ -84,6 +85,9 @@ def _activate(body: Body, name: str, constants: tuple[float, ...], value: Any, l
         return value * _hardsigmoid(body, value, 1.0 / 6.0, 0.5, lanes)
     if name == "tanh":
         return T.tanh(value)
+    if name == "gelu":
+        half = value * body.number(0.5, lanes)
+        return half + half * T.erf(value * body.number(0.5**0.5, lanes))
     gate = one / (one + T.exp(zero - value))
     return gate if name == "sigmoid" else value * gate
 

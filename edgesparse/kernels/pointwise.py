@@ -133,7 +133,7 @@ class GlobalPool:
 
 @dataclass(frozen=True)
 class Transpose:
-    """``y[c][r] = x[r][c]`` for a matrix of floats, in square blocks of one vector.
+    """``y[c][r] = x[r][c]`` for a matrix of floats, in square blocks of one vector, turned within registers.
 
     Pointers: x, y. Arguments: pitch of x, pitch of y, rows r in all. Range: columns c of x.
     """
@@ -149,11 +149,34 @@ class Transpose:
 
     def _body(self, body: Body) -> None:
         x_pitch, y_pitch, rows = body.arg(0), body.arg(1), body.arg(2)
-        lanes = min(self.lanes, 8)
-        whole = body.let(rows // lanes)
-        with body.loop(0, whole) as block, body.loop(body.begin, body.end) as column:
-            first = body.let(block * lanes * x_pitch + column)
-            value = body.gather("x", [first + lane * x_pitch for lane in range(lanes)])
-            body.store("y", column * y_pitch + block * lanes, value, lanes)
-        with body.loop(whole * lanes, rows) as row, body.loop(body.begin, body.end) as column:
+        lanes = self.lanes
+        down = body.let(rows // lanes)
+        across = body.let((body.end - body.begin) // lanes)
+        edge = body.let(body.begin + across * lanes)
+        with body.loop(0, down) as block:
+            row = body.let(block * lanes)
+            with body.loop(0, across) as tile:
+                column = body.let(body.begin + tile * lanes)
+                lines = [body.let(body.load("x", (row + i) * x_pitch + column, lanes)) for i in range(lanes)]
+                for i, line in enumerate(_turned(body, lines)):
+                    body.store("y", (column + i) * y_pitch + row, line, lanes)
+            with body.loop(edge, body.end) as column:
+                value = body.gather("x", [(row + i) * x_pitch + column for i in range(lanes)])
+                body.store("y", column * y_pitch + row, value, lanes)
+        with body.loop(down * lanes, rows) as row, body.loop(body.begin, body.end) as column:
             body.store("y", column * y_pitch + row, body["x"][row * x_pitch + column], 1)
+
+
+def _turned(body: Body, lines: list[Any]) -> list[Any]:
+    """A square of vectors transposed: blocks of 1, 2, 4, .. lanes change places across the diagonal."""
+    lanes, size = len(lines), 1
+    while size < lanes:
+        upper = [lane if not lane & size else lanes + lane - size for lane in range(lanes)]
+        lower = [lane + size if not lane & size else lanes + lane for lane in range(lanes)]
+        for i in range(lanes):
+            if not i & size:
+                a, b = lines[i], lines[i | size]
+                lines[i] = body.let(body.pick(a, b, upper))
+                lines[i | size] = body.let(body.pick(a, b, lower))
+        size *= 2
+    return lines

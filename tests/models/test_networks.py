@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from networks import HOST_TARGETS, check_against_onnx, feeds_of, onnx_outputs
+from networks import HOST_TARGETS, check_against_onnx, compiled_outputs, feeds_of, onnx_outputs
 
 from edgesparse.models import MODELS, MissingPackageError, model_path
 from edgesparse.models.exporting import to_onnx
@@ -62,11 +62,11 @@ def test_dense_and_pruned_equal_onnxruntime(name: str, tmp_path: Path) -> None:
         pruned_equals(proto, folder, target, Recipe.from_dict({"pattern": f"group:{group}x1", "density": 0.3}), bound)
 
 
-def pruned_equals(proto: onnx.ModelProto, folder: Path, target: Any, recipe: Recipe, bound: float) -> None:
+def pruned_equals(
+    proto: onnx.ModelProto, folder: Path, target: Any, recipe: Recipe, bound: float, feeds: Any = None
+) -> None:
     """Compile with a recipe and compare with the artifact's portable model in onnxruntime."""
-    from networks import compiled_outputs
-
-    feeds = feeds_of(proto)
+    feeds = feeds or feeds_of(proto)
     found = compiled_outputs(proto, folder, target, feeds, recipe=recipe)
     expected = onnx_outputs((folder / "artifact" / "model.onnx").read_bytes(), feeds)
     assert list(found) == list(expected)
@@ -78,7 +78,7 @@ def pruned_equals(proto: onnx.ModelProto, folder: Path, target: Any, recipe: Rec
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["page-orientation", "ppocr-rec", "ppocr-det", "ppocr-cls"])
-@pytest.mark.parametrize("density", [1.0, 0.3])
+@pytest.mark.parametrize("density", [1.0, 0.8])
 def test_published_networks_equal_onnxruntime(name: str, density: float, tmp_path: Path) -> None:
     """Weights that were trained, graphs that other tools wrote; at half of the usual size."""
     try:
@@ -91,4 +91,15 @@ def test_published_networks_equal_onnxruntime(name: str, density: float, tmp_pat
     for value, size in zip(proto.graph.input[0].type.tensor_type.shape.dim, shape, strict=True):
         value.dim_value = size
     recipe = Recipe.from_dict({"pattern": "group:4x1", "density": density})
-    pruned_equals(proto, tmp_path, HOST_TARGETS[-1], recipe, OTHER if name == "ppocr-rec" else CNN)
+    feeds = {proto.graph.input[0].name: page(shape)} if name == "ppocr-det" else None
+    # Detection ends in steep sigmoids: what is rounding in its logits (up to 30) is more in the probabilities, and
+    # onnxruntime with and without its fusions differs by 7e-6.
+    bound = OTHER if name in ("ppocr-rec", "ppocr-det") else CNN
+    pruned_equals(proto, tmp_path, HOST_TARGETS[-1], recipe, bound, feeds)
+
+
+def page(shape: tuple[int, ...]) -> np.ndarray:
+    """A piece of a page: where there is no text, detection gives zeros, and there is nothing to compare."""
+    pages = pytest.importorskip("edgesparse.models.pages")
+    drawn = np.asarray(pages.page(np.random.default_rng(1), fonts=("builtin",)), np.float32)[: shape[2], : shape[3]]
+    return np.broadcast_to((drawn / 255 - 0.5) / 0.5, shape).copy()
