@@ -109,22 +109,22 @@ def bench(
     layers = layers or html is not None or model_explorer is not None
     wanted = Wanted(not no_dense, not no_onnxruntime, not no_memory, layers, peak, masks=html is not None)
     if device not in ("local", "node", "chromium"):
+        from edgesparse import devicebench
         from edgesparse.commands.devices import bench_on
 
+        there = devicebench.Wanted(plan, cores, timeout, layers)
         with _artifact(console, path, target, rules, common.read_shapes(shapes)) as artifact:
-            bench_on(
-                console,
-                artifact,
-                device,
-                seconds=plan.seconds,
-                runs=plan.runs,
-                cores=cores,
-                timeout=timeout,
-                resume=resume,
-                json_to=json_to,
-            )
+            found = bench_on(console, artifact, device, there, told, resume=resume, json_to=json_to, html=html)
+            if model_explorer is not None and found.report is not None:
+                write_node_data(console, found.report, artifact, model_explorer)
+        if fail_below is not None:
+            if found.report is None:
+                raise UsageError("--fail-below needs times", why=f"{device} is emulated", fix="use a real device")
+            check_speed(found.report, fail_below)
         return
     if device != "local":
+        if model_explorer is not None:
+            raise UsageError("--model-explorer is for artifacts", why=f"{device} runs a bundle", fix="leave it out")
         report = _in_engine(console, path, device, rules, common.read_shapes(shapes), plan, wanted)
         show(console, replace(report, accuracy=told), json_to, html)
         if fail_below is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ from edgesparse.console import Console
 
 if TYPE_CHECKING:
     from edgesparse.artifact import Artifact
-    from edgesparse.devicebench import DeviceReport
+    from edgesparse.devicebench import DeviceReport, Wanted
     from edgesparse.runtimes.device import Description
 
 
@@ -65,55 +67,49 @@ def bench_on(
     console: Console,
     artifact: Artifact,
     name: str,
+    wanted: Wanted,
+    accuracy: Mapping[str, float],
     *,
-    seconds: float,
-    runs: int,
-    cores: str,
-    timeout: float,
     resume: bool,
     json_to: str | None,
+    html: Path | None = None,
 ) -> DeviceReport:
     """Bench an artifact on the device `name`, print what was found, and return it."""
-    from edgesparse.devicebench import Wanted, bench_device
+    from edgesparse.commands import benching
+    from edgesparse.devicebench import bench_device
     from edgesparse.runtimes.device import open_device
 
-    with open_device(name, artifact, keep=resume) as device:
-        report = bench_device(device, Wanted(seconds, runs, cores, timeout), notice=console.notice)
+    with open_device(name, artifact, keep=resume) as device, console.progress("bench") as tick:
+        found = bench_device(device, wanted, progress=tick, notice=console.notice)
+    if found.report is not None:
+        worst = max(found.errors.values())
+        if json_to != "-":
+            console.result(f"outputs checked on {found.device.name}: largest error {worst:.2g} of the largest value")
+        benching.show(console, replace(found.report, accuracy=accuracy), json_to, html)
+        return found
+    if html is not None:
+        console.notice(f"no page: {name} is emulated and has no latency")
     if json_to:
-        console.json(report.record(), json_to)
+        console.json(found.record(), json_to)
         if json_to == "-":
-            return report
-    show(console, artifact.path, report)
-    return report
+            return found
+    show_emulated(console, artifact.path, found)
+    return found
 
 
-def show(console: Console, path: Path, report: DeviceReport) -> None:
-    """Print a device's bench."""
+def show_emulated(console: Console, path: Path, report: DeviceReport) -> None:
+    """Print what an emulated device can tell."""
     from edgesparse.devicebench import EMULATED
 
     console.result(f"{path} on {report.device.name} ({report.device.machine}, {report.device.cpu})")
     worst = max(report.errors.values())
     console.result(f"  outputs checked there: largest error {worst:.2g} of the largest value")
-    if report.device.emulated:
-        console.result(f"  {EMULATED}; instructions executed in kernels, one run:")
-        rows = [(form, f"{count / 1e6:.2f}") for form, count in report.instructions.items()]
-        console.table(("form", "million instructions"), rows, text_columns=("form",))
-        sparse, dense = report.instructions["sparse"], report.instructions.get("dense")
-        if dense:
-            console.result(f"  {dense / sparse:.2f} times fewer instructions than dense (not a speedup)")
-        return
-    columns = ("form", "n", "min ms", "p50 ms", "p90 ms", "p99 ms")
-    rows_ms = [
-        (name, str(item.n), *(f"{1e3 * value:.3f}" for value in (item.min, item.p50, item.p90, item.p99)))
-        for name, item in report.stats.items()
-    ]
-    console.table(columns, rows_ms, text_columns=("form",))
-    for name, item in report.stats.items():
-        for cause in item.unstable:
-            console.result(f"note: {name} is unstable: {cause}")
-    if report.speedup:
-        found = report.speedup
-        console.result(f"  {found.ratio:.2f} times as fast as dense (95 %: {found.low:.2f} to {found.high:.2f})")
+    console.result(f"  {EMULATED}; instructions executed in kernels, one run:")
+    rows = [(form, f"{count / 1e6:.2f}") for form, count in report.instructions.items()]
+    console.table(("form", "million instructions"), rows, text_columns=("form",))
+    sparse, dense = report.instructions["sparse"], report.instructions.get("dense")
+    if dense:
+        console.result(f"  {dense / sparse:.2f} times fewer instructions than dense (not a speedup)")
 
 
 def _features(item: Description) -> str:

@@ -3,10 +3,11 @@
  *     bench run   --input FILE --output FILE          one run; raw bytes of all inputs or outputs, in order
  *     bench bench [--input FILE --expect FILE] ..     both forms in alternation; JSON on stdout
  *     bench count --runs N                            N runs and nothing else, for counting instructions
+ *     bench memory                                    what is resident before, and after three runs
  *     bench info                                      the machine, and where the kernels lie
  *
  * Options: --weights FILE, --dense FILE, --form sparse|dense, --seconds S, --runs N, --warm-up S, --profile N,
- * --cores all|big|little|MASK, --timeout S. Exit codes: 0 done, 2 usage, 3 files or memory. */
+ * --cores all|big|little|MASK, --most S, --keep-all 0|1, --timeout S. Exit codes: 0 done, 2 usage, 3 files or memory. */
 #define _GNU_SOURCE
 
 #include "machine.h"
@@ -29,8 +30,8 @@ extern const es_program es_dense_program __attribute__((visibility("hidden")));
 
 static struct {
     const char *mode, *weights, *dense, *form, *input, *output, *expect, *cores;
-    int64_t seconds, warm_up, runs, profile, timeout; /* in thousandths */
-} want = {"", "weights.bin", NULL, NULL, NULL, NULL, NULL, "all", 10000, 5000, 100000, 20000, 0};
+    int64_t seconds, warm_up, runs, profile, timeout, most, keep_all; /* in thousandths */
+} want = {"", "weights.bin", NULL, NULL, NULL, NULL, NULL, "all", 10000, 5000, 100000, 20000, 0, 120000, 0};
 
 static const struct {
     const char *name;
@@ -41,6 +42,7 @@ static const struct {
     {"--input", &want.input, NULL},     {"--output", &want.output, NULL},   {"--expect", &want.expect, NULL},
     {"--cores", &want.cores, NULL},     {"--seconds", NULL, &want.seconds}, {"--warm-up", NULL, &want.warm_up},
     {"--runs", NULL, &want.runs},       {"--profile", NULL, &want.profile}, {"--timeout", NULL, &want.timeout},
+    {"--most", NULL, &want.most},       {"--keep-all", NULL, &want.keep_all},
 };
 
 __attribute__((noreturn)) static void fail(int code, const char *what, const char *why) {
@@ -52,7 +54,7 @@ __attribute__((noreturn)) static void fail(int code, const char *what, const cha
 
 static void options(int count, char **given) {
     if (count < 2)
-        fail(2, "usage", "bench run|bench|count|info [options]");
+        fail(2, "usage", "bench run|bench|count|memory|info [options]");
     want.mode = given[1];
     for (int i = 2; i < count; i += 2) {
         const char *key = given[i], *value = i + 1 < count ? given[i + 1] : NULL;
@@ -177,7 +179,8 @@ static void bench(es_form *forms, int count) {
     es_tell_machine("before");
     for (int n = 0; n < count; n++)
         es_warm_up(&forms[n], (uint64_t)want.warm_up * 1000000u);
-    const int blocks = es_alternate(forms, count, (uint64_t)want.seconds * 1000000u, want.runs / 1000);
+    const int blocks = es_alternate(forms, count, (uint64_t)want.seconds * 1000000u, want.runs / 1000,
+                                    (uint64_t)want.most * 1000000u, want.keep_all != 0);
     if (blocks < 0)
         fail(3, "times", "not enough memory");
     es_say(",\"forms\":{");
@@ -187,6 +190,23 @@ static void bench(es_form *forms, int count) {
     }
     es_say("},");
     es_tell_machine("after");
+    es_say("}\n");
+}
+
+/* Nothing is given back in between, so what is resident at the end is the peak. */
+static void memory(int dense) {
+    es_form form = {0};
+    const int64_t before = es_resident();
+    load(&form, dense);
+    if (want.input)
+        feed(&form, want.input);
+    for (int run = 0; run < 3; run++)
+        es_run(form.model);
+    const int64_t after = es_resident();
+    say_pair("{\"baseline_bytes\":", before);
+    say_pair(",\"peak_bytes\":", after > before ? after - before : 0);
+    say_pair(",\"arena_bytes\":", (int64_t)es_arena_bytes(form.model));
+    say_pair(",\"weights_bytes\":", (int64_t)es_weights_bytes(form.model));
     es_say("}\n");
 }
 
@@ -215,6 +235,10 @@ int main(int count, char **given) {
         fail(2, "--form", "is neither sparse nor dense");
     if (dense && !want.dense)
         fail(2, "--form dense", "needs --dense FILE");
+    if (!strcmp(want.mode, "memory")) {
+        memory(dense);
+        return es_say_end() ? 3 : 0;
+    }
     if (!timed && strcmp(want.mode, "run") && strcmp(want.mode, "count"))
         fail(2, want.mode, "unknown mode");
     load(&forms[0], dense);

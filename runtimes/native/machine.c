@@ -3,10 +3,14 @@
 
 #include "machine.h"
 
+#include "platform.h"
 #include "text.h"
 
 #include <sched.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
 
 #define MAX_CORES 64
 #define MAX_ZONES 64
@@ -102,6 +106,27 @@ static void tell_zone(int zone, const char *value, int first) {
     es_say_number((tenths < 0 ? -tenths : tenths) % 10);
 }
 
+int64_t es_preemptions(void) {
+    struct rusage spent;
+    return getrusage(RUSAGE_THREAD, &spent) ? 0 : spent.ru_nivcsw;
+}
+
+uint64_t es_own_ns(void) {
+    struct timespec now;
+    if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now))
+        return es_clock_ns();
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+int64_t es_resident(void) {
+    char text[128];
+    const char *end;
+    if (!es_read_line("/proc/self/statm", text, sizeof text))
+        return 0;
+    es_read_number(text, &end); /* the first number is the size of the address space */
+    return es_read_number(*end ? end + 1 : end, &end) * sysconf(_SC_PAGESIZE);
+}
+
 void es_tell_machine(const char *name) {
     char value[64];
     cpu_set_t set;
@@ -121,5 +146,10 @@ void es_tell_machine(const char *name) {
             tell_zone(zone, value, first);
             first = 0;
         }
-    es_say("}}");
+    es_say("}");
+    if (es_read_line("/proc/loadavg", value, sizeof value)) {
+        es_say(",\"load\":");
+        es_say_quoted(value);
+    }
+    es_say("}");
 }

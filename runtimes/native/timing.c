@@ -1,6 +1,7 @@
 /* See timing.h. */
 #include "timing.h"
 
+#include "machine.h"
 #include "platform.h"
 #include "text.h"
 
@@ -10,6 +11,7 @@
 #define MAX_TURN 1000
 #define TURN_NS 50000000u
 #define MIN_TURN 3
+#define ENOUGH_RUNS 100000
 #define SETTLED 10 /* runs in each of the two windows whose medians are compared */
 #define MAX_PROFILES 200
 
@@ -57,6 +59,8 @@ void es_warm_up(es_form *form, uint64_t most_ns) {
             form->settled = 50 * (a > b ? a - b : b - a) <= a;
         }
     }
+    if (form->warm_up_runs >= SETTLED)
+        last = median(window + SETTLED);
     const uint64_t turn = last ? (TURN_NS + last - 1) / last : MAX_TURN;
     form->turn = turn < MIN_TURN ? MIN_TURN : turn > MAX_TURN ? MAX_TURN : (int)turn;
 }
@@ -78,27 +82,52 @@ static int reserve(es_form *form, uint64_t count) {
     return 0;
 }
 
-static void take_turn(es_form *form, uint64_t *times) {
+/* Undisturbed runs from the front of `times`, disturbed ones from its end as long as there is room; what stays is moved
+ * to the front, and the rest is 0. */
+static void take_turn(es_form *form, uint64_t *times, int keep_all) {
+    int good = 0, bad = 0, kept = 0;
     once(form); /* the caches hold the other form's weights */
-    for (int i = 0; i < form->turn; i++) {
-        times[i] = once(form);
-        form->spent_ns += times[i];
+    while (good < form->turn && bad < 2 * form->turn) {
+        const int64_t before = es_preemptions();
+        const uint64_t own = es_own_ns(), spent = once(form), used = es_own_ns() - own;
+        if (keep_all || es_preemptions() == before) {
+            times[good++] = spent;
+            kept = kept > form->turn - good ? form->turn - good : kept;
+        } else {
+            bad++;
+            if (good + kept < form->turn)
+                times[form->turn - ++kept] = used < spent ? used : spent;
+        }
     }
+    if (good < MIN_TURN) {
+        memmove(times + good, times + form->turn - kept, sizeof *times * (size_t)kept);
+        form->interrupted += kept;
+        good += kept;
+    } else {
+        form->disturbed += bad;
+    }
+    memset(times + good, 0, sizeof *times * (size_t)(form->turn - good));
+    for (int i = 0; i < good; i++)
+        form->spent_ns += times[i];
+    form->runs += good;
 }
 
-int es_alternate(es_form *forms, int count, uint64_t least_ns, int64_t least_runs) {
+int es_alternate(es_form *forms, int count, uint64_t least_ns, int64_t least_runs, uint64_t most_ns, int keep_all) {
     for (int done = 0;; done++) {
-        int enough = done > 0;
-        for (int n = 0; n < count; n++)
-            enough &= forms[n].spent_ns >= least_ns && 2LL * done * forms[n].turn >= least_runs;
-        if (enough || done == MAX_BLOCKS)
+        int enough = done > 0, plenty = done > 0, late = 0;
+        for (int n = 0; n < count; n++) {
+            enough &= forms[n].spent_ns >= least_ns && forms[n].runs >= least_runs;
+            plenty &= forms[n].runs >= ENOUGH_RUNS;
+            late |= forms[n].spent_ns >= most_ns && done > 0;
+        }
+        if (enough || plenty || late || done == MAX_BLOCKS)
             return done;
         for (int n = 0; n < count; n++)
             if (reserve(&forms[n], 2 * (uint64_t)forms[n].turn * (uint64_t)(done + 1)))
                 return -1;
         for (int n = 0; n < 2 * count; n++) {
             es_form *form = &forms[n < count ? n : 2 * count - 1 - n];
-            take_turn(form, form->times + (2 * (size_t)done + (n >= count)) * (size_t)form->turn);
+            take_turn(form, form->times + (2 * (size_t)done + (n >= count)) * (size_t)form->turn, keep_all);
         }
     }
 }
@@ -109,15 +138,20 @@ static void say_ns(const char *key, uint64_t ns) {
 }
 
 int es_tell_times(const es_form *form, int blocks) {
-    const uint64_t all = 2 * (uint64_t)blocks * (uint64_t)form->turn, cut = all / 10, bytes = sizeof(uint64_t) * all;
-    uint64_t *sorted = es_allocate(bytes), sum = 0;
+    const uint64_t places = 2 * (uint64_t)blocks * (uint64_t)form->turn, bytes = sizeof(uint64_t) * places;
+    uint64_t *sorted = es_allocate(bytes), sum = 0, all = 0;
     if (!sorted)
         return -1;
-    memcpy(sorted, form->times, (size_t)bytes);
+    for (uint64_t i = 0; i < places; i++)
+        if (form->times[i])
+            sorted[all++] = form->times[i];
+    const uint64_t cut = all / 10;
     sort(sorted, all);
     for (uint64_t i = cut; i < all - cut; i++)
         sum += sorted[i];
     say_ns(",\"runs\":", all);
+    say_ns(",\"disturbed\":", (uint64_t)form->disturbed);
+    say_ns(",\"interrupted\":", (uint64_t)form->interrupted);
     say_ns(",\"min_ns\":", sorted[0]);
     say_ns(",\"p50_ns\":", sorted[all / 2]);
     say_ns(",\"p90_ns\":", sorted[all * 9 / 10]);
@@ -125,9 +159,10 @@ int es_tell_times(const es_form *form, int blocks) {
     say_ns(",\"trimmed_mean_ns\":", sum / (all - 2 * cut));
     es_release(sorted, bytes);
     es_say(",\"blocks\":[");
-    for (uint64_t i = 0; i < all; i++) {
+    for (uint64_t i = 0; i < places; i++) {
         const uint64_t at = i % (2 * (uint64_t)form->turn);
-        say_ns(at == 0 ? (i ? "]],[[" : "[[") : at == (uint64_t)form->turn ? "],[" : ",", form->times[i]);
+        if (form->times[i])
+            say_ns(at == 0 ? (i ? "]],[[" : "[[") : at == (uint64_t)form->turn ? "],[" : ",", form->times[i]);
     }
     es_say("]]]");
     return 0;
