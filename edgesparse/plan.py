@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from edgesparse.ops import Graph, Value
+from edgesparse.ops import GlobalPooling, Graph, Value
 from edgesparse.order import Stage, order, rings, rowwise, waiting
 from edgesparse.program import Layout
 from edgesparse.strips import waiting_in_strips
@@ -99,12 +99,15 @@ def pitch_of(pixels: int) -> int:
 def _layouts(graph: Graph, target: Target, strips: int) -> dict[str, Layout]:
     """Every image's layout with all bands resident; inputs, and what no row-wise operation makes, are plain."""
     made_by = {name: op for op in graph.ops for name in op.outputs}
+    # A sum over all pixels must not depend on the number of threads: not in its order either.
+    sums = [graph.values[op.inputs[0]].image for op in graph.ops if isinstance(op, GlobalPooling)]
+    pooled = {image[2:] for image in sums if image is not None}
     layouts: dict[str, Layout] = {}
     for name, value in graph.values.items():
         if value.image is None:
             continue
         if name in made_by and rowwise(made_by[name]):
-            layouts[name] = _banded(value, target, strips)
+            layouts[name] = _banded(value, target, 1 if value.image[2:] in pooled else strips)
         else:
             layouts[name] = Layout.plain(value.image)
     return layouts
