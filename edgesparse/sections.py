@@ -4,7 +4,7 @@ calibration: {mean: 127, scale: 128, order: rgb, limit: 256}   # pictures become
 reconstruction: {method: refit, damping: 0.01}                 # or none
 recalibration: {layers: all}                                   # all, pruned or none
 allocation: {method: sensitivity, budget: latency=0.5x}        # uniform, erk, global or sensitivity; budget: optional
-rearrangement: {method: search}                                # search, norm or none
+rearrangement: {method: search}                                # search, norm, cluster or none
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgesparse.errors import RecipeError, UsageError
 RECONSTRUCTIONS = ("refit", "none")
 RECALIBRATIONS = ("all", "pruned", "none")
 ALLOCATIONS = ("uniform", "erk", "global", "sensitivity")
-REARRANGEMENTS = ("search", "norm", "none")
+REARRANGEMENTS = ("search", "norm", "cluster", "none")
 ORDERS = ("rgb", "bgr")
 MAX_SAMPLES = 100_000
 
@@ -65,7 +65,9 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Rearrangement:
-    """How the order of channels is found."""
+    """How the order of channels is found: for what is to be pruned ("search", "norm"), or for the zeros that are there
+    once all is pruned ("cluster").
+    """
 
     method: str = "search"
 

@@ -59,7 +59,7 @@ def rearrange(
         choice = choices.get(layer.name)
         if choice is None or choice.pattern.kind not in ("group", "block") or choice.pattern.n < 2:
             continue
-        space = _output_space(coupling, layer)
+        space = output_space(coupling, layer)
         if isinstance(space, Reason):
             reasons.append(space)
         else:
@@ -92,7 +92,7 @@ def _report(space: int, layers: list[LayerInfo], views: list[View], size: int, n
     )
 
 
-def _output_space(coupling: Coupling, layer: LayerInfo) -> int | Reason:
+def output_space(coupling: Coupling, layer: LayerInfo) -> int | Reason:
     """The space of a layer's output channels, or why its channels stay where they are."""
     axis = coupling.axis(layer.weight, _output_axis(layer))
     if len(axis) != 1 or len(axis[0]) != 1:

@@ -19,6 +19,7 @@ from edgesparse.budget import Budget
 from edgesparse.errors import Reason, UsageError
 from edgesparse.passes import allocate
 from edgesparse.passes.base import Pass, PassResult
+from edgesparse.passes.cluster import cluster_model
 from edgesparse.passes.layers import LayerInfo, canonical_weight, weight_layers
 from edgesparse.passes.observe import Feeds, Moments, Tick, input_moments, output_spread
 from edgesparse.passes.prune import LAYERS_KEY, RECIPE_KEY, VERSION_KEY, keep_reason, prune_one
@@ -56,7 +57,7 @@ class Measured:
 def calibrated_passes(
     recipe: Recipe, inputs: Iterable[Feeds] | None, tick: Tick | None = None, pricer: Pricer | None = None
 ) -> tuple[Pass, ...]:
-    """The passes `rearrange` (where the recipe has it) and `prune`, with calibration samples.
+    """The passes `rearrange` (where the recipe has it) and `prune`, with calibration samples, or `prune` and `cluster`.
 
     UsageError where the recipe needs data and there is none.
     """
@@ -68,9 +69,20 @@ def calibrated_passes(
         )
     steps = []
     section = recipe.rearrangement
-    if section is not None and section.method != "none":
+    if section is not None and section.method in ("search", "norm"):
         steps.append(Pass("rearrange", lambda model: rearrange_model(model, recipe, section, inputs, tick)))
-    return (*steps, Pass("prune", lambda model: sparsify(model, recipe, inputs, tick, pricer=pricer)))
+    steps.append(Pass("prune", lambda model: sparsify(model, recipe, inputs, tick, pricer=pricer)))
+    if section is not None and section.method == "cluster":
+        steps.append(Pass("cluster", lambda model: _cluster(model, recipe.seed, tick)))
+    return tuple(steps)
+
+
+def _cluster(model: ir.Model, seed: int, tick: Tick | None) -> PassResult:
+    """Bring channels together whose zeros are in the same places, and write into the metadata what that brought."""
+    reports, reasons = cluster_model(model, seed=seed, tick=tick)
+    rows = [{**vars(one), "layers": list(one.layers)} for one in reports]
+    model.metadata_props[ORDER_KEY] = json.dumps(rows, sort_keys=True)
+    return PassResult(model, bool(reports), tuple(reasons))
 
 
 def rearrange_model(

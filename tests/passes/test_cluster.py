@@ -1,0 +1,118 @@
+"""Clustering a sparse model's channels: planted groups are found again, nothing gets worse, nothing else changes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx_ir as ir
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import BLOCKS, network
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from edgesparse.passes import run_passes, sparsify_passes
+from edgesparse.passes.base import infer_shapes
+from edgesparse.passes.cluster import cluster_model, gather, union_work
+from edgesparse.passes.layers import canonical_weight, weight_layers
+from edgesparse.passes.sparsify import ORDER_KEY
+from edgesparse.recipe import Recipe
+
+
+def planted(seed: int, groups: int, size: int, features: int) -> np.ndarray:
+    """Rows in groups of equal zeros, shuffled."""
+    rng = np.random.default_rng(seed)
+    rows = np.repeat(rng.random((groups, features)) < 0.3, size, axis=0)
+    return rows[rng.permutation(len(rows))]
+
+
+def by_hand(rows: np.ndarray, prices: np.ndarray, order: np.ndarray, size: int) -> float:
+    total = 0.0
+    for first in range(0, len(order), size):
+        members = rows[order[first : first + size]]
+        total += len(members) * sum(price for column, price in zip(members.T, prices, strict=True) if column.any())
+    return total
+
+
+def test_planted_groups_are_found_again() -> None:
+    prices = np.ones(40)
+    for size, seed in ((8, 1), (16, 2)):
+        rows = planted(seed, 6, size, 40)
+        found = gather(rows, prices, seed=0)
+        assert sorted(found) == list(range(len(rows)))
+        for used in (2, 4, 8):
+            assert union_work(rows, prices, found, used) == rows.sum()
+        assert union_work(rows, prices, np.arange(len(rows)), 8) > 2 * rows.sum()
+        # groups of 16 are pairs of groups of 8
+        assert size == 8 or union_work(rows, prices, found, 16) == rows.sum()
+
+
+@given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 20), st.floats(0.05, 0.95))
+@settings(max_examples=40, deadline=None)
+def test_never_worse_than_given(seed: int, channels: int, features: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    rows, prices = rng.random((channels, features)) < share, rng.integers(1, 9, features).astype(float)
+    found, plain = gather(rows, prices, seed=1), np.arange(channels)
+    assert sorted(found) == list(plain)
+    assert np.array_equal(found, gather(rows, prices, seed=1))
+    for size in (4, 8):
+        assert union_work(rows, prices, found, size) <= union_work(rows, prices, plain, size)
+        assert np.isclose(union_work(rows, prices, found, size), by_hand(rows, prices, found, size))
+
+
+def outputs(model: ir.Model) -> np.ndarray:
+    proto = ir.serde.serialize_model(model)
+    shape = tuple(d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim)
+    return ReferenceEvaluator(proto).run(None, {"x": np.random.default_rng(0).normal(size=shape)})[0]
+
+
+@given(st.lists(st.integers(0, len(BLOCKS) - 1), min_size=1, max_size=5), st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_the_function_stays(blocks: list[int], seed: int) -> None:
+    model = ir.serde.deserialize_model(network(blocks, seed))
+    infer_shapes(model)
+    rng = np.random.default_rng(seed)
+    for layer in weight_layers(model):
+        value = model.graph.initializers[layer.weight]
+        array = value.const_value.numpy()  # type: ignore[union-attr]
+        value.const_value = ir.tensor(array * (rng.random(array.shape) < 0.4), name=layer.weight)
+    before = outputs(model)
+    weights = {layer.weight: np.sort(canonical_weight(model, layer), axis=None) for layer in weight_layers(model)}
+    cluster_model(model, seed=seed)
+    assert np.abs(before - outputs(model)).max() <= 1e-12 * max(np.abs(before).max(), 1.0)
+    for layer in weight_layers(model):
+        assert np.array_equal(np.sort(canonical_weight(model, layer), axis=None), weights[layer.weight])
+
+
+def test_by_recipe() -> None:
+    """Zeros that are there stay what they are; with a pattern, the pruned model is clustered."""
+    rows = planted(3, 4, 8, 24)
+    first = np.where(rows, 1.0, 0.0).astype(np.float32)
+    weights = {"w0": first.T, "w1": np.ones((32, 5), np.float32)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w0"], ["h"], name="first"),
+            helper.make_node("Relu", ["h"], ["r"], name="relu"),
+            helper.make_node("MatMul", ["r", "w1"], ["y"], name="second"),
+        ],
+        "two",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 24])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 5])],
+        [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in weights.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    for text in ("{rearrangement: {method: cluster}}", "{ignore: [MatMul], rearrangement: {method: cluster}}"):
+        model = ir.serde.deserialize_model(proto)
+        made = run_passes(model, sparsify_passes(Recipe.from_yaml(text))).model
+        (told,) = json.loads(made.metadata_props[ORDER_KEY])
+        share = float(rows.mean())
+        assert told["layers"] == ["first"]
+        assert np.isclose(told["density"], share)
+        assert np.isclose(told["found"], share)
+        assert told["given"] > 2 * share
+    recipe = Recipe.from_yaml(
+        "{targets: [first], pattern: unstructured, density: 0.2, rearrangement: {method: cluster}}"
+    )
+    names = [step.name for step in sparsify_passes(recipe)]
+    assert names[-2:] == ["prune", "cluster"]
