@@ -1,7 +1,7 @@
 """The sections of a recipe that need calibration data: what is repaired, how densities are spread, what is moved.
 
 calibration: {mean: 127, scale: 128, order: rgb, limit: 256}   # pictures become (pixel - mean) / scale
-reconstruction: {method: refit, damping: 0.01}                 # or none
+reconstruction: {method: refit, damping: 0.03}                 # or swap, projected, none
 recalibration: {layers: all}                                   # all, pruned or none
 allocation: {method: sensitivity, budget: latency=0.5x}        # uniform, erk, global or sensitivity; budget: optional
 rearrangement: {method: search}                                # search, norm, cluster or none
@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from edgesparse.budget import Budget
 from edgesparse.errors import RecipeError, UsageError
 
-RECONSTRUCTIONS = ("refit", "none")
+RECONSTRUCTIONS = ("refit", "swap", "projected", "none")
 RECALIBRATIONS = ("all", "pruned", "none")
 ALLOCATIONS = ("uniform", "erk", "global", "sensitivity")
 REARRANGEMENTS = ("search", "norm", "cluster", "none")
@@ -38,10 +38,10 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Whether the kept weights are fitted anew, and the damping of their moments."""
+    """How the kept weights and their places are found (`passes.reconstruct.Repair`), and the damping of the moments."""
 
     method: str = "refit"
-    damping: float = 0.01
+    damping: float = 0.03
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,10 @@ from edgesparse.errors import Reason
 from edgesparse.passes.graph import Array, constant, only_user, set_constant
 from edgesparse.passes.layers import LayerInfo, canonical_weight, set_canonical_weight, weight_layers
 from edgesparse.passes.observe import Feeds, Moments, Spread, Tick, advance, input_moments, node_named, output_spread
+from edgesparse.passes.projected import projected
 from edgesparse.passes.score import magnitude
 from edgesparse.passes.surgeon import DAMPING, obs, output_of, refit, rescale, wanda
+from edgesparse.passes.swaps import can_swap, swapped
 from edgesparse.pattern import Mask, SparsePattern, best_mask
 from edgesparse.recipe import Choice
 
@@ -33,8 +35,9 @@ class Repair:
     ----------
     criterion:
         "magnitude", "wanda" or "obs".
-    refit:
-        Fit the kept weights anew.
+    method:
+        "refit" fits the kept weights anew, "swap" changes the mask only (`swaps`), "projected" finds mask and weights
+        by projected gradient (`projected`), "none" leaves both.
     recalibrate:
         Match each output channel's mean and variance to the dense network's.
     others:
@@ -47,7 +50,7 @@ class Repair:
     """
 
     criterion: str = "obs"
-    refit: bool = True
+    method: str = "refit"
     recalibrate: bool = True
     others: bool = True
     row_power: float = 0.0
@@ -59,12 +62,18 @@ def prune_layer(
 ) -> tuple[Array, Array, Mask]:
     """One layer's new weight `[Cout, Cin / groups, taps]`, new bias `[Cout]` (float64) and mask."""
     mask = best_mask(choice.pattern, scores(weight, moments, dense, repair), choice.density)
-    kept = refit(weight, mask, moments, repair.damping) if repair.refit else weight * mask.astype(np.float64)
+    if repair.method == "swap" and can_swap(choice.pattern):
+        mask = swapped(weight, mask, moments, choice.pattern, damping=repair.damping)
+    kept = weight * mask.astype(np.float64)
+    if repair.method == "refit":
+        kept = refit(weight, mask, moments, repair.damping)
+    elif repair.method == "projected":
+        kept, mask = projected(weight, mask, moments, choice.pattern, choice.density, damping=repair.damping)
     have = output_of(kept, bias, moments)
     if repair.recalibrate:
         scale, shift = rescale(have, dense)
         return kept * scale[:, None, None], scale * bias + shift, mask
-    if repair.refit:  # the fit is of centred data: the bias keeps the mean of the layer's own dense output
+    if repair.method != "none":  # the fit is of centred data: the bias keeps the mean of the layer's own dense output
         bias = bias + output_of(weight, bias, moments).mean - have.mean
     return kept, bias, mask
 
@@ -97,6 +106,12 @@ def repair_in_order(
         for one in weight_layers(model)
         if one.name in choices and one not in layers
     ]
+    if repair.method == "swap":
+        reasons += [
+            Reason("no-swaps", f"units of {choice.pattern} are bound to places: the mask stays as it is", name)
+            for name, choice in choices.items()
+            if not can_swap(choice.pattern)
+        ]
     follow = _after_first(layers, choices) if repair.others and repair.recalibrate else []
     todo = [one for one in layers if one.name in choices or one.name in follow]
     dense = output_spread(model, todo, inputs)

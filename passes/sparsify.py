@@ -143,7 +143,8 @@ def sparsify(
                 reasons.append(Reason("no-statistics", why, layer.name))
     if seen and inputs is not None:
         picked = {name: choice for name, choice in choices.items() if name in seen and choice.density != 1.0}
-        masks, _ = repair_in_order(model, picked, inputs, repair, tick)
+        masks, more = repair_in_order(model, picked, inputs, repair, tick)
+        reasons += more
         for name, mask in masks.items():
             done[name] = {"pattern": str(choices[name].pattern), "density": round(density(mask), 6)}
     model.metadata_props[RECIPE_KEY] = recipe.to_yaml()
@@ -158,7 +159,7 @@ def repair_of(recipe: Recipe) -> Repair:
     tune = recipe.recalibration or Recalibration(layers="none")
     return Repair(
         criterion=recipe.criterion,
-        refit=fit.method == "refit",
+        method=fit.method,
         recalibrate=tune.layers != "none",
         others=tune.layers == "all",
         damping=fit.damping,

@@ -15,8 +15,10 @@ from edgesparse.passes.graph import Array
 from edgesparse.passes.observe import Moments, Spread
 from edgesparse.pattern import Mask, SparsePattern, best_mask
 
-DAMPING = 0.01
-"""Share of the mean diagonal added to H: it bounds the weights where inputs are dependent or few."""
+DAMPING = 0.03
+"""Share of the mean diagonal added to H: it bounds the weights where inputs are dependent or few. With the few inputs
+that there are, less fits their chance, and more holds the weights back (docs/accuracy.md has what was measured).
+"""
 
 
 def damped(covariance: Array, damping: float = DAMPING) -> Array:

@@ -143,7 +143,7 @@ def test_repair_brings_back_mean_and_variance(net: ir.Model) -> None:
     dense = output_spread(net, layers, samples())
     crude, repaired = net.clone(), net.clone()
     choices = uniform(layers, P.SparsePattern("group", 2, 1), 0.5)
-    plain = Repair(criterion="magnitude", refit=False, recalibrate=False)
+    plain = Repair(criterion="magnitude", method="none", recalibrate=False)
     masks, reasons = repair_in_order(crude, choices, samples(), plain)
     assert not reasons
     assert all(P.density(mask) == 0.5 for mask in masks.values())
