@@ -1,4 +1,4 @@
-"""Cluster: order the channels of a model that is sparse already, so that neighbours have their zeros at the same inputs.
+"""Cluster: order the channels of a model that is sparse already, so that neighbours share their zeros.
 
 A kernel for groups of N output channels runs the union of N rows of non-zeros. No weight changes here; which rows make
 a group does. With B `[channels, features]` the 0/1 matrix of all non-zeros that a set of coupled channels writes, and w
@@ -96,6 +96,8 @@ def gather(rows: Array, prices: Array, size: int = SIZE, *, seed: int = 0) -> Ar
     if channels <= size:
         return best
     matrix, weight = _shrunk(rows, prices)
+    if not weight.size:
+        return best
     rng = np.random.default_rng(seed)
     found = _search(matrix, weight, size, rng)
     found = _nested(matrix, weight, found, size, rng)
