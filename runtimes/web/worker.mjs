@@ -18,6 +18,7 @@ if (typeof globalThis.postMessage === "function") {
   globalThis.onmessage = ({ data }) => serve(data, (told) => globalThis.postMessage(told));
 } else {
   const name = "node:worker_threads"; // not a literal, so that bundlers for the web leave it alone
-  const { parentPort } = await import(/* webpackIgnore: true */ /* @vite-ignore */ name);
-  parentPort.once("message", (data) => serve(data, (told) => parentPort.postMessage(told)));
+  import(/* webpackIgnore: true */ /* @vite-ignore */ name).then(({ parentPort }) => {
+    parentPort.once("message", (data) => serve(data, (told) => parentPort.postMessage(told)));
+  });
 }
