@@ -72,10 +72,8 @@ def preemptions(threads: int) -> int:
 
 
 def preemptions_of(process: int) -> int:
-    """Return how often the system has taken a core away from another process's threads; 0 if that is not told."""
-    total = 0
-    for status in Path(f"/proc/{process}/task").glob("*/status"):
-        with contextlib.suppress(OSError, ValueError, IndexError):  # threads may end meanwhile
-            text = status.read_text(encoding="ascii", errors="replace")
-            total += int(text.rpartition("nonvoluntary_ctxt_switches:")[2].split()[0])
-    return total
+    """Return how often the system has taken a core away from another process's main thread; 0 if that is not told."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        text = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace")
+        return int(text.rpartition("nonvoluntary_ctxt_switches:")[2].split()[0])
+    return 0

@@ -30,13 +30,14 @@ class Memory:
     Attributes
     ----------
     peak_bytes, baseline_bytes:
-        Resident: what loading and running added at most, and what the imports took before.
+        Resident: what loading and running added at most, and what the imports took before. None in a JavaScript
+        engine, where all models share one process.
     arena_bytes, weights_bytes:
         Of a compiled model: working memory, and mapped weights. None for others, which do not tell.
     """
 
-    peak_bytes: int
-    baseline_bytes: int
+    peak_bytes: int | None
+    baseline_bytes: int | None
     arena_bytes: int | None = None
     weights_bytes: int | None = None
 

@@ -17,6 +17,8 @@ from edgesparse.bundle import Bundle, bundle_model
 from edgesparse.errors import EdgesparseError, UnsupportedError
 from edgesparse.feeds import random_feeds
 from edgesparse.manifest import TensorInfo
+from edgesparse.masks import mask_pictures
+from edgesparse.memory import Memory
 from edgesparse.recipe import Recipe
 from edgesparse.report import LayerTime, Report, layer_times
 from edgesparse.runtimes.engines import Engine, EngineModel, find_package
@@ -41,13 +43,22 @@ class EngineContender:
         model.load(random_feeds(model.inputs))
         self._ahead: list[float] = []
         self._batch = 1
+        self._interrupted = 0
+        self._disturbed = False
 
     def run_once(self) -> float:
         """Run once and return the seconds it took."""
         if not self._ahead:
+            before = self.model.engine.preemptions()
             self._ahead = self.model.step(self._batch)
+            self._disturbed = self.model.engine.preemptions() != before
             self._batch = min(max(int(_BATCH_SECONDS / max(min(self._ahead), 1e-6)), 1), _MOST_RUNS)
+        self._interrupted += self._disturbed
         return self._ahead.pop()
+
+    def interruptions(self) -> int:
+        """Return in how many runs the system took the core away; all of those that were asked for at once count."""
+        return self._interrupted
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,7 @@ def bench_engine(
     *,
     onnxruntime: bool = True,
     layers: bool = False,
+    masks: bool = False,
     peak: float | None = None,
     variant: str | None = None,
     progress: Progress | None = None,
@@ -132,6 +144,7 @@ def bench_engine(
             say(str(error))
     outcome = measure(contenders, plan, progress=progress)
     found = _layers(sparse.model, it.sparse) if layers else ()
+    before = _layers(dense, it.dense) if layers and it.dense is not None else ()
     subject = {
         "artifact": it.sparse.manifest["name"],
         "artifact_sha256": environment.sha256(it.sparse.path / "manifest.json"),
@@ -140,10 +153,22 @@ def bench_engine(
         "recipe": it.sparse.manifest["recipe"],
         "info": {**it.sparse.manifest["info"], "engine": engine.told["engine"], "isolated": engine.told["isolated"]},
     }
+    bundles = {SPARSE: it.sparse} | ({DENSE: it.dense} if it.dense is not None else {})
+    memory = {name: _memory(bundle) for name, bundle in bundles.items()}
     sizes = {SPARSE: size_of(it.sparse), ORT_WEB: it.portable.stat().st_size}
     if it.dense is not None:
         sizes[DENSE] = size_of(it.dense)
-    return Report(outcome, subject, environment.record(), {}, sizes, found, peak)
+    return Report(
+        outcome,
+        subject,
+        environment.record(),
+        memory,
+        sizes,
+        found,
+        peak,
+        dense_layers=before,
+        masks=mask_pictures(it.portable) if masks else (),
+    )
 
 
 def check_engine(kind: str, threads: int) -> None:
@@ -157,6 +182,12 @@ def check_engine(kind: str, threads: int) -> None:
 def size_of(bundle: Bundle) -> int:
     """Bytes that a visitor downloads: the weights, and the larger variant's code with the scripts, gzipped."""
     return int(bundle.manifest["files"]["weights.bin"]["size"]) + bundle.code_gzipped
+
+
+def _memory(bundle: Bundle) -> Memory:
+    """What a bundle tells of itself: no engine tells what one model of several keeps resident."""
+    weights = int(bundle.manifest["files"]["weights.bin"]["size"])
+    return Memory(None, None, bundle.manifest["info"].get("arena_bytes"), weights)
 
 
 def _layers(model: EngineModel, bundle: Bundle) -> tuple[LayerTime, ...]:

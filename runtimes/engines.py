@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from edgesparse.cores import preemptions_of
 from edgesparse.errors import DeviceError, UsageError
 from edgesparse.manifest import TensorInfo
 from edgesparse.runtimes.base import check_feeds
@@ -85,6 +86,7 @@ class Engine:
         self._box = Mailbox(_WEB / "host.mjs", isolated=isolated)
         self._process: subprocess.Popen[bytes] | None = None
         self._count = 0
+        self._runners: list[int] | None = None
         try:
             with self._log.open("wb") as log:
                 self._process = subprocess.Popen(
@@ -158,6 +160,14 @@ class Engine:
         name = f"model{self._count}"
         told = self.ask({"deed": "load", "id": name, **job})
         return EngineModel(self, name, tuple(inputs), tuple(outputs), told)
+
+    def preemptions(self) -> int:
+        """How often the system has taken a core away from what runs models: Node, or the browser's pages."""
+        if self._process is None:
+            return 0
+        if self._runners is None:
+            self._runners = [self._process.pid] if self.kind == "node" else _renderers(self._process.pid)
+        return sum(preemptions_of(process) for process in self._runners)
 
     def close(self) -> None:
         """End the engine and its server. Closing twice is allowed."""
@@ -244,6 +254,17 @@ class EngineModel:
     def close(self) -> None:
         """Give the model's memory back."""
         self.engine.ask({"deed": "unload", "id": self.name})
+
+
+def _renderers(session: int) -> list[int]:
+    """The processes of a browser's session that run pages; none where the system does not tell."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):  # processes may end meanwhile
+            process = int(place.name)
+            if os.getsid(process) == session and b"--type=renderer" in (place / "cmdline").read_bytes():
+                found.append(process)
+    return found
 
 
 def find_program(kind: str, program: str | None = None) -> str:

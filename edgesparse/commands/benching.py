@@ -112,7 +112,7 @@ def bench(
         from edgesparse import devicebench
         from edgesparse.commands.devices import bench_on
 
-        there = devicebench.Wanted(plan, cores, timeout, layers)
+        there = devicebench.Wanted(plan, cores, timeout, layers, not no_onnxruntime)
         with _artifact(console, path, target, rules, common.read_shapes(shapes)) as artifact:
             found = bench_on(console, artifact, device, there, told, resume=resume, json_to=json_to, html=html)
             if model_explorer is not None and found.report is not None:
@@ -223,6 +223,8 @@ def _in_engine(
     wanted: Wanted,
 ) -> Report:
     """Bundle a model and measure it in a JavaScript engine."""
+    from edgesparse.bench import portion
+    from edgesparse.cores import pinned
     from edgesparse.errors import UsageError
     from edgesparse.runtimes.engines import Engine
     from edgesparse.webbench import bench_engine, built, check_engine
@@ -232,8 +234,9 @@ def _in_engine(
     check_engine(device, plan.threads)
     with (
         console.progress("bench") as tick,
+        built(path, recipe, shapes, dense=wanted.dense, progress=portion(tick, 0.0, 0.3), notice=console.notice) as it,
+        pinned(plan.threads),
         Engine(device) as engine,
-        built(path, recipe, shapes, dense=wanted.dense, progress=tick, notice=console.notice) as it,
     ):
         return bench_engine(
             engine,
@@ -241,8 +244,9 @@ def _in_engine(
             plan,
             onnxruntime=wanted.onnxruntime,
             layers=wanted.layers,
+            masks=wanted.masks,
             peak=wanted.peak,
-            progress=tick,
+            progress=portion(tick, 0.3, 1.0),
             notice=console.notice,
         )
 
