@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgesparse.kernels import Epilogue, KernelSpec, Pointwise, Window
+from edgesparse.kernels import Epilogue, KernelSpec, Pointwise, Transpose, Window
 from edgesparse.ops import Graph
 from edgesparse.order import Stage, Step
 from edgesparse.packing import Packed
@@ -55,6 +55,10 @@ class Emitter:
     shared: bool = False
     cut: Cut | None = None
     plains: dict[str, str] = field(default_factory=dict)
+    #: Buffer and pitch of values that lie feature-major, see `columns`.
+    columns: dict[str, tuple[str, int]] = field(default_factory=dict)
+    #: Buffers that wait to be written from a feature-major form: its buffer, pitch, features, rows.
+    owed: dict[str, tuple[str, int, int, int]] = field(default_factory=dict)
     packs: dict[str, tuple[Packed, ...]] = field(default_factory=dict)
     layer: int = 0
 
@@ -200,6 +204,10 @@ class Emitter:
     def plain(self, name: str) -> str:
         """Buffer of a value in ONNX's own layout: its own where it is plain, else a copy."""
         place = self.place_of(name)
+        if place.buffer in self.owed:
+            source, pitch, features, rows = self.owed.pop(place.buffer)
+            turn = Transpose(self.target.lanes)
+            self.call(turn, [Ref(source), Ref(place.buffer)], [pitch, features, features], rows)
         if place.layout is None or place.layout.is_plain:
             return place.buffer
         if name not in self.plains:

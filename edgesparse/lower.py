@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from edgesparse.columns import lower_linear, lower_norm, lower_view
 from edgesparse.emitter import Emitter, Place
 from edgesparse.errors import CompileError
 from edgesparse.kernels import (
@@ -23,10 +24,23 @@ from edgesparse.kernels import (
     Pointwise,
     Pool,
     Spmm,
-    Transpose,
     Window,
 )
-from edgesparse.ops import Concat, Conv, Elementwise, Fallback, GlobalPooling, Graph, Linear, Op, Pooling, Recurrence, TopK, View
+from edgesparse.ops import (
+    Concat,
+    Conv,
+    Elementwise,
+    Fallback,
+    GlobalPooling,
+    Graph,
+    LayerNorm,
+    Linear,
+    Op,
+    Pooling,
+    Recurrence,
+    TopK,
+    View,
+)
 from edgesparse.order import Step
 from edgesparse.packing import pack
 from edgesparse.place import Placement, accumulators
@@ -253,28 +267,14 @@ class _Lowering(Emitter):
             along = op.inputs[0] if layout.images == 1 else ""
             self.call(GlobalPool(op.mode, self.target.lanes), refs, args, layout.channels, along=along)
 
-    def linear(self, op: Linear) -> None:
-        """One row: a product with one pixel. More rows are the pixels of a feature-major matrix."""
-        x, y = Ref(self.plain(op.inputs[0])), Ref(self.place_of(op.output).buffer)
-        weight = op.weight[:, :, 0]
-        if op.rows == 1:
-            self.product(op, weight, "w", 1, (x, 1), (y, 1), None)
-            return
-        out, depth = weight.shape
-        pitch = pitch_of(op.rows)
-        columns = self.buffer(f"columns:{op.name}", 4 * depth * pitch)
-        results = self.buffer(f"results:{op.name}", 4 * out * pitch)
-        turn = Transpose(self.target.lanes)
-        self.call(turn, [x, Ref(columns)], [depth, pitch, op.rows], depth)
-        self.product(op, weight, "w", op.rows, (Ref(columns), pitch), (Ref(results), pitch), None)
-        self.call(turn, [Ref(results), y], [pitch, out, out], op.rows)
-
     def topk(self, op: TopK) -> None:
         spec = Largest(op.count, op.size, op.inner, op.largest, op.dtype)
         refs = [Ref(self.plain(op.inputs[0])), *(Ref(self.place_of(name).buffer) for name in op.outputs)]
         self.call(spec, refs, [], op.rows * op.inner)
 
     def view(self, op: View) -> None:
+        if lower_view(self, op):
+            return
         value = self.graph.values[op.output]
         layout = Layout.plain(value.image) if value.image is not None else None
         self.places[op.output] = Place(self.plain(op.inputs[0]), layout)
@@ -333,7 +333,9 @@ def _step(emitter: _Lowering, op: Op, step: Step, parts: Mapping[str, Part]) -> 
     elif isinstance(op, GlobalPooling):
         emitter.global_pooling(op)
     elif isinstance(op, Linear):
-        emitter.linear(op)
+        lower_linear(emitter, op, emitter.product)
+    elif isinstance(op, LayerNorm):
+        lower_norm(emitter, op)
     elif isinstance(op, Recurrence):
         lower_recurrence(emitter, op, emitter.product)
     elif isinstance(op, TopK):

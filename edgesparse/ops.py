@@ -88,12 +88,25 @@ class Conv(Op):
 
 @dataclass(frozen=True)
 class Linear(Op):
-    """``y[m] = epilogue(W x[m] + b)`` for every row m of the input; `weight` is ``[N, K, 1]``."""
+    """``y[m] = epilogue(W x[m] + b)`` for every row m of the input; `weight` is ``[N, K, 1]``.
+
+    With a residual in the epilogue it is the second input.
+    """
 
     weight: np.ndarray
     bias: np.ndarray
     rows: int
     epilogue: Epilogue
+
+
+@dataclass(frozen=True)
+class LayerNorm(Op):
+    """Layer norm over the last axis, of `rows` rows; `scale` and `shift` are ``[features]``."""
+
+    scale: np.ndarray
+    shift: np.ndarray
+    epsilon: float
+    rows: int
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from edgesparse.ops import (
     Elementwise,
     GlobalPooling,
     Graph,
+    LayerNorm,
     Linear,
     Op,
     Pooling,
@@ -34,6 +35,8 @@ from edgesparse.ops import (
 from edgesparse.recurrent import recurrent
 
 _BINARY = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
+#: Rows from which a layer norm is one of ours: fewer fill no vectors.
+_NORM_ROWS = 16
 _VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
 
 
@@ -68,6 +71,7 @@ class _Walk:
             "GlobalMaxPool": self._global_pooling,
             "ReduceMean": self._reduce_mean,
             "Concat": self._concat,
+            "LayerNormalization": self._layer_norm,
             "TopK": self._topk,
             **dict.fromkeys(("LSTM", "GRU", "RNN"), self._recurrent),
             **dict.fromkeys(_BINARY, self._binary),
@@ -210,7 +214,8 @@ class _Walk:
         if not shape or shape[-1] != weight.shape[1]:
             return None
         head = [node, add] if add is not None else [node]
-        epilogue, _, chain = self.fusion.fuse(head[-1], self._made(), residuals=False)
+        made = self._made() | {name_of(value) for part in self.loose for value in part.outputs if value.name}
+        epilogue, residual, chain = self.fusion.fuse(head[-1], made, residuals=True)
         self.fusion.taken.update(id(part) for part in head)
         full = np.zeros(weight.shape[0], np.float32)
         if bias is not None:
@@ -218,12 +223,44 @@ class _Walk:
         return Linear(
             node_name(node),
             self._names([*head[:-1], *chain]),
-            (x,),
+            (x, *((residual,) if residual else ())),
             (self._output(chain),),
             np.ascontiguousarray(weight)[:, :, None],
             full,
             int(np.prod(shape[:-1], dtype=np.int64)),
             epilogue,
+        )
+
+    def _layer_norm(self, node: ir.Node) -> Op | None:
+        """Layer norm over rows of features between matrix products, which keep them feature-major."""
+        shape = self._shape_of(node.outputs[0])
+        scale = constant_of(node.inputs[1])
+        given = node.inputs[2] if len(node.inputs) > 2 else None
+        shift = constant_of(given) if given is not None else None
+        if len(shape) < 2 or integer(node, "axis", -1) not in (-1, len(shape) - 1) or not is_float(node.inputs[0]):
+            return None
+        if scale is None or scale.shape != shape[-1:] or (given is not None and shift is None):
+            return None
+        rows = int(np.prod(shape[:-1], dtype=np.int64))
+        if rows < _NORM_ROWS or len([value for value in node.outputs if value.name]) != 1:
+            return None
+        x = name_of(node.inputs[0])
+        after = [use.node for use in node.outputs[0].uses()]
+        products = any(isinstance(op, Linear) and x in op.outputs for op in self.ops) or any(
+            each.op_type == "MatMul" and constant_of(each.inputs[1]) is not None for each in after
+        )
+        if not products or constant_of(node.inputs[0]) is not None:
+            return None
+        self.fusion.taken.add(id(node))
+        return LayerNorm(
+            node_name(node),
+            self._names([node]),
+            (x,),
+            (self._output([node]),),
+            scale,
+            shift if shift is not None else np.zeros_like(scale),
+            number(node, "epsilon", 1e-5),
+            rows,
         )
 
     def _pooling(self, node: ir.Node) -> Op | None:

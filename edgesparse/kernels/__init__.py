@@ -1,11 +1,12 @@
 """The kernel families. An instance of a family is a frozen spec: it has a `symbol` (its C name) and `build()`s its TIR.
 
 Families: `Spmm` (sparse and dense products), `Depthwise`, `Pool`, `Panel` (windows), `Pointwise`, `GlobalPool`,
-`Transpose`, `Gates` (recurrences), `Largest` (TopK), `Probe` and `LoadProbe` (the roofline). A spec is all there is to
-know of a kernel: equal specs are one kernel, compiled once.
+`Transpose`, `Norm`, `Gates` (recurrences), `Largest` (TopK), `Probe` and `LoadProbe` (the roofline). A spec is all there
+is to know of a kernel: equal specs are one kernel, compiled once.
 """
 
 from edgesparse.kernels.epilogue import Epilogue
+from edgesparse.kernels.norm import Norm
 from edgesparse.kernels.pointwise import GlobalPool, Pointwise, Transpose
 from edgesparse.kernels.probe import LoadProbe, Probe
 from edgesparse.kernels.recurrent import Gates
@@ -13,7 +14,9 @@ from edgesparse.kernels.spmm import Spmm
 from edgesparse.kernels.topk import Largest
 from edgesparse.kernels.window import Depthwise, Panel, Pool, Window
 
-KernelSpec = Spmm | Depthwise | Pool | Panel | Pointwise | GlobalPool | Transpose | Gates | Largest | Probe | LoadProbe
+KernelSpec = (
+    Spmm | Depthwise | Pool | Panel | Pointwise | GlobalPool | Transpose | Norm | Gates | Largest | Probe | LoadProbe
+)
 
 __all__ = [
     "Depthwise",
@@ -23,6 +26,7 @@ __all__ = [
     "KernelSpec",
     "Largest",
     "LoadProbe",
+    "Norm",
     "Panel",
     "Pointwise",
     "Pool",
