@@ -25,7 +25,7 @@ from edgesparse.passes.observe import Feeds, Moments, Tick, input_moments, outpu
 from edgesparse.passes.prune import LAYERS_KEY, RECIPE_KEY, VERSION_KEY, keep_reason, prune_one
 from edgesparse.passes.rearrange import SetReport, rearrange
 from edgesparse.passes.reconstruct import Repair, can_observe, repair_in_order, scores
-from edgesparse.pattern import SparsePattern, check_available, density
+from edgesparse.pattern import SparsePattern, check_available, density, kept_units
 from edgesparse.recipe import Choice, Recipe
 from edgesparse.sections import Rearrangement, Recalibration, Reconstruction
 
@@ -254,8 +254,7 @@ def _allocated(
     """Densities by the recipe's allocation; layers whose own rule gives a density keep it."""
     method = recipe.allocation.method if recipe.allocation else "uniform"
     if method == "sensitivity":
-        shares = measured.densities(recipe) if measured is not None else {}
-        return choices | {name: replace(choices[name], density=share) for name, share in shares.items()}
+        return _spread(chosen, choices, measured.densities(recipe) if measured is not None else {})
     layers = _free(model, chosen, choices, recipe)
     if method == "uniform" or recipe.density is None or not layers:
         return choices
@@ -270,7 +269,19 @@ def _allocated(
             # error relative to the layer's own output: layers of different scale can be compared
             found[one.name] = saliency / max(float(np.sum(spread[one.name].variance)), 1e-30) * max(one.macs, 1)
         shares = allocate.global_threshold(layers, found, recipe.density)
-    return choices | {name: replace(choices[name], density=share) for name, share in shares.items()}
+    return _spread(chosen, choices, shares)
+
+
+def _spread(layers: Iterable[LayerInfo], choices: dict[str, Choice], shares: Mapping[str, float]) -> dict[str, Choice]:
+    """The choices with these densities; where one would leave a layer no weight at all, the least that does not."""
+    found = dict(choices)
+    for layer in layers:
+        if layer.name not in shares:
+            continue
+        pattern, share = choices[layer.name].pattern, shares[layer.name]
+        more = (share, *(one for one in allocate.GRID if one > share), 1.0)
+        found[layer.name] = Choice(pattern, next(one for one in more if kept_units(pattern, layer.shape, one)))
+    return found
 
 
 def _report(one: SetReport) -> dict[str, object]:

@@ -88,3 +88,41 @@ def test_what_cannot_be_meant(run: Run, made: tuple[Path, Path], tmp_path: Path,
     assert code == 2
     assert message in " ".join(err.split())
     assert not (tmp_path / "net.sparse.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (None, "there is no calibration data"),
+        (b"nothing", "cannot read calibration data"),
+        (
+            b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (9,), }",
+            "cannot read calibration data",
+        ),
+        (np.zeros((1, 3, 4, 4), np.float32), "shape 1x3x4x4 for input 'x'"),
+        (np.zeros((0, 16, 4, 4), np.float32), "shape 0x16x4x4 for input 'x'"),
+        (np.full((1, 16, 4, 4), np.inf, np.float32), "NaN or infinite"),
+        (np.full((1, 16, 4, 4), "a"), "calibration data of <U1"),
+    ],
+)
+def test_bad_calibration_data(run: Run, made: tuple[Path, Path], tmp_path: Path, array, message: str) -> None:
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    if isinstance(array, bytes):
+        (folder / "a.npy").write_bytes(array)
+    elif array is not None:
+        np.save(folder / "a.npy", array)
+    options = ("--pattern", "group:4x1", "--density", "0.5", "--calibrate", folder)
+    code, _, err = run("sparsify", made[0], *options)
+    assert code == 2
+    assert message in " ".join(err.split())
+    assert not (tmp_path / "net.sparse.onnx").exists()
+
+
+def test_what_a_pattern_does_not_fit_is_told(run: Run, made: tuple[Path, Path]) -> None:
+    options = ("--pattern", "group:32x1", "--density", "0.5", "--calibrate", made[1], "-v")
+    code, out, err = run("sparsify", made[0], *options)
+    assert code == 0, err
+    assert "two: group:32x1 needs 32 output and 1 input channels, this layer has 16, 32" in " ".join(
+        (out + err).split()
+    )

@@ -209,6 +209,37 @@ def test_no_samples(net: ir.Model, tmp_path: Path) -> None:  # noqa: F811
         samples_of([{"z": np.zeros(1)}], net)
 
 
-def test_one_sample_only(net: ir.Model) -> None:  # noqa: F811
-    model = run_passes(net, sparsify_passes(Recipe.from_yaml(WHOLE % "uniform"), samples(1))).model
-    assert np.isfinite(canonical_weight(model, weight_layers(model)[0])).all()
+@pytest.mark.parametrize("method", ["uniform", "global", "sensitivity"])
+@pytest.mark.parametrize("fit", ["refit", "swap", "projected"])
+@pytest.mark.parametrize("kind", ["one", "constant", "dependent", "zero"])
+def test_poor_samples(net: ir.Model, method: str, fit: str, kind: str) -> None:  # noqa: F811
+    """One sample, or several that say the same: moments are singular or nothing, and the model stays in order."""
+    first = samples(1)[0]["x"]
+    given = {
+        "one": [first],
+        "constant": [np.ones_like(first)] * 6,
+        "dependent": [first * (i + 1) for i in range(6)],
+        "zero": [np.zeros_like(first)] * 6,
+    }[kind]
+    recipe = Recipe.from_yaml((WHOLE % method).replace("method: refit", f"method: {fit}"))
+    model = run_passes(net, sparsify_passes(recipe, [{"x": one} for one in given])).model
+    for layer in weight_layers(model):
+        weight = canonical_weight(model, layer)
+        assert np.isfinite(weight).all()
+        assert weight.any()
+        assert np.abs(weight).max() < 100, "damping holds the weights"
+
+
+def test_an_allocation_leaves_no_layer_empty(load) -> None:
+    """At density 0.1 a layer of four units would round to none."""
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(4, 4, 1, 1)).astype(np.float32), "v": rng.normal(size=(64, 4, 1, 1))}
+    model = load(
+        "g (float[1,4,8,8] x) => (float[1,64,8,8] y) { a = Conv(x, w)  y = Conv(a, v) }",
+        {name: value.astype(np.float32) for name, value in weights.items()},
+    )
+    text = "{pattern: group:4x1, density: 0.12, criterion: obs, allocation: {method: %s}}"
+    data = [{"x": rng.normal(size=(1, 4, 8, 8)).astype(np.float32)} for _ in range(8)]
+    for method in ("erk", "global", "sensitivity"):
+        made = run_passes(model, sparsify_passes(Recipe.from_yaml(text % method), data)).model
+        assert all(canonical_weight(made, one).any() for one in weight_layers(made)), method
