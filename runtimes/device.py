@@ -26,6 +26,8 @@ from edgesparse.runtimes import links
 from edgesparse.runtimes.base import check_feeds
 from edgesparse.runtimes.links import Done, Link
 
+#: What times onnxruntime on the device.
+RIVAL = "rival.py"
 #: Bytes a second that a slow connection still carries, for the time limit of a transfer.
 _SLOWEST = 200_000
 #: QEMU's user mode program for a target's machine.
@@ -181,15 +183,15 @@ class Device:
                 f"{self.link.name}: {', '.join(wrong)} did not arrive whole", fix="is its disk full? try again"
             )
 
-    def program(self, arguments: Sequence[str], *, timeout: float, before: str = "") -> bytes:
+    def program(self, arguments: Sequence[str], *, timeout: float, under: str = "") -> bytes:
         """Run the bench program to its end and return its stdout.
 
         Parameters
         ----------
         timeout:
             Seconds after which it counts as wedged; it then ends itself, even when the connection is gone.
-        before:
-            More options of the emulator.
+        under:
+            A command on the device that runs the program, which is appended to it.
 
         Raises
         ------
@@ -197,10 +199,10 @@ class Device:
             It cannot be started, crashes, or does not end.
         """
         machine = str(self.artifact.manifest.target.get("machine"))
-        emulator = f"{EMULATORS[machine]} {before} " if self.link.emulated else ""
+        start = f"{EMULATORS[machine]} " if self.link.emulated else f"{under} " if under else ""
         words = shlex.join([*arguments, "--timeout", str(max(1, int(timeout)))])
         # Waited for by the shell, which tells the signal that ended it; ssh alone would only say 255.
-        line = f"cd {self.folder} || exit 1; {emulator}./bench {words} & p=$!; echo $p > pid; wait $p"
+        line = f"cd {self.folder} || exit 1; {start}./bench {words} & p=$!; echo $p > pid; wait $p"
         self._running = True
         try:
             done = self.link.shell(line, timeout=timeout + 15)
@@ -340,10 +342,12 @@ def open_device(text: str, artifact: Artifact, *, keep: bool = False) -> Iterato
         yield device
 
 
-def files_of(artifact: Artifact, *, dense: bool = True) -> dict[str, Path | bytes]:
-    """The files a device needs: program, weights, and the first sample as raw bytes."""
-    wanted = ["bench", "weights.bin", *(["dense.bin"] if dense else [])]
+def files_of(artifact: Artifact, *, dense: bool = True, rival: bool = False) -> dict[str, Path | bytes]:
+    """The files a device needs: program, weights, the first sample as raw bytes, and what onnxruntime there needs."""
+    wanted = ["bench", "weights.bin", *(["dense.bin"] if dense else []), *(["model.onnx"] if rival else [])]
     found: dict[str, Path | bytes] = {name: artifact.file(name) for name in wanted}
+    if rival:
+        found[RIVAL] = Path(__file__).with_name(RIVAL)
     manifest = artifact.manifest
     sample = samples.load(artifact.file(samples.NAME), manifest)[0]
     found["sample.in"] = b"".join(sample.inputs[info.name].tobytes() for info in manifest.inputs)

@@ -7,7 +7,8 @@
  *     bench info                                      the machine, and where the kernels lie
  *
  * Options: --weights FILE, --dense FILE, --form sparse|dense, --seconds S, --runs N, --warm-up S, --profile N,
- * --cores all|big|little|MASK, --most S, --keep-all 0|1, --timeout S. Exit codes: 0 done, 2 usage, 3 files or memory. */
+ * --cores all|big|little|MASK, --most S, --keep-all 0|1, --rival NAME, --timeout S. Exit codes: 0 done, 2 usage,
+ * 3 files or memory. */
 #define _GNU_SOURCE
 
 #include "machine.h"
@@ -29,9 +30,9 @@ void es_kernels_end(void);
 extern const es_program es_dense_program __attribute__((visibility("hidden")));
 
 static struct {
-    const char *mode, *weights, *dense, *form, *input, *output, *expect, *cores;
+    const char *mode, *weights, *dense, *form, *input, *output, *expect, *cores, *rival;
     int64_t seconds, warm_up, runs, profile, timeout, most, keep_all; /* in thousandths */
-} want = {"", "weights.bin", NULL, NULL, NULL, NULL, NULL, "all", 10000, 5000, 100000, 20000, 0, 120000, 0};
+} want = {"", "weights.bin", NULL, NULL, NULL, NULL, NULL, "all", NULL, 10000, 5000, 100000, 20000, 0, 120000, 0};
 
 static const struct {
     const char *name;
@@ -42,7 +43,7 @@ static const struct {
     {"--input", &want.input, NULL},     {"--output", &want.output, NULL},   {"--expect", &want.expect, NULL},
     {"--cores", &want.cores, NULL},     {"--seconds", NULL, &want.seconds}, {"--warm-up", NULL, &want.warm_up},
     {"--runs", NULL, &want.runs},       {"--profile", NULL, &want.profile}, {"--timeout", NULL, &want.timeout},
-    {"--most", NULL, &want.most},       {"--keep-all", NULL, &want.keep_all},
+    {"--rival", &want.rival, NULL},     {"--most", NULL, &want.most},       {"--keep-all", NULL, &want.keep_all},
 };
 
 __attribute__((noreturn)) static void fail(int code, const char *what, const char *why) {
@@ -153,21 +154,22 @@ static void say_pair(const char *key, int64_t number) {
 }
 
 static void tell_form(const es_form *form, int blocks) {
-    const double error = want.expect ? error_of(form, want.expect) : 0;
+    const char *expect = form->model ? want.expect : NULL; /* the rival judges its outputs itself */
+    const double error = expect ? error_of(form, expect) : 0;
     es_say_quoted(form->name);
     say_pair(":{\"load_ns\":", (int64_t)form->load_ns);
     say_pair(",\"first_ns\":", (int64_t)form->first_ns);
     say_pair(",\"warm_up_runs\":", form->warm_up_runs);
     es_say(form->settled ? ",\"settled\":true" : ",\"settled\":false");
-    say_pair(",\"arena_bytes\":", (int64_t)es_arena_bytes(form->model));
+    say_pair(",\"arena_bytes\":", form->model ? (int64_t)es_arena_bytes(form->model) : 0);
     es_say(",\"error\":");
-    if (!want.expect)
+    if (!expect)
         es_say("null");
     else if (error > 1e300)
         es_say("1e999");
     else
         es_say_float(error);
-    if (es_tell_times(form, blocks) || es_tell_layers(form, want.profile / 1000))
+    if (es_tell_times(form, blocks) || (form->model && es_tell_layers(form, want.profile / 1000)))
         fail(3, "times", "not enough memory");
     es_say("}");
 }
@@ -230,7 +232,8 @@ int main(int count, char **given) {
     }
     const int dense = want.form && !strcmp(want.form, "dense"), timed = !strcmp(want.mode, "bench");
     const int both = timed && want.dense && !want.form;
-    es_form forms[2] = {{0}, {0}};
+    const int contenders = 1 + both + (timed && want.rival);
+    es_form forms[3] = {{0}, {0}, {0}};
     if (want.form && !dense && strcmp(want.form, "sparse"))
         fail(2, "--form", "is neither sparse nor dense");
     if (dense && !want.dense)
@@ -247,7 +250,8 @@ int main(int count, char **given) {
     for (int n = 0; want.input && n <= both; n++)
         feed(&forms[n], want.input);
     if (timed) {
-        bench(forms, 1 + both);
+        forms[1 + both].name = want.rival;
+        bench(forms, contenders);
     } else {
         for (int64_t run = 0; run < (want.mode[0] == 'r' ? 1 : want.runs / 1000); run++)
             es_run(forms[0].model);

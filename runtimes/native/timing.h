@@ -6,7 +6,7 @@
 
 typedef struct es_form {
     const char *name;
-    es_model *model;
+    es_model *model; /* null for the rival, which runs in another process: see runtimes/rival.py */
     uint64_t load_ns, first_ns;
     int warm_up_runs, settled;
     int turn;        /* most runs in a row before the other form's turn */

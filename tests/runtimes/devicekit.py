@@ -75,7 +75,7 @@ def small_artifact(folder: Path, target: str, **changes: Any) -> Artifact:
 
 
 @contextmanager
-def sshd(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
+def sshd(folder: Path, path: str = "") -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
     """A server on loopback with keys of its own: `user@host:port`, the process, the client's configuration."""
     for name in ("host", "user"):
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
@@ -93,6 +93,8 @@ def sshd(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
         "StrictModes": "no",
         "UsePAM": "no",
         "PidFile": "none",
+        # A home of its own: else the shell's start-up files there would change the path again.
+        **({"SetEnv": f"PATH={path} HOME={folder}"} if path else {}),
     }
     (folder / "sshd_config").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
     config = folder / "ssh_config"
