@@ -11,10 +11,8 @@ fitted to the other networks alone, so a network is never judged by what it taug
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 

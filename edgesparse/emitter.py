@@ -100,7 +100,7 @@ class Emitter:
             self.calls.append(Call(symbol, refs, args, 0, extent, self.layer))
             return
         joins = bool(along) and self.cut is not None and self.cut.value == along
-        assert not joins or self.cut is not None and self.cut.bounds[-1] == extent
+        assert not joins or (self.cut is not None and self.cut.bounds[-1] == extent)
         bounds = self.cut.bounds if joins and self.cut else _shares(extent, self.plan.strips, work)
         shares = [Call(symbol, refs, args, first, last, self.layer) for first, last in itertools.pairwise(bounds)]
         strips: list[list[Call]] = [[] for _ in shares]

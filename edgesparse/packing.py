@@ -60,6 +60,33 @@ def pack(weight: Floats, group: int, *, dense: bool = False) -> tuple[Packed, ..
     return tuple(_pack(weight[first:last], first, size, dense) for first, last, size in bounds)
 
 
+@dataclass(frozen=True)
+class Size:
+    """What a part of a packed matrix would hold: groups of `group` rows, `nnz` stored (channel, group) pairs."""
+
+    group: int
+    groups: int
+    nnz: int
+    nbytes: int
+
+
+def sizes(used: NDArray[np.bool_], group: int, *, dense: bool = False) -> tuple[Size, ...]:
+    """The sizes of the parts that `pack` makes of a matrix with non-zeros at `used` ``[N, K]``."""
+    rows, depth = used.shape
+    whole = rows // group * group
+    found = []
+    for first, last, size in ((0, whole, group), (whole, rows, rows - whole)):
+        if first == last:
+            continue
+        groups = (last - first) // size
+        if dense:
+            found.append(Size(size, groups, groups * depth, 4 * (last - first) * depth))
+            continue
+        nnz = int(np.count_nonzero(np.logical_or.reduceat(used[first:last], np.arange(0, last - first, size), axis=0)))
+        found.append(Size(size, groups, nnz, 4 * (nnz * size + nnz + groups + 1)))
+    return tuple(found)
+
+
 def _pack(weight: Floats, first: int, group: int, dense: bool) -> Packed:
     blocks = np.ascontiguousarray(weight.reshape(-1, group, weight.shape[1]).transpose(0, 2, 1), np.float32)
     depth = weight.shape[1]

@@ -22,6 +22,7 @@ import edgesparse
 from edgesparse import arena, artifact, emit, samples
 from edgesparse.artifact import Artifact
 from edgesparse.build import build_kernels
+from edgesparse.decide import Choice, decide
 from edgesparse.describe import describe_graph, describe_placements, describe_plan, describe_program
 from edgesparse.errors import CompileError, EdgesparseError, ModelError
 from edgesparse.lower import Lowered, Part, lower
@@ -59,7 +60,8 @@ def compile_model(
     seed: int = 0,
     dense: bool = False,
     tune: bool | None = None,
-    depth_first: bool = True,
+    depth_first: bool | None = None,
+    band_pixels: int | None = None,
     threads: int = 1,
 ) -> Artifact | None:
     """Compile an ONNX model.
@@ -83,8 +85,8 @@ def compile_model(
         Run every layer with the dense kernels, as a baseline.
     tune:
         Choose tiles by measuring; by default where the target is this host.
-    depth_first:
-        Run chains of wide maps band by band.
+    depth_first, band_pixels:
+        Run chains of wide maps band by band, or layer by layer; pixels of a band. None: by the cost model.
     threads:
         The most threads that the compiled model can use; the results are the same for any number.
 
@@ -103,7 +105,9 @@ def compile_model(
         if record.done("recognise", lambda: describe_graph(graph)):
             return None
         apart = threads > 1 and target.runner in APART
-        layout = plan(graph, target, depth_first=depth_first, strips=1 if apart else threads)
+        asked = Choice(depth_first, band_pixels)
+        decision = decide(graph, target, asked, dense=dense, strips=1 if apart else threads)
+        layout = decision.plan
         if record.done("plan", lambda: describe_plan(graph, layout)):
             return None
         parts = _fallback_parts(graph, target, tick)
@@ -120,7 +124,8 @@ def compile_model(
             lowered = replace(lowered, kernels={**lowered.kernels, **twin.kernels})
             programs.append(arena.assign(twin.program))
         if apart:
-            wide = lower(graph, plan(graph, target, depth_first=depth_first, strips=threads), placements, parts, target)
+            cut = plan(graph, target, depth_first=layout.depth_first, strips=threads, band_pixels=layout.band_pixels)
+            wide = lower(graph, cut, placements, parts, target)
             lowered = replace(lowered, kernels={**lowered.kernels, **wide.kernels})
             # One weights file serves both.
             constants = {**program.constants, **wide.program.constants}
@@ -132,7 +137,7 @@ def compile_model(
             info={
                 **manifest.info,
                 "dense": dense,
-                "depth_first": depth_first,
+                "plan": decision.as_dict(),
                 "threads": threads,
                 "arena_bytes": max(each.arena_bytes for each in programs),
             },

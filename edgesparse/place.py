@@ -7,7 +7,8 @@ measured (`edgesparse.tune`). The choice, the runner-up and the reason go into t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from edgesparse.errors import Reason
 from edgesparse.kernels import Spmm
 from edgesparse.kernels.tiles import cut_pixels
 from edgesparse.ops import Conv, Fallback, Graph, Linear, Op, Recurrence
-from edgesparse.packing import pack
+from edgesparse.packing import Size, sizes
 from edgesparse.pattern import SparsePattern, find_pattern
 from edgesparse.plan import Plan
 from edgesparse.target import Target
@@ -107,6 +108,19 @@ class Job:
     pixels: int
     bands: int
     epilogue: Any
+    _sizes: dict[tuple[int, bool], tuple[Size, ...]] = field(default_factory=dict, compare=False, repr=False)
+
+    @functools.cached_property
+    def used(self) -> np.ndarray:
+        """Where the weights are not zero."""
+        return self.weight != 0
+
+    def sizes(self, product: Product) -> tuple[Size, ...]:
+        """What the weights take when packed for a product."""
+        key = (product.group, product.dense)
+        if key not in self._sizes:
+            self._sizes[key] = sizes(self.used, product.group, dense=product.dense)
+        return self._sizes[key]
 
 
 def kind_of(op: Op) -> str:
@@ -141,7 +155,7 @@ def candidates(job: Job, target: Target, *, dense_only: bool) -> list[Product]:
     for group in groups:
         if group <= most or job.pixels == 1:
             found += [Product(group, vectors, True) for vectors in tile_widths(group, most)]
-    if not dense_only and (job.weight == 0).mean() > 0.05:
+    if not dense_only and job.used.mean() < 0.95:
         for group in GROUPS:
             if group <= most or job.pixels == 1:
                 found += [Product(group, vectors, False) for vectors in tile_widths(group, most)]
@@ -163,7 +177,7 @@ def accumulators(target: Target) -> int:
 def cost(job: Job, product: Product, target: Target) -> float:
     """Cycles of the whole layer, by counting what each group does in each tile."""
     cycles = 0.0
-    for part in pack(job.weight, product.group, dense=product.dense):
+    for part in job.sizes(product):
         spec = Spmm(part.group, job.pixels, product.vectors, target.lanes, product.dense, job.epilogue, target.by_lane)
         cut = cut_pixels(job.pixels, target.lanes, product.vectors, spec.tail_limit)
         nnz, groups = part.nnz, part.groups
@@ -238,7 +252,7 @@ def _placement(
         product,
         ranked[second] if second is not None else None,
         op.weight.size * (job.pixels * job.bands // groups if not isinstance(op, Conv) else _pixels(graph, op)),
-        groups * sum(part.nbytes for part in pack(job.weight, product.group, dense=product.dense)),
+        groups * sum(part.nbytes for part in job.sizes(product)),
         cost(job, product, target),
         round(times[first] * 1e6, 2) if times is not None else None,
         round(times[second] * 1e6, 2) if times is not None and second is not None else None,

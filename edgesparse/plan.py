@@ -17,11 +17,11 @@ from edgesparse.strips import waiting_in_strips
 from edgesparse.target import Target
 
 #: Pixels a band should have: enough to amortise a pass over the weights, few enough that the panel stays in cache.
-_BAND_PIXELS = 112
+BAND_PIXELS = 112
 #: Largest map that is kept as a whole plane.
 _PLANE_PIXELS = 256
-#: Vectors that a thread's share of a plane must have to be a band of its own. Sharing a plane by rows, each thread goes on
-#: with what is in its cache; by channels, each layer would fetch half of its input from the other core.
+#: Vectors that a thread's share of a plane must have to be a band of its own. Sharing a plane by rows, each thread goes
+#: on with what is in its cache; by channels, each layer would fetch half of its input from the other core.
 _STRIP_VECTORS = 5
 #: Elements per cache line.
 _LINE = 16
@@ -46,9 +46,12 @@ class Plan:
     waiting: frozenset[str]
     depth_first: bool
     strips: int
+    band_pixels: int
 
 
-def plan(graph: Graph, target: Target, *, depth_first: bool = True, strips: int = 1) -> Plan:
+def plan(
+    graph: Graph, target: Target, *, depth_first: bool = True, strips: int = 1, band_pixels: int = BAND_PIXELS
+) -> Plan:
     """Lay out and order a graph.
 
     Parameters
@@ -58,20 +61,22 @@ def plan(graph: Graph, target: Target, *, depth_first: bool = True, strips: int 
         the same.
     strips:
         Parts of each stage that may run on threads of their own; results are bitwise the same for any number.
+    band_pixels:
+        Pixels that a band should have about.
     """
-    layouts = _layouts(graph, target, strips)
+    layouts = _layouts(graph, target, strips, band_pixels)
     lazy = waiting(graph, layouts) if depth_first else frozenset()
     lazy = waiting_in_strips(graph, layouts, lazy, strips, target)
     stages = order(graph, layouts, lazy, strips)
     resident = rings(graph, layouts, stages, lazy)
     final = {name: replace(layout, ring=resident.get(name, layout.ring)) for name, layout in layouts.items()}
-    return Plan(final, stages, lazy, depth_first, strips)
+    return Plan(final, stages, lazy, depth_first, strips, band_pixels)
 
 
-def band_rows(height: int, width: int, lanes: int) -> int:
+def band_rows(height: int, width: int, lanes: int, pixels: int = BAND_PIXELS) -> int:
     """Rows of a band for maps of this size.
 
-    Among the heights around `_BAND_PIXELS` pixels, the one that wastes the fewest lanes and leaves no short last band.
+    Among the heights around `pixels` pixels, the one that wastes the fewest lanes and leaves no short last band.
     """
     if height * width <= _PLANE_PIXELS:
         return height
@@ -82,10 +87,10 @@ def band_rows(height: int, width: int, lanes: int) -> int:
 
         bands, rest = divmod(height, rows)
         work = (bands * vectors(rows) + (vectors(rest) if rest else 0)) * lanes / (height * width)
-        size = rows * width / _BAND_PIXELS
+        size = rows * width / pixels
         return work + 0.05 * max(size, 1 / size) + (0.05 if rest else 0.0), rows
 
-    return min(range(1, min(height, max(2 * _BAND_PIXELS // width, 1)) + 1), key=cost)
+    return min(range(1, min(height, max(2 * pixels // width, 1)) + 1), key=cost)
 
 
 def pitch_of(pixels: int) -> int:
@@ -96,7 +101,7 @@ def pitch_of(pixels: int) -> int:
     return lines * _LINE if pixels > 1 else 1
 
 
-def _layouts(graph: Graph, target: Target, strips: int) -> dict[str, Layout]:
+def _layouts(graph: Graph, target: Target, strips: int, band_pixels: int) -> dict[str, Layout]:
     """Every image's layout with all bands resident; inputs, and what no row-wise operation makes, are plain."""
     made_by = {name: op for op in graph.ops for name in op.outputs}
     # A sum over all pixels must not depend on the number of threads: not in its order either.
@@ -107,16 +112,16 @@ def _layouts(graph: Graph, target: Target, strips: int) -> dict[str, Layout]:
         if value.image is None:
             continue
         if name in made_by and rowwise(made_by[name]):
-            layouts[name] = _banded(value, target, 1 if value.image[2:] in pooled else strips)
+            layouts[name] = _banded(value, target, 1 if value.image[2:] in pooled else strips, band_pixels)
         else:
             layouts[name] = Layout.plain(value.image)
     return layouts
 
 
-def _banded(value: Value, target: Target, strips: int) -> Layout:
+def _banded(value: Value, target: Target, strips: int, band_pixels: int) -> Layout:
     assert value.image is not None
     images, channels, height, width = value.image
-    rows = band_rows(height, width, target.lanes)
+    rows = band_rows(height, width, target.lanes, band_pixels)
     share = -(-height // strips)
     if rows == height and share * width >= _STRIP_VECTORS * target.lanes:
         rows = share

@@ -35,6 +35,14 @@ def step_options(function: F) -> F:
 @click.option(
     "--threads", type=click.IntRange(1, 64), default=1, show_default=True, help="The most threads a run may use."
 )
+@click.option(
+    "--order",
+    type=click.Choice(["auto", "depth-first", "layers"]),
+    default="auto",
+    show_default=True,
+    help="Run chains of wide maps band by band, or layer by layer.",
+)
+@click.option("--band-pixels", type=click.IntRange(1, 1 << 20), help="Pixels of a band.  [default: by the cost model]")
 @step_options
 @common.seed_option
 @common.json_option
@@ -52,6 +60,8 @@ def compile_(
     output: Path | None,
     force: bool,
     threads: int,
+    order: str,
+    band_pixels: int | None,
     stop_after: str | None,
     dump_after: tuple[str, ...],
     seed: int,
@@ -80,6 +90,8 @@ def compile_(
             dump_after=dump_after,
             seed=seed,
             threads=threads,
+            depth_first=None if order == "auto" else order == "depth-first",
+            band_pixels=band_pixels,
         )
     if artifact is None:
         console.result(f"stopped after {stop_after}; no artifact was written")
