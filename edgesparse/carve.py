@@ -43,6 +43,16 @@ def carve(model: ir.Model, nodes: list[ir.Node], values: dict[str, Value]) -> Fa
     return Fallback(names[0], names, tuple(inputs), tuple(v.name for v in outputs), part)
 
 
+def held(model: ir.Model, value: Value, array: np.ndarray) -> Fallback:
+    """A constant that is an output of the model, as a part that copies it there."""
+    name = f"{value.name}/held"
+    node = onnx.helper.make_node("Identity", [name], [value.name], name)
+    graph = onnx.helper.make_graph([node], "part", [], [_info(value)], [onnx.numpy_helper.from_array(array, name)])
+    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+    part = onnx.helper.make_model(graph, opset_imports=imports, ir_version=min(model.ir_version, 10))
+    return Fallback(name, (name,), (), (value.name,), part)
+
+
 def _info(value: Value) -> onnx.ValueInfoProto:
     return onnx.helper.make_tensor_value_info(
         value.name, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype)), value.shape

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgesparse.attributes import constant_of, integer, ints, is_float, name_of, node_name, number, pads_of, pair
-from edgesparse.carve import carve
+from edgesparse.carve import carve, held
 from edgesparse.errors import UnsupportedError
 from edgesparse.fusion import Fusion
 from edgesparse.ops import (
@@ -97,12 +97,10 @@ class _Walk:
         self._flush()
         outputs = tuple(name_of(value) for value in self.graph.outputs)
         for value in self.graph.outputs:
-            if constant_of(value) is not None:
-                raise UnsupportedError(
-                    f"output {value.name!r} of the model is a constant",
-                    why="nothing computes it",
-                    fix="remove it from the model's outputs",
-                )
+            array = constant_of(value)
+            if array is not None:
+                self._declare(value, "the model")
+                self.ops.append(held(self.model, self.values[name_of(value)], array))
         ops = tuple(_sorted(self.ops, [name_of(value) for value in inputs]))
         used = {name for op in ops for name in (*op.inputs, *op.outputs)} | set(outputs)
         names = tuple(name_of(value) for value in inputs)

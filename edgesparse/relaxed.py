@@ -134,6 +134,8 @@ def _imported(model: onnx.ModelProto) -> Any:
     """The Relax module of a model."""
     from tvm.relax.frontend.onnx import from_onnx
 
+    from edgesparse.fallback.prepare import constants_held
+
     fix = "rewrite the model without it (for instance by exporting with another opset), or open an issue"
     for value in (*model.graph.input, *model.graph.output):
         shape = value.type.tensor_type.shape
@@ -153,7 +155,7 @@ def _imported(model: onnx.ModelProto) -> Any:
                 plain = onnx.inliner.inline_selected_functions(model, [], exclude=True, inline_schema_functions=True)
                 if len(plain.graph.node) == len(model.graph.node):
                     raise
-                return from_onnx(plain, keep_params_in_input=False)
+                return from_onnx(constants_held(plain), keep_params_in_input=False)
     except Exception as error:  # the frontend raises what it likes
         traceback.clear_frames(error.__traceback__)  # half-built Relax complains when it goes: let it go here
         raise UnsupportedError(

@@ -37,6 +37,13 @@ OPSET = 18
 """Older models are converted to this opset: from here on, axes, bounds and pads are inputs everywhere."""
 MIN_IR = 8
 """Older IR versions want weights among the inputs."""
+MAX_IR = 10
+"""Newer IR versions bring nothing that passes `check_proto`, and released tools do not read them."""
+SETTLED = 23
+"""A newer opset is only kept where an operator needs it: released tools do not read the newest."""
+
+_GREW = ("Cast", "CastLike", "SpaceToDepth")
+_CLARIFIED = ("Mod", "BitShift")
 
 Shapes = Mapping[str, tuple[int, ...]]
 Notice = Callable[[str], None]
@@ -96,6 +103,7 @@ def model_from_proto(
     _fix_inputs(model, shapes or {}, notice)
     _renew_shapes(model)
     check_model(model)
+    _check_inference(model)
     _check_activations(model)
     return model
 
@@ -138,7 +146,7 @@ def _deserialize(proto: onnx.ModelProto) -> ir.Model:
         InlinePass()(model)
         model.functions.clear()
         RemoveUnusedOpsetsPass()(model)
-    model.ir_version = max(model.ir_version, MIN_IR)
+    model.ir_version = min(max(model.ir_version, MIN_IR), MAX_IR)
     return model
 
 
@@ -154,6 +162,7 @@ def _ordered(model: ir.Model) -> ir.Model:
 def _upgrade(model: ir.Model, notice: Notice) -> ir.Model:
     version = model.opset_imports.get("", model.opset_imports.get("ai.onnx", OPSET))
     if version >= OPSET:
+        _settle(model, version)
         return model
     try:
         proto = onnx.version_converter.convert_version(ir.serde.serialize_model(model), OPSET)
@@ -167,6 +176,38 @@ def _upgrade(model: ir.Model, notice: Notice) -> ir.Model:
     upgraded = _deserialize(proto)
     upgraded.metadata_props.update(model.metadata_props)
     return _ordered(upgraded)
+
+
+def _settle(model: ir.Model, version: int) -> None:
+    """Name the oldest opset from `SETTLED` on in which all operators of the model mean the same, in place."""
+    oldest = SETTLED
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type):
+            newest = onnx.defs.get_schema(node.op_type, version)
+            if newest.since_version > oldest and not _meant(node, newest):
+                oldest = newest.since_version
+    if oldest < version:
+        model.opset_imports[""] = oldest
+
+
+def _meant(node: ir.Node, newest: onnx.defs.OpSchema) -> bool:
+    """Whether a node already means in `SETTLED` what it means in its schema: only types were added since, the words
+    made clearer (`_CLARIFIED`), or attributes added (`_GREW`) that it does not use.
+    """
+    try:
+        old = onnx.defs.get_schema(node.op_type, SETTLED)
+    except onnx.defs.SchemaError:
+        return False
+    ports = [[(port.name, port.option) for port in (*s.inputs, *s.outputs)] for s in (old, newest)]
+    taken = {each.type_param_str: set(each.allowed_type_strs) for each in old.type_constraints}
+    for value, port in zip(node.inputs, old.inputs, strict=False):
+        kind = f"tensor({value.dtype.name.lower()})" if value is not None and value.dtype is not None else ""
+        if kind and kind not in taken.get(port.type_str, {kind}):
+            return False
+    same = (old.doc == newest.doc or node.op_type in _CLARIFIED) and old.attributes.keys() == newest.attributes.keys()
+    return ports[0] == ports[1] and (
+        same or (node.op_type in _GREW and node.attributes.keys() <= old.attributes.keys())
+    )
 
 
 def _unique_node_names(model: ir.Model) -> None:
@@ -276,6 +317,20 @@ def _guess(shape: ir.Shape) -> str:
 
 def _times(dims: object) -> str:
     return "x".join(str(dim) if isinstance(dim, int) else str(dim.value or "?") for dim in dims)  # type: ignore[attr-defined]
+
+
+def _check_inference(model: ir.Model) -> None:
+    """Refuse operators that are set to train: their results are random, or meant for a next step."""
+    for node in model.graph:
+        mode = node.attributes.get("training_mode")
+        given = node.inputs[2] if node.op_type == "Dropout" and len(node.inputs) > 2 else None
+        array = given.const_value.numpy() if given is not None and given.const_value is not None else None
+        if (mode is not None and mode.as_int()) or (array is not None and array.any()):
+            raise UnsupportedError(
+                f"node {node.name} ({node.op_type}) is set to training_mode",
+                why="its results are not those of inference",
+                fix="export the model in evaluation mode, e.g. after model.eval()",
+            )
 
 
 def _check_activations(model: ir.Model) -> None:

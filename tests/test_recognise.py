@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from networks import text_model
 
-from edgesparse.errors import UnsupportedError
 from edgesparse.kernels import Epilogue
 from edgesparse.ops import Concat, Conv, Elementwise, Fallback, GlobalPooling, Graph, Linear, Op, Pooling, View
 from edgesparse.passes import model_from_proto
@@ -146,6 +145,8 @@ def test_swapped_operands_are_kept_in_order() -> None:
     assert (op.op, op.operand, op.swapped) == ("sub", "scalar", True)
 
 
-def test_constant_outputs_are_told() -> None:
-    with pytest.raises(UnsupportedError, match="output 'z' of the model is a constant"):
-        graph_of("(float[2] x) => (float[2] y, float[2] z) { y = Relu(x) }", {"z": np.ones(2, np.float32)})
+def test_constant_outputs_are_copied() -> None:
+    graph = graph_of("(float[2] x) => (float[2] y, float[2] z) { y = Relu(x) }", {"z": np.ones(2, np.float32)})
+    made = next(op for op in graph.ops if "z" in op.outputs)
+    assert isinstance(made, Fallback)
+    assert made.inputs == ()

@@ -177,11 +177,6 @@ def test_operator_left_to_the_runtime_is_named() -> None:
     ("text", "why"),
     [
         (
-            "g (float[4,8] x, float[8] s) => (float[4,8] y, float[4,1] m) { y, m = LayerNormalization(x, s) }",
-            "Mean and InvStdDev",
-        ),
-        ("g (float[8] x) => (bool[8] y) { y = IsInf<detect_negative=0>(x) }", "not told apart"),
-        (
             "g (float[8] x) => (uint8[8] y, float s, uint8 z) { y, s, z = DynamicQuantizeLinear(x) }",
             "rounds ties otherwise",
         ),

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgesparse.fallback.flat import Flat
 from edgesparse.fallback.nests import Axis
-from edgesparse.fallback.rewrite import children, mentions, rebuilt, steps_of_index, substitute
+from edgesparse.fallback.rewrite import children, mentions, rebuilt, steps_of_index, substitute, walk
 
 if TYPE_CHECKING:
     from edgesparse.fallback.emit import Scope
@@ -90,8 +90,14 @@ def _store(scope: Scope, flat: Flat, at: Mapping[Any, Any]) -> None:
 
 
 def _with_reciprocals(flat: Flat, axis: Axis) -> Flat:
-    """Divisions by what is the same in all lanes become products, so that the division leaves the loop."""
+    """Divisions by what is the same in all lanes become products, so that the division leaves the loop.
+
+    Not where the result is rounded: there the last bit decides.
+    """
     from tvm import tirx
+
+    if any(_decides(node) for node in walk(flat.value)):
+        return flat
 
     def visit(node: Any) -> Any:
         if type(node).__name__ == "TensorLoad":
@@ -106,6 +112,14 @@ def _with_reciprocals(flat: Flat, axis: Axis) -> Flat:
         return made.a * (tirx.const(1.0, "float32") / made.b)
 
     return replace(flat, value=visit(flat.value))
+
+
+def _decides(node: Any) -> bool:
+    kind = type(node).__name__
+    if kind == "Cast":
+        return "int" in str(node.ty.dtype) and "float" in str(node.value.ty.dtype)
+    names = ("round", "nearbyint", "floor", "ceil", "trunc")
+    return kind == "Call" and str(getattr(node.op, "name", "")).rpartition(".")[2] in names
 
 
 def _unfolded(scope: Scope, value: Any) -> Any:

@@ -16,6 +16,9 @@ from edgesparse.fallback.rewrite import cost, loads, mentions, narrowed, substit
 #: Bytes that row-local intermediates may take on the stack, all together.
 STACK = 16384
 
+#: The largest finite numbers.
+_LARGEST = {"float16": 65504.0, "float32": 3.4028234e38, "float64": 1.7976931348623157e308}
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -174,7 +177,7 @@ def _body(block: Any, axes: tuple[Axis, ...], reduce: tuple[Axis, ...], fresh: M
         if kind == "Bind":
             lets.append((statement.var, narrowed(statement.value, fresh)))
         elif kind == "BufferStore":
-            init = next((s.value for s in inits if s.buffer.same_as(statement.buffer)), None)
+            init = next((_widest(s.value) for s in inits if s.buffer.same_as(statement.buffer)), None)
             indices = _indices(statement.buffer, statement.indices, fresh)
             stores.append(Store(statement.buffer, indices, narrowed(statement.value, fresh), init))
         else:
@@ -182,6 +185,16 @@ def _body(block: Any, axes: tuple[Axis, ...], reduce: tuple[Axis, ...], fresh: M
     if reduce and any(store.init is None for store in stores):
         raise NotSimple("a reduction without initial value")
     return Nest(axes, reduce, tuple(stores), tuple(lets))
+
+
+def _widest(init: Any) -> Any:
+    """A first value for maxima and minima that is below, or above, all others: TVM takes the largest finite number."""
+    from tvm import tirx
+
+    kind = str(init.ty.dtype)
+    if type(init).__name__ == "FloatImm" and abs(float(init.value)) >= _LARGEST.get(kind, math.inf):
+        return tirx.const(math.copysign(math.inf, float(init.value)), kind)
+    return init
 
 
 def _indices(buffer: Any, indices: Sequence[Any], fresh: Mapping[Any, Any]) -> tuple[Any, ...]:

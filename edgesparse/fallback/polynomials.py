@@ -101,6 +101,9 @@ def _same(value: float | int, like: Any, kind: str | None = None) -> Any:
 def _cast(expr: Any, kind: str) -> Any:
     from tvm import tirx
 
+    held = _held(expr)
+    if held is not None:
+        return _same(held.value, expr, kind)
     return tirx.Cast(kind + _lanes(expr), expr) if _kind(expr) != kind else expr
 
 
@@ -110,10 +113,17 @@ def _bits(expr: Any, kind: str) -> Any:
     return tirx.reinterpret(kind + _lanes(expr), expr)
 
 
+def _held(expr: Any) -> Any | None:
+    """The number in every lane of a constant."""
+    held = expr.value if type(expr).__name__ == "Broadcast" else expr
+    return held if type(held).__name__ in ("IntImm", "FloatImm") else None
+
+
 def _let(value: Any, body: Callable[[Any], Any]) -> Any:
     from tvm import tirx
 
-    if isinstance(value, tirx.Var):
+    # A constant is not bound: TVM folds what is made of it later, and then sees a name bound twice, to other values.
+    if isinstance(value, tirx.Var) or _held(value) is not None:
         return body(value)
     var = tirx.Var("t", str(value.ty.dtype))
     return tirx.Let(var, value, body(var))
@@ -278,7 +288,9 @@ def _pow(x: Any, y: Any) -> Any:
     whole = tirx.trunc(y) == y
 
     def with_size(a: Any) -> Any:
-        power = _let(y * _let(a, _log64), _exp)
+        return _let(_let(y * _let(a, _log64), _exp), lambda power: with_power(a, power))
+
+    def with_power(a: Any, power: Any) -> Any:
         odd_sign = _select(tirx.trunc(y * half) == y * half, power, zero - power)
         negative = _select(whole, odd_sign, _same(math.nan, x))
         finite = _select(x < zero, negative, power)

@@ -1,4 +1,6 @@
-"""ONNX to ONNX before Relax: Resize becomes tables; nodes with more tensors than a kernel has pointers, several."""
+"""ONNX to ONNX before Relax: Resize becomes tables; nodes with more tensors than a kernel has pointers, several;
+what the frontend lacks is spelt out.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +9,24 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edgesparse.fallback.resize import resized
+from edgesparse.fallback.spelled import needs_spelling, spelled
 
 #: Tensors that one node may join or split.
 MOST = 10
 
 
 def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with wide Concat and Split nodes and Resize broken up; the same object where there are none."""
-    if not any(_special(node) for node in model.graph.node):
+    """The model with such nodes broken up; the same object where there are none."""
+    shapes, kinds = _known(model)
+    if not any(_special(node) or needs_spelling(node, kinds) for node in model.graph.node):
         return model
-    shapes = _shapes(model)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     nodes = []
     for node in model.graph.node:
-        if not _special(node):
+        if needs_spelling(node, kinds):
+            nodes += spelled(copy, node, kinds, len(shapes.get(node.input[0], ())))
+        elif not _special(node) or node.op_type == "Constant":
             nodes.append(node)
         elif node.op_type == "Concat":
             nodes += _joined(node)
@@ -31,23 +36,40 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
             nodes += resized(copy, node, shapes)
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
-    return copy
+    return constants_held(copy)
+
+
+def constants_held(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its Constant nodes as initializers, in place: the frontend knows few of their forms."""
+    kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    for node in model.graph.node:
+        form = node.attribute[0].name if node.op_type == "Constant" and node.attribute else ""
+        if form not in kinds and form != "value":
+            continue
+        value = helper.get_attribute_value(node.attribute[0])
+        array = numpy_helper.to_array(value) if form == "value" else np.array(value, kinds[form])
+        held = f"{node.output[0]}/held"
+        model.graph.initializer.append(numpy_helper.from_array(array, held))
+        node.CopyFrom(helper.make_node("Identity", [held], list(node.output), node.name))
+    return model
 
 
 def _special(node: onnx.NodeProto) -> bool:
-    wide = {"Concat": len(node.input) > MOST, "Split": len(node.output) > MOST, "Resize": True}
+    wide = {"Concat": len(node.input) > MOST, "Split": len(node.output) > MOST, "Resize": True, "Constant": True}
     return node.domain in ("", "ai.onnx") and wide.get(node.op_type, False)
 
 
-def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
-    """Static shapes by value name."""
+def _known(model: onnx.ModelProto) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """Static shapes and element types by value name."""
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     found = {item.name: list(item.dims) for item in model.graph.initializer}
+    kinds = {item.name: item.data_type for item in model.graph.initializer}
     for value in (*inferred.graph.value_info, *model.graph.output, *model.graph.input):
         dims = value.type.tensor_type.shape.dim
+        kinds[value.name] = value.type.tensor_type.elem_type
         if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
             found[value.name] = [dim.dim_value for dim in dims]
-    return found
+    return found, kinds
 
 
 def _axis(node: onnx.NodeProto, default: int) -> int:

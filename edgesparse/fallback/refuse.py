@@ -16,11 +16,6 @@ from edgesparse.errors import UnsupportedError
 _Check = Callable[[onnx.NodeProto, Mapping[str, Any]], bool]
 
 _WRONG: dict[str, tuple[_Check, str]] = {
-    "LayerNormalization": (lambda node, _: any(node.output[1:]), "its outputs Mean and InvStdDev are not computed"),
-    "IsInf": (
-        lambda _, options: not (options.get("detect_negative", 1) and options.get("detect_positive", 1)),
-        "detect_negative and detect_positive are not told apart",
-    ),
     "RoiAlign": (lambda _, options: options.get("mode", b"avg") == b"max", "mode max differs"),
     "SpaceToDepth": (lambda _, options: options.get("mode", b"DCR") != b"DCR", "only mode DCR is known"),
     "DynamicQuantizeLinear": (lambda *_: True, "it rounds ties otherwise"),

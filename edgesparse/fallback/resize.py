@@ -96,15 +96,14 @@ def resized(model: onnx.ModelProto, node: onnx.NodeProto, shapes: dict[str, list
     Raises
     ------
     UnsupportedError
-        The node crops, keeps an aspect ratio, shrinks by much, or its sizes are not known.
+        The node crops, shrinks by much, or its sizes are not known.
     """
     options = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     options = {name: value.decode() if isinstance(value, bytes) else value for name, value in options.items()}
     given, made = shapes.get(node.input[0]), shapes.get(node.output[0])
     frame = options.get("coordinate_transformation_mode", "half_pixel")
-    policy = options.get("keep_aspect_ratio_policy", "stretch")
-    if frame not in _FRAMES or policy != "stretch" or not given or not made or 0 in (*given, *made):
-        raise _unsupported(node, f"coordinate_transformation_mode {frame}, keep_aspect_ratio_policy {policy}, {made}")
+    if frame not in _FRAMES or not given or not made or 0 in (*given, *made):
+        raise _unsupported(node, f"coordinate_transformation_mode {frame}, {given} to {made}")
     scales = _scales(model, node, options, given, made)
     nodes: list[onnx.NodeProto] = []
     value = node.input[0]
@@ -140,6 +139,15 @@ def _scales(
         if values.size:
             for axis, scale in zip(axes, values, strict=True):
                 scales[axis] = float(scale)
+    policy = options.get("keep_aspect_ratio_policy", "stretch")
+    if policy != "stretch" and len(node.input) > 3 and node.input[3] in known:
+        # Sizes are what is asked for; one scale for all axes comes closest, and gives the sizes there are.
+        wanted = numpy_helper.to_array(known[node.input[3]])
+        axes = [int(axis) % len(given) for axis in options.get("axes", range(len(given)))]
+        choose = min if policy == "not_larger" else max
+        one = choose(float(size) / given[axis] for axis, size in zip(axes, wanted, strict=True))
+        for axis in axes:
+            scales[axis] = one
     return scales
 
 
