@@ -5,8 +5,8 @@ a group does. With B `[channels, features]` the 0/1 matrix of all non-zeros that
 a price for each feature (how often a run uses it), an order costs the sum over groups and features of w where any row
 of the group has a non-zero. Groups are grown one by one (largest row first, then by the share in common), or taken as
 given or as sorted by their number of non-zeros; then any two channels are swapped for the best gain until nothing
-gains. Groups of 8 are found first, then halves and quarters within each, and pairs of them: which size the kernel has
-is the compiler's choice.
+gains. Groups of 4 are found first, then pairs within each and, twice, pairs of groups: which size the kernel has is
+the compiler's choice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from edgesparse.passes.observe import Tick
 from edgesparse.passes.rearrange import output_space
 from edgesparse.pattern import DENSE_FROM, density
 
-SIZE = 8
+SIZE = 4
+_PAIRINGS = 2
 MAX_SWEEPS = 8
 WORK = 2e10
 """Products that the sweeps of one set may make; at least two sweeps are made."""
@@ -197,10 +198,15 @@ def _nested(matrix: Array, weight: Array, order: Array, size: int, rng: np.rando
     """The same groups, each with the halves that fit best together, and the groups in the best pairs."""
     whole = len(order) // size * size
     groups = [_halved(matrix, weight, order[first : first + size], rng) for first in range(0, whole, size)]
-    if len(groups) > 2:
-        unions = np.stack([matrix[one].max(axis=0) for one in groups])
-        groups = [groups[index] for index in _search(unions, weight, 2, rng)]
-    return np.concatenate([*groups, np.sort(order[whole:])]).astype(np.int64)
+    rest = [np.sort(order[whole:])]
+    for _ in range(_PAIRINGS):
+        if len(groups) > 2:
+            unions = np.stack([matrix[one].max(axis=0) for one in groups])
+            order = _search(unions, weight, 2, rng)
+            rest = [groups[order[-1]], *rest] if len(groups) % 2 else rest
+            pairs = order[: len(groups) // 2 * 2].reshape(-1, 2)
+            groups = [np.concatenate([groups[one], groups[other]]) for one, other in pairs]
+    return np.concatenate([*groups, *rest]).astype(np.int64)
 
 
 def _halved(matrix: Array, weight: Array, members: Array, rng: np.random.Generator) -> Array:
