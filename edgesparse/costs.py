@@ -22,15 +22,14 @@ SCHEMA = "edgesparse.prices/1"
 
 #: Cycles of a term on a core that nobody measured; all others are counted as nothing.
 _COUNTED: Mapping[str, float] = {
-    "sparse.issue": 1.0,
-    "dense.issue": 1.0,
+    "product.issue": 1.0,
     "tail.issue": 1.0,
-    "sparse.tile": 12.0,
-    "dense.tile": 12.0,
+    "sparse.pair": 0.05,
+    "product.tile": 12.0,
     "tail.group": 12.0,
     "product.store": 1.5,
     "product.residual": 1.0,
-    "product.special": 12.0,
+    "product.special": 1.0,
     "tail.store": 3.0,
     "depthwise.tap": 0.5,
     "depthwise.load": 0.5,
@@ -89,6 +88,10 @@ class CostTable:
     def measured(self) -> bool:
         """Whether the table tells time, not only counts."""
         return self.unit == "ns"
+
+    def price(self, terms: Mapping[str, float]) -> float:
+        """The sum of counts times prices, in the unit; terms without a price cost nothing."""
+        return sum(value * self.prices[term] for term, value in terms.items() if term in self.prices)
 
     def as_dict(self) -> dict[str, Any]:
         """What reports say of the table: its unit, what it stands on, and how far it was off."""

@@ -26,12 +26,9 @@ LEVELS = ("l1", "l2", "l3", "memory")
 
 #: The terms that have a price, and what they are: for telling where a layer's time goes.
 GROUPS: dict[str, str] = {
-    "sparse.issue": "compute",
+    "product.issue": "compute",
     "sparse.pair": "overhead",
-    "sparse.tile": "overhead",
-    "dense.issue": "compute",
-    "dense.pair": "overhead",
-    "dense.tile": "overhead",
+    "product.tile": "overhead",
     "product.store": "overhead",
     "product.residual": "overhead",
     "product.special": "overhead",
@@ -74,7 +71,9 @@ GROUPS: dict[str, str] = {
 _LATENCY = 4.0
 
 
-def count(spec: KernelSpec, target: Target, extent: int, pairs: int = 0, weights: str = "l2") -> Terms:
+def count(
+    spec: KernelSpec, target: Target, extent: int, pairs: int = 0, weights: Mapping[str, float] | None = None
+) -> Terms:
     """The terms of one call, but for the bytes that come from beyond L1 before it starts.
 
     Parameters
@@ -84,12 +83,12 @@ def count(spec: KernelSpec, target: Target, extent: int, pairs: int = 0, weights
     pairs:
         Of a product: stored (input channel, group) pairs in the range.
     weights:
-        Where a product's weights come from when the call starts: "l1", "l2", "l3" or "memory".
+        Where a product's weights come from when the call starts: shares by level; by default all from L2.
 
     Families that no network of the fit uses (recurrences, TopK) have one coarse term for each unit of their range.
     """
     if isinstance(spec, Spmm):
-        terms = _product(spec, target, extent, pairs, weights)
+        terms = _product(spec, target, extent, pairs, weights or {"l2": 1.0})
     elif isinstance(spec, (Depthwise, Panel, Pool)):
         terms = _scaled(_window(spec), extent)
     elif isinstance(spec, Pointwise):
@@ -118,14 +117,13 @@ def _scaled(terms: Terms, times: float) -> Terms:
     return Terms({name: value * times for name, value in terms.items()})
 
 
-def _product(spec: Spmm, target: Target, groups: int, pairs: int, weights: str) -> Terms:
+def _product(spec: Spmm, target: Target, groups: int, pairs: int, weights: Mapping[str, float]) -> Terms:
     terms = Terms()
-    kind = "dense" if spec.dense else "sparse"
     cut = cut_pixels(spec.pixels, spec.lanes, spec.vectors, spec.tail_limit)
     loads = spec.group / spec.lanes if spec.by_lane and spec.group % spec.lanes == 0 else spec.group
     pair_bytes = 4 * (spec.group + (not spec.dense))
     # After the first tile the weights come from where that pass left them.
-    again = _level(target, pairs * pair_bytes)
+    again = shares(pairs * pair_bytes, target)
     depth = pairs / max(groups, 1)
     passes = 0
     for run in cut.runs:
@@ -134,14 +132,12 @@ def _product(spec: Spmm, target: Target, groups: int, pairs: int, weights: str) 
         tile = wide * spec.lanes * 4
         for repeat, level in ((1, weights if passes == 0 else again), (run.repeat - 1, again)):
             if repeat:
-                far = {"l2": tile * _missed(depth * tile, target.l1d), "l3": tile * _missed(depth * tile, target.l2)}
-                far = {"l1": tile - far["l2"], "l2": far["l2"] - far["l3"], "l3": far["l3"]}
-                far[level] = far.get(level, 0.0) + pair_bytes
-                _issue(terms, f"{kind}.issue", repeat * pairs, issue, far)
+                far = mixed((tile, shares(depth * tile, target)), (pair_bytes, level))
+                _issue(terms, "product.issue", repeat * pairs, issue, far)
                 passes += repeat
         stores = run.repeat * groups * spec.group * wide
-        terms[f"{kind}.pair"] += run.repeat * pairs
-        terms[f"{kind}.tile"] += run.repeat * groups
+        terms["sparse.pair"] += run.repeat * pairs * (not spec.dense)
+        terms["product.tile"] += run.repeat * groups
         terms["product.store"] += stores
         if spec.epilogue.residual != "none":
             terms["product.residual"] += stores
@@ -150,7 +146,8 @@ def _product(spec: Spmm, target: Target, groups: int, pairs: int, weights: str) 
     if cut.tail:
         vectors = -(-spec.group // spec.lanes)
         issue = max(vectors * cut.tail / target.pipes, (vectors + cut.tail + (not spec.dense)) / target.loads)
-        _issue(terms, "tail.issue", pairs, issue, {weights if passes == 0 else again: pair_bytes})
+        far = mixed((pair_bytes, weights if passes == 0 else again))
+        _issue(terms, "tail.issue", pairs, issue, far)
         terms["tail.group"] += groups
         terms["tail.store"] += groups * spec.group * cut.tail
     terms["flops"] += 2 * pairs * spec.group * spec.pixels
@@ -175,14 +172,30 @@ def _issue(terms: Terms, term: str, times: float, cycles: float, far: Mapping[st
         terms[term] += times * cycles
 
 
-def _missed(held: float, cache: int) -> float:
-    """Share of a set of `held` bytes, walked in a circle, that a cache of `cache` bytes misses."""
-    return max(0.0, 1 - cache / held) if held else 0.0
+def shares(distance: float, target: Target, l3: float = float("inf")) -> dict[str, float]:
+    """Where bytes come from that were last used `distance` bytes of other use ago: shares by level.
+
+    A cache keeps all of what was used within half of its size and nothing beyond one and a half: it is shared with what
+    else runs, and replaces not quite the oldest first.
+    """
+    found, left = {}, 1.0
+    for level, size in (("l1", target.l1d), ("l2", target.l2), ("l3", l3)):
+        kept = min(left, max(0.0, 1.5 - distance / size))
+        if kept > 0:
+            found[level] = kept
+        left -= kept
+        if left <= 0:
+            return found
+    return {**found, "memory": left}
 
 
-def _level(target: Target, nbytes: float) -> str:
-    """The level that holds so many bytes next to what else is in use."""
-    return "l1" if nbytes <= target.l1d / 2 else "l2" if nbytes <= target.l2 / 2 else "l3"
+def mixed(*parts: tuple[float, Mapping[str, float]]) -> dict[str, float]:
+    """Bytes by level of several (bytes, shares)."""
+    found: dict[str, float] = {}
+    for nbytes, levels in parts:
+        for level, share in levels.items():
+            found[level] = found.get(level, 0.0) + nbytes * share
+    return found
 
 
 #: Operations of a window's tap on each pixel.

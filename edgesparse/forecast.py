@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from edgesparse import arena
 from edgesparse.costs import CostTable
-from edgesparse.counts import GROUPS, Terms, count
+from edgesparse.counts import GROUPS, Terms, count, shares
 from edgesparse.kernels import GlobalPool, KernelSpec, Spmm, Transpose
 from edgesparse.lower import Lowered, Part, lower
 from edgesparse.ops import Fallback, Graph
@@ -57,7 +58,8 @@ def forecast(
 def lowered(graph: Graph, plan: Plan, placements: Mapping[str, Placement], target: Target) -> Lowered:
     """The program without the code of its fallback parts: enough to count what it does."""
     parts = {op.name: Part((), {}, {}, ()) for op in graph.ops if isinstance(op, Fallback)}
-    return lower(graph, plan, placements, parts, target)
+    made = lower(graph, plan, placements, parts, target)
+    return replace(made, program=arena.assign(made.program))
 
 
 def price(terms: Mapping[str, Terms], table: CostTable) -> dict[str, Forecast]:
@@ -84,7 +86,7 @@ def layer_terms(made: Lowered, graph: Graph, plan: Plan, target: Target, l3: int
         terms = found[program.layers[call.layer]]
         extent = call.end - call.begin
         product = isinstance(spec, Spmm)
-        weights = distances.weights(call) if product else "l1"
+        weights = distances.weights(call) if product else None
         terms.update(count(spec, target, extent, _pairs(spec, call, program), weights))
         _by_arguments(terms, spec, call, extent)
         distances.touch(terms, call, product)
@@ -133,31 +135,32 @@ class _Distances:
             name: 4 * layout.band_elements if layout else self.sizes[name] for name, layout in layouts.items()
         }
         self.rows = {name: 4 * layout.channels * layout.width for name, layout in layouts.items() if layout}
-        self.whole = sum(self.constants.values()) + sum(self.sizes.values())
-        self.levels = ((l3, "memory"), (target.l2, "l3"), (target.l1d, "l2"))
+        self.whole = sum(self.constants.values()) + program.arena_bytes
+        self.target, self.l3 = target, l3
         self.clock = 0
         self.seen: dict[tuple[str, int], int] = {}
 
-    def weights(self, call: Call) -> str:
-        """The level that a product's weights come from."""
-        return self._level(self.seen.get((call.refs[1].name, 0)))
+    def weights(self, call: Call) -> dict[str, float]:
+        """The levels that a product's weights come from."""
+        return self._shares((call.refs[1].name, 0), (call.refs[1].name, 0))
 
     def touch(self, terms: Terms, call: Call, product: bool) -> None:
         """Add the bytes of a call's operands to the level they come from; a product's weights count as its stream."""
         for key, band, nbytes in self._operands(call):
-            last = max(self.seen.get(key, -1), self.seen.get(band, -1))
-            level = self._level(last if last >= 0 else None)
+            levels = self._shares(key, band)
             self.clock += nbytes
             self.seen[key] = self.clock
             if product and key[0] in self.constants:
                 continue
-            terms[f"moved.{level}"] += nbytes
-            if level != "l1":
-                terms[f"bytes.{level}"] += nbytes
+            for level, share in levels.items():
+                terms[f"moved.{level}"] += nbytes * share
+                if level != "l1":
+                    terms[f"bytes.{level}"] += nbytes * share
 
-    def _level(self, last: int | None) -> str:
-        distance = self.whole if last is None else self.clock - last
-        return next((level for size, level in self.levels if distance > size), "l1")
+    def _shares(self, key: tuple[str, int], band: tuple[str, int]) -> dict[str, float]:
+        last = max(self.seen.get(key, -1), self.seen.get(band, -1))
+        distance = min(self.clock - last, self.whole) if last >= 0 else self.whole
+        return shares(distance, self.target, self.l3)
 
     def _operands(self, call: Call) -> Iterator[tuple[tuple[str, int], tuple[str, int], int]]:
         """What a call touches: a key, the key of the band it lies in, and its bytes."""

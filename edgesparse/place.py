@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from edgesparse.costs import table_for
+from edgesparse.counts import Terms, count
 from edgesparse.errors import Reason
 from edgesparse.kernels import Spmm
-from edgesparse.kernels.tiles import cut_pixels
 from edgesparse.ops import Conv, Fallback, Graph, Linear, Op, Recurrence
 from edgesparse.packing import Size, sizes
 from edgesparse.pattern import SparsePattern, find_pattern
@@ -25,8 +26,6 @@ from edgesparse.target import Target
 #: Group sizes the product kernel is built for.
 GROUPS = (1, 2, 4, 8, 16)
 
-#: Cycles that a group's prologue and epilogue cost in each tile, per stored vector and fixed.
-_GROUP_CYCLES, _STORE_CYCLES = 12.0, 1.5
 #: Candidates that are worth measuring: those the model puts within this factor of the best, and at most so many.
 _CLOSE, _MOST = 1.35, 4
 
@@ -59,8 +58,11 @@ class Placement:
         Multiply-adds of the dense operation.
     stored:
         Bytes of packed weights and indices.
-    predicted_us, measured_us:
-        Time of the whole layer by the cost model at 1 GHz-cycles per nanosecond scale, and as measured when tuning.
+    predicted, measured_us:
+        What the product costs by the cost model, in the unit of the target's price table; microseconds as measured when
+        tuning.
+    unit:
+        Of `predicted`: "ns" or "cycles".
     reason:
         Why the layer is not sparse, or not in its own pattern.
     """
@@ -75,7 +77,8 @@ class Placement:
     runner_up: Product | None = None
     macs: int = 0
     stored: int = 0
-    predicted_cycles: float = 0.0
+    predicted: float = 0.0
+    unit: str = "cycles"
     measured_us: float | None = None
     runner_up_us: float | None = None
     reason: Reason | None = None
@@ -93,7 +96,8 @@ class Placement:
             "runner_up": str(self.runner_up) if self.runner_up else None,
             "macs": self.macs,
             "bytes": self.stored,
-            "predicted_cycles": round(self.predicted_cycles),
+            "predicted_us": round(self.predicted / 1000, 2) if self.unit == "ns" else None,
+            "predicted_cycles": round(self.predicted) if self.unit == "cycles" else None,
             "measured_us": self.measured_us,
             "runner_up_us": self.runner_up_us,
             "reason": str(self.reason) if self.reason else None,
@@ -175,23 +179,12 @@ def accumulators(target: Target) -> int:
 
 
 def cost(job: Job, product: Product, target: Target) -> float:
-    """Cycles of the whole layer, by counting what each group does in each tile."""
-    cycles = 0.0
+    """What the product of a whole layer costs, in the unit of the target's price table."""
+    terms = Terms()
     for part in job.sizes(product):
         spec = Spmm(part.group, job.pixels, product.vectors, target.lanes, product.dense, job.epilogue, target.by_lane)
-        cut = cut_pixels(job.pixels, target.lanes, product.vectors, spec.tail_limit)
-        nnz, groups = part.nnz, part.groups
-        for run in cut.runs:
-            wide = len(run.offsets)
-            weights = part.group / (target.lanes if spec.by_lane else 1)
-            loads = wide + weights + (not product.dense)
-            step = max(part.group * wide / target.pipes, loads / target.loads, 4.0 / target.pipes)
-            cycles += run.repeat * (nnz * step + groups * (_GROUP_CYCLES + _STORE_CYCLES * part.group * wide))
-        if cut.tail:
-            vectors = -(-part.group // target.lanes)
-            step = max(vectors * cut.tail / target.pipes, (vectors + cut.tail + 1) / target.loads)
-            cycles += nnz * step + groups * (_GROUP_CYCLES + 3.0 * part.group * cut.tail)
-    return cycles * job.bands
+        terms.update(count(spec, target, part.groups, part.nnz))
+    return table_for(target).price(terms) * job.bands
 
 
 def place(
@@ -254,6 +247,7 @@ def _placement(
         op.weight.size * (job.pixels * job.bands // groups if not isinstance(op, Conv) else _pixels(graph, op)),
         groups * sum(part.nbytes for part in job.sizes(product)),
         cost(job, product, target),
+        table_for(target).unit,
         round(times[first] * 1e6, 2) if times is not None else None,
         round(times[second] * 1e6, 2) if times is not None and second is not None else None,
         _reason(op, pattern, product, dense),
