@@ -173,6 +173,7 @@ uint64_t es_weights_bytes(const es_model *model) {
 }
 
 /* One call form for each number of pointers: WebAssembly traps when a function is called through another type. */
+#define MAX_POINTERS 16
 #define T0
 #define T1 T0 void *,
 #define T2 T1 void *,
@@ -191,7 +192,7 @@ uint64_t es_weights_bytes(const es_model *model) {
 #define T15 T14 void *,
 #define T16 T15 void *,
 
-#define P(i) (void *)(bases[refs[i] >> 31] + (refs[i] & ~ES_IN_WEIGHTS))
+#define P(i) pointers[i]
 #define P0
 #define P1 P0 P(0),
 #define P2 P1 P(1),
@@ -231,7 +232,9 @@ static void run_call(const es_model *model, uint32_t index) {
     const es_function function = kernel->function;
     const uint32_t *refs = program->refs + call.refs;
     const int32_t *args = program->args + call.args;
-    uint8_t *const *bases = model->bases;
+    void *pointers[MAX_POINTERS];
+    for (int32_t i = 0; i < kernel->arity; i++)
+        pointers[i] = model->bases[refs[i] >> 31] + (refs[i] & ~ES_IN_WEIGHTS);
     switch (kernel->arity) {
         FORM(0) FORM(1) FORM(2) FORM(3) FORM(4) FORM(5) FORM(6) FORM(7) FORM(8)
         FORM(9) FORM(10) FORM(11) FORM(12) FORM(13) FORM(14) FORM(15) FORM(16)
