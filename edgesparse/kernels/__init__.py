@@ -1,8 +1,8 @@
 """The kernel families. An instance of a family is a frozen spec: it has a `symbol` (its C name) and `build()`s its TIR.
 
 Families: `Spmm` (sparse and dense products), `Depthwise`, `Pool`, `Panel` (windows), `Pointwise`, `GlobalPool`,
-`Transpose`, `Norm`, `Gates` (recurrences), `Largest` (TopK), `Probe` and `LoadProbe` (the roofline). A spec is all there
-is to know of a kernel: equal specs are one kernel, compiled once.
+`Transpose`, `Norm`, `Gates` (recurrences), `Largest` (TopK), `Probe` and `LoadProbe` (the roofline). A spec is all
+there is to know of a kernel: equal specs are one kernel, compiled once.
 """
 
 from edgesparse.kernels.epilogue import Epilogue
