@@ -40,6 +40,8 @@ class Wanted:
         Whether to measure peak memory and the time of each layer, and to picture where weights are left.
     peak:
         Peak of one core in GFLOP/s, for the layers' share of it; measured where it is wanted and not given.
+    roofline:
+        Whether to measure what one core loads from each level as well.
     """
 
     dense: bool = True
@@ -48,6 +50,7 @@ class Wanted:
     layers: bool = False
     peak: float | None = None
     masks: bool = False
+    roofline: bool = False
 
 
 def bench_artifact(
@@ -76,7 +79,7 @@ def bench_artifact(
         tell(0.85, "measuring layers")
         layers = profile(contenders[0], artifact) if wanted.layers else ()
         dense_layers = profile(contenders[1], dense) if wanted.layers and dense is not None else ()
-        peak = wanted.peak or (_peak(artifact) if wanted.layers else None)
+        peak, bandwidth = _machine(artifact, wanted)
         found = _memory(artifact, dense, wanted, plan.threads, say, portion(tell, 0.9, 1.0)) if wanted.memory else {}
         sizes = _sizes(artifact, dense, wanted)
         for contender in contenders:
@@ -93,6 +96,7 @@ def bench_artifact(
         layers,
         peak,
         dense_layers=dense_layers,
+        bandwidth=bandwidth,
         masks=pictures,
     )
 
@@ -132,13 +136,21 @@ def target_text(fields: Mapping[str, Any]) -> str:
     return ",".join([str(fields.get("name")), *sizes])
 
 
-def _peak(artifact: Artifact) -> float | None:
-    """Measure one core with the artifact's instructions, where this machine has them."""
+def _machine(artifact: Artifact, wanted: Wanted) -> tuple[float | None, Mapping[str, float]]:
+    """Measure one core with the artifact's instructions, where this machine has them: GFLOP/s, GB/s by level."""
     from edgesparse.peak import peak_gflops
+    from edgesparse.roofline import measure_roofline
     from edgesparse.target import Target
 
+    if not wanted.layers or (wanted.peak is not None and not wanted.roofline):
+        return wanted.peak, {}
     target = Target.parse(target_text(artifact.manifest.target))
-    return peak_gflops(target) if target.runs_here() else None
+    if not target.runs_here():
+        return wanted.peak, {}
+    if not wanted.roofline:
+        return peak_gflops(target), {}
+    found = measure_roofline(target)
+    return wanted.peak or found.gflops, found.gbytes
 
 
 def _dense(artifact: Artifact, place: Path, progress: Progress) -> Artifact:

@@ -107,7 +107,7 @@ def bench(
     told = _read_accuracy(accuracy)
     rules = common.read_recipe(recipe, pattern, density, sparsity, seed)
     layers = layers or html is not None or model_explorer is not None
-    wanted = Wanted(not no_dense, not no_onnxruntime, not no_memory, layers, peak, masks=html is not None)
+    wanted = Wanted(not no_dense, not no_onnxruntime, not no_memory, layers, peak, html is not None, html is not None)
     if device not in ("local", "node", "chromium"):
         from edgesparse import devicebench
         from edgesparse.commands.devices import bench_on

@@ -1,0 +1,127 @@
+"""How far paired and sequential timing repeat while another process loads a core; and an artifact against itself.
+
+    python benchmarks/repeatability.py ARTIFACT -o out/repeatability.json
+
+Five runs of each of two ways to find the ratio of ARTIFACT to onnxruntime on its model, alternating, while a child
+process multiplies matrices in spells on the other core. *Paired* is the protocol of `edgesparse bench`; *sequential*
+times first one, then the other, each as long, with its median by the clock on the wall, as is usual. Then the A/A test:
+ARTIFACT against itself, loaded twice, in twenty runs, without the child.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from edgesparse import environment
+from edgesparse.artifact import open_artifact
+from edgesparse.bench import Contender, Plan, measure
+from edgesparse.contenders import ArtifactContender, OrtContender
+from edgesparse.cores import pinned, quietest_cores
+from edgesparse.verify import PORTABLE
+
+SPELL = 1.5
+"""Mean seconds of work, and of rest, of the child."""
+
+
+def disturb(core: int, seed: int, stop: Event) -> None:
+    """Multiply matrices on one core in spells of random length until told to stop."""
+    os.sched_setaffinity(0, {core})
+    rng = np.random.default_rng(seed)
+    matrix = rng.standard_normal((700, 700))
+    while not stop.is_set():
+        end = time.monotonic() + rng.exponential(SPELL)
+        while time.monotonic() < end and not stop.is_set():
+            matrix = np.tanh(matrix @ matrix.T / 700)
+        stop.wait(rng.exponential(SPELL))
+
+
+@contextmanager
+def disturbed(core: int, seed: int) -> Iterator[None]:
+    """Have a child work on a core while the block runs."""
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    child = context.Process(target=disturb, args=(core, seed, stop), daemon=True)
+    child.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        child.join(10)
+
+
+def sequential(contenders: list[Contender], seconds: float) -> float:
+    """Time one after the other, as a plain benchmark does: the ratio of the medians of all runs."""
+    medians = []
+    for item in contenders:
+        for _ in range(20):
+            item.run_once()
+        times: list[float] = []
+        while sum(times) < seconds:
+            times.append(item.run_once())
+        medians.append(float(np.median(times)))
+    return medians[1] / medians[0]
+
+
+def spread(ratios: list[float]) -> float:
+    """The largest ratio over the smallest, minus 1."""
+    return max(ratios) / min(ratios) - 1
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path, exists=True))
+@click.option("--seconds", default=4.0, show_default=True, help="For each contender in each run.")
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--aa", default=20, show_default=True, help="Runs of the artifact against itself.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write all figures as JSON.")
+def main(artifact: Path, seconds: float, rounds: int, aa: int, output: Path | None) -> None:
+    """Measure and print."""
+    opened = open_artifact(artifact)
+    plan = Plan(seconds=seconds, runs=20, warm_up=1.0)
+    found: dict[str, Any] = {"artifact": artifact.name, "environment": environment.record(), "seconds": seconds}
+    if rounds:
+        contenders: list[Contender] = [ArtifactContender("a", opened), OrtContender("b", opened.file(PORTABLE))]
+        allowed = os.sched_getaffinity(0)
+        other = (set(allowed) - set(quietest_cores(allowed, 1))) or allowed
+        paired: list[dict[str, float]] = []
+        plain: list[float] = []
+        with disturbed(min(other), 1):
+            for _ in range(rounds):
+                one = measure(contenders, plan).comparisons[0]
+                paired.append({"ratio": one.ratio, "low": one.low, "high": one.high})
+                with pinned(1):
+                    plain.append(sequential(contenders, seconds))
+                click.echo(f"paired {one.ratio:.3f} [{one.low:.3f}, {one.high:.3f}]  sequential {plain[-1]:.3f}")
+        ratios = [one["ratio"] for one in paired]
+        found |= {"paired": paired, "sequential": plain}
+        found |= {"paired_spread": spread(ratios), "sequential_spread": spread(plain)}
+        click.echo(f"spread: paired {100 * spread(ratios):.1f} %, sequential {100 * spread(plain):.1f} %")
+    itself = []
+    for _ in range(aa):
+        twins: list[ArtifactContender] = [ArtifactContender(name, opened) for name in ("a", "b")]
+        one = measure(twins, plan).comparisons[0]
+        itself.append({"ratio": one.ratio, "low": one.low, "high": one.high})
+        click.echo(f"against itself: {one.ratio:.4f} [{one.low:.4f}, {one.high:.4f}]")
+        for twin in twins:
+            twin.close()
+    held = sum(one["low"] <= 1 <= one["high"] for one in itself)
+    found |= {"itself": itself, "held": held}
+    if aa:
+        click.echo(f"the interval held 1 in {held} of {aa} runs")
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
