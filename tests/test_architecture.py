@@ -26,11 +26,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("pipeline", "verify", "bundle", "webdemo", "webpackage", "training"),
     (
         "bench",
+        "confirm",
         "insitu",
         "contenders",
         "demonstration",
         "devicebench",
         "explorer",
+        "layerwork",
         "memory",
         "report",
         "session",
