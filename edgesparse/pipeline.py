@@ -30,8 +30,8 @@ from edgesparse.manifest import Manifest, TensorInfo
 from edgesparse.modules import APART, TWINS, link_module
 from edgesparse.ops import Fallback, Graph
 from edgesparse.passes import save_model
-from edgesparse.place import Placement, place
-from edgesparse.plan import Plan, plan
+from edgesparse.place import Measure, Placement, place
+from edgesparse.plan import plan
 from edgesparse.portable import Progress, Steps, prepare
 from edgesparse.program import Program
 from edgesparse.recipe import Recipe
@@ -60,6 +60,7 @@ def compile_model(
     seed: int = 0,
     dense: bool = False,
     tune: bool | None = None,
+    measure: Measure | None = None,
     depth_first: bool | None = None,
     band_pixels: int | None = None,
     threads: int = 1,
@@ -85,6 +86,8 @@ def compile_model(
         Run every layer with the dense kernels, as a baseline.
     tune:
         Choose tiles by measuring; by default where the target is this host.
+    measure:
+        Gives the seconds of each layer's candidates instead (`trials` measures them inside whole programs).
     depth_first, band_pixels:
         Run chains of wide maps band by band, or layer by layer; pixels of a band. None: by the cost model.
     threads:
@@ -111,7 +114,9 @@ def compile_model(
         if record.done("plan", lambda: describe_plan(graph, layout)):
             return None
         parts = _fallback_parts(graph, target, tick)
-        placements = _place(graph, layout, target, dense, target.runs_here() if tune is None else tune, tick)
+        if measure is None and (target.runs_here() if tune is None else tune):
+            measure = _measured_here(target, tick)
+        placements = place(graph, layout, target, dense=dense, measure=measure)
         if record.done("place", lambda: describe_placements(placements)):
             return None
         lowered = lower(graph, layout, placements, parts, target)
@@ -206,15 +211,11 @@ def _fallback_parts(graph: Graph, target: Target, tick: Progress) -> dict[str, P
     return parts
 
 
-def _place(graph: Graph, layout: Plan, target: Target, dense: bool, tune: bool, tick: Progress) -> dict[str, Placement]:
-    if not tune:
-        return place(graph, layout, target, dense=dense)
-    from edgesparse.tune import Jobs, measure_products
+def _measured_here(target: Target, tick: Progress) -> Measure:
+    """Measures products on this machine."""
+    from edgesparse.tune import measure_products
 
-    def measure(jobs: Jobs) -> dict[str, list[float]]:
-        return measure_products(jobs, target, tick=lambda share, text: tick(0.3 + 0.4 * share, text))
-
-    return place(graph, layout, target, dense=dense, measure=measure)
+    return lambda jobs: measure_products(jobs, target, tick=lambda share, text: tick(0.3 + 0.4 * share, text))
 
 
 def _objects(lowered: Lowered, target: Target, tick: Progress) -> list[bytes]:

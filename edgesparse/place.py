@@ -8,6 +8,7 @@ measured (`edgesparse.tune`). The choice, the runner-up and the reason go into t
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -187,8 +188,15 @@ def cost(job: Job, product: Product, target: Target) -> float:
     return table_for(target).price(terms) * job.bands
 
 
+Jobs = Mapping[str, tuple[Job, list[Product]]]
+"""By layer: its product, and the candidates for it."""
+
+Measure = Callable[[Jobs], Mapping[str, list[float]]]
+"""Gives the seconds of every candidate, by layer."""
+
+
 def place(
-    graph: Graph, plan: Plan, target: Target, *, dense: bool = False, measure: Any = None
+    graph: Graph, plan: Plan, target: Target, *, dense: bool = False, measure: Measure | None = None
 ) -> dict[str, Placement]:
     """Decide for every operation.
 
@@ -197,8 +205,7 @@ def place(
     dense:
         Use the dense kernels everywhere, as the baseline of `bench` does.
     measure:
-        ``measure(jobs: dict[str, tuple[Job, list[Product]]]) -> dict[str, list[float]]`` gives seconds for each
-        candidate; without it the cost model decides.
+        Gives the seconds of the candidates; without it the cost model decides.
     """
     jobs: dict[str, tuple[Job, list[Product]]] = {}
     for op in graph.ops:

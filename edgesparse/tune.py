@@ -10,7 +10,7 @@ import ctypes
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +22,12 @@ from edgesparse.errors import CompileError
 from edgesparse.kernels import Spmm
 from edgesparse.link import link_objects
 from edgesparse.packing import Packed, pack
-from edgesparse.place import Job, Product, accumulators
+from edgesparse.place import Job, Jobs, Product, accumulators
 from edgesparse.plan import pitch_of
 from edgesparse.target import Target
 
 #: Seconds to spend on one layer at most, and rounds to make at least.
 _BUDGET, _ROUNDS = 0.06, 5
-
-Jobs = Mapping[str, tuple[Job, list[Product]]]
 
 
 def measure_products(
@@ -43,9 +41,10 @@ def measure_products(
         A candidate cannot be built.
     """
     found: dict[str, list[float]] = {}
+    machine = str(record()["cpu"])
     open_jobs: dict[str, tuple[Job, list[Product]]] = {}
     for name, (job, products) in jobs.items():
-        known = cache.get(_key(job, products, target))
+        known = cache.get(job_key("tune", job, products, target, machine))
         if known is not None:
             found[name] = [float(value) for value in json.loads(known)]
         else:
@@ -58,21 +57,15 @@ def measure_products(
             if tick:
                 tick(0.5 + 0.5 * index / len(open_jobs), f"measuring {name}")
             found[name] = _measure(library, job, products, target)
-            cache.put(_key(job, products, target), json.dumps(found[name]).encode())
+            cache.put(job_key("tune", job, products, target, machine), json.dumps(found[name]).encode())
     return found
 
 
-def _key(job: Job, products: list[Product], target: Target) -> str:
-    weight = np.ascontiguousarray(job.weight != 0)
-    parts = [
-        str(job.weight.shape),
-        str(job.pixels),
-        str(job.bands),
-        str(job.epilogue),
-        str(target),
-        str(record()["cpu"]),
-    ]
-    return cache.key_of("tune", *parts, *map(str, products), toolchain(), np.packbits(weight).tobytes())
+def job_key(kind: str, job: Job, products: list[Product], target: Target, machine: str) -> str:
+    """Key of the times of a layer's candidates: where its non-zeros lie, target, machine, and the tools' versions."""
+    used = np.packbits(job.used).tobytes()
+    about = (job.weight.shape, job.pixels, job.bands, job.epilogue, target, machine)
+    return cache.key_of(kind, *map(str, about), *map(str, products), toolchain(), used)
 
 
 def _specs(job: Job, product: Product, target: Target) -> list[tuple[Spmm, Packed]]:

@@ -38,6 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "session",
         "survey",
         "sweeping",
+        "trials",
         "webbench",
     ),
     ("console", "commands", "cli", "__main__"),

@@ -42,6 +42,13 @@ def step_options(function: F) -> F:
     show_default=True,
     help="Run chains of wide maps band by band, or layer by layer.",
 )
+@click.option(
+    "--tune",
+    type=common.Duration(),
+    metavar="TIME",
+    help="Measure plans and tiles inside the whole network for so long, e.g. 60s or 2m.",
+)
+@click.option("--tune-on", metavar="DEVICE", help="With --tune: measure there, e.g. ssh://pi.  [default: here]")
 @click.option("--band-pixels", type=click.IntRange(1, 1 << 20), help="Pixels of a band.  [default: by the cost model]")
 @step_options
 @common.seed_option
@@ -61,6 +68,8 @@ def compile_(
     force: bool,
     threads: int,
     order: str,
+    tune: float | None,
+    tune_on: str | None,
     band_pixels: int | None,
     stop_after: str | None,
     dump_after: tuple[str, ...],
@@ -71,17 +80,35 @@ def compile_(
 
     With --recipe, or --pattern and --density, it is pruned first; without, the zeros that are there are used.
     """
+    from edgesparse.decide import Choice
+    from edgesparse.errors import UsageError
     from edgesparse.pipeline import compile_model
     from edgesparse.target import Target
 
     chosen = Target.parse(target)
     place = output or Path(f"{model.stem}.{chosen.name}")
+    pruning = common.read_recipe(recipe, pattern, density, sparsity, seed)
+    fixed = common.read_shapes(shapes)
+    plan = Choice(None if order == "auto" else order == "depth-first", band_pixels)
+    measure = None
+    if tune_on and tune is None:
+        raise UsageError("--tune-on goes with --tune", fix="say for how long, e.g. --tune 60s")
+    if tune is not None:
+        from edgesparse.trials import Subject, tune_in_place
+
+        with console.progress("tune") as tick:
+            subject = Subject(model, chosen, pruning, fixed, threads)
+            tuned = tune_in_place(subject, tune, device=tune_on, asked=plan, progress=tick)
+        plan, measure = tuned.plan, tuned.measure
+        for tried, seconds in tuned.plans:
+            what = tried.as_dict()
+            console.notice(f"{what['order']}, bands of {what['band_pixels']} pixels: {seconds * 1e3:.3f} ms")
     with console.progress("compile") as tick:
         artifact = compile_model(
             model,
             target=chosen,
-            recipe=common.read_recipe(recipe, pattern, density, sparsity, seed),
-            shapes=common.read_shapes(shapes),
+            recipe=pruning,
+            shapes=fixed,
             output=place,
             force=force,
             progress=tick,
@@ -90,8 +117,9 @@ def compile_(
             dump_after=dump_after,
             seed=seed,
             threads=threads,
-            depth_first=None if order == "auto" else order == "depth-first",
-            band_pixels=band_pixels,
+            measure=measure,
+            depth_first=plan.depth_first,
+            band_pixels=plan.band_pixels,
         )
     if artifact is None:
         console.result(f"stopped after {stop_after}; no artifact was written")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -56,6 +57,20 @@ json_option = click.option(
     callback=lambda _ctx, _param, value: _json_destination(value),
     help="Write the result as JSON to PATH.json, or to stdout instead of the table.",
 )
+
+
+class Duration(click.ParamType):
+    """Seconds, given as 90, 90s, 1.5m or 1h."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)(s|m|h)?", str(value), re.ASCII)
+        if not found or float(found[1]) == 0:
+            self.fail(f"{value!r} is not a length of time above zero, such as 60s or 2m", param, ctx)
+        return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2] or "s"]
 
 
 def verbosity_options(function: F) -> F:
