@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TYPED := build/typed/edgesparse
 WEB := build/web/.installed
 ARM := build/arm/.installed
-WEB_TOOLS := esbuild@0.28.2 onnxruntime-web@1.30.0 publint@0.3.25 typescript@7.0.2
+WEB_TOOLS := deno@2.9.6 esbuild@0.28.2 onnxruntime-web@1.30.0 publint@0.3.25 typescript@7.0.2 vite@8.3.8
 
 .PHONY: help setup demo test test-long lint bench wheel clean
 

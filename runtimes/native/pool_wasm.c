@@ -1,5 +1,5 @@
 /* The pool on web workers. JavaScript starts them; each has an instance of the module on the same memory, with a stack of its
- * own, and stays in `serve` until it is ended from outside. One pool for the one model of an instance.
+ * own, and stays in `serve` until the pool ends. One pool for the one model of an instance.
  *
  * Threads spin for each other a while and then sleep, all but the first one in a page: the page's own thread must not sleep,
  * and goes on spinning. */
@@ -46,10 +46,12 @@ void es_pool_barrier(es_pool *it) {
     advance(&it->phase);
 }
 
-/* What a worker does for as long as it lives. */
+/* What a worker does until the pool ends. */
 __attribute__((export_name("serve"))) void es_web_serve(int index) {
     for (uint32_t seen = 0;; seen++) {
         wait_while(&pool.runs, seen);
+        if (!pool.work)
+            return;
         pool.work(pool.context, &pool, index, pool.threads);
         es_pool_barrier(&pool);
     }
@@ -60,8 +62,12 @@ es_pool *es_pool_create(int threads) {
     return &pool;
 }
 
+/* The workers return; a pool is not made twice. */
 void es_pool_destroy(es_pool *it) {
-    (void)it;
+    if (!it)
+        return;
+    it->work = NULL;
+    advance(&it->runs);
 }
 
 int es_pool_usable(const es_pool *it) {

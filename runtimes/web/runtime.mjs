@@ -95,6 +95,7 @@ class Session {
 
   /** Let go of the model's memory, and end its threads. Disposing twice is allowed. */
   dispose() {
+    if (this.#stop) this.#code.threads(1);
     this.#stop?.();
     this.#code = this.#memory = this.#stop = null;
     this.#inputs = this.#outputs = [];

@@ -1,5 +1,5 @@
 // One more thread of a session: an instance of the same module on the same memory. It sleeps while there is nothing to run,
-// and is ended from outside.
+// and ends with the session.
 
 async function serve({ module, memory, index, stack }, answer) {
   try {
@@ -9,6 +9,7 @@ async function serve({ module, memory, index, stack }, answer) {
     exports.__stack_pointer.value = stack;
     answer({});
     exports.serve(index);
+    globalThis.close?.();
   } catch (error) {
     answer({ error: String(error) });
   }

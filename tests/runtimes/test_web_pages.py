@@ -5,12 +5,16 @@ The checks themselves are in web_checks.mjs.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import networks
+import numpy as np
+import onnx
 import pytest
-from webtools import THREADS, check, needs
+from webtools import THREADS, check, needs, said_by, tool
 
 from edgesparse.bundle import VARIANTS, Bundle
 from edgesparse.runtimes.engines import Engine
@@ -80,3 +84,56 @@ def test_a_session_in_a_worker_leaves_the_page_free(chromium: Engine, made: dict
 def test_the_cache_keeps_the_weights(chromium: Engine, made: dict[str, Bundle]) -> None:
     """Fetched at first, not again; again, once, after each damage to what is kept."""
     assert ask(chromium, "cache", made["pruned"]) == {"fetched": [1, 0, 1, 0, 1, 0, 1, 0], "equal": True}
+
+
+def test_vite_builds_a_page(chromium: Engine, made: dict[str, Bundle], tmp_path: Path) -> None:
+    """Vite finds all files by itself, the worker's too: what it builds runs in a page, on two threads."""
+    builder = tool("vite")
+    packages = tmp_path / "node_modules"
+    packages.mkdir()
+    (packages / "pruned").symlink_to(made["pruned"].path)
+    (tmp_path / "index.html").write_text('<!doctype html><body><script type="module" src="./main.mjs"></script>')
+    (tmp_path / "main.mjs").write_text(
+        """import { createSession } from "pruned";
+const session = await createSession({ threads: 2 });
+const x = Float32Array.from({ length: 4800 }, (_, at) => Math.sin(at));
+const [scores] = Object.values(await session.run({ in0: x }));
+document.body.append(JSON.stringify({ threads: session.threads, scores: Array.from(scores) }));
+document.body.dataset.ready = "yes";
+"""
+    )
+    settings = 'export default { base: "./", build: { target: "esnext" }, logLevel: "warn" };\n'
+    (tmp_path / "vite.config.mjs").write_text(settings)
+    said_by("node", builder / "bin" / "vite.js", "build", cwd=tmp_path)
+    page = f"{chromium.address(tmp_path / 'dist')}/index.html"
+    told = json.loads(chromium.ask({"deed": "visit", "url": page}, limit=90)["text"])
+    assert told["threads"] == 2
+    np.testing.assert_allclose(told["scores"], expected_scores(made["pruned"]), rtol=0, atol=1e-5)
+
+
+def test_deno_runs_the_package(made: dict[str, Bundle], tmp_path: Path) -> None:
+    program = tool("deno").parent / ".bin" / "deno"
+    script = tmp_path / "run.mjs"
+    script.write_text(
+        f"""import {{ createSession }} from "{(made["pruned"].path / "index.mjs").as_uri()}";
+const x = Float32Array.from({{ length: 4800 }}, (_, at) => Math.sin(at));
+for (const threads of [1, 2]) {{
+  const session = await createSession({{ threads }});
+  console.log(JSON.stringify([session.threads, Array.from(Object.values(session.runSync({{ in0: x }}))[0])]));
+  session.dispose();
+}}
+"""
+    )
+    said = said_by(program, "run", "--no-remote", "--allow-read", script, cwd=tmp_path).splitlines()
+    (one, scores), (two, more) = map(json.loads, said)
+    assert (one, two) == (1, 2)
+    assert scores == more
+    np.testing.assert_allclose(scores, expected_scores(made["pruned"]), rtol=0, atol=1e-5)
+
+
+def expected_scores(made: Bundle) -> np.ndarray:
+    """What onnxruntime makes of sines."""
+    x = np.sin(np.arange(4800)).astype(np.float32).reshape(1, 3, 40, 40)
+    model = onnx.load(made.path.with_suffix(".onnx"))
+    (scores,) = networks.onnx_outputs(model.SerializeToString(), {"in0": x}).values()
+    return np.asarray(scores).ravel()
