@@ -32,6 +32,7 @@ from edgesparse.passes.untrusted import (
     read_external,
     read_proto,
 )
+from edgesparse.passes.widen import widen
 
 OPSET = 18
 """Older models are converted to this opset: from here on, axes, bounds and pads are inputs everywhere."""
@@ -101,6 +102,7 @@ def model_from_proto(
         raise ModelError("the model is not valid ONNX", why=first_line(error)) from error
     _unique_node_names(model)
     _fix_inputs(model, shapes or {}, notice)
+    widen(model, notice)
     _renew_shapes(model)
     check_model(model)
     _check_inference(model)

@@ -36,6 +36,7 @@ DTYPES = frozenset(
         "FLOAT",
         "DOUBLE",
         "FLOAT16",
+        "BFLOAT16",
         "INT8",
         "UINT8",
         "INT16",
@@ -47,7 +48,7 @@ DTYPES = frozenset(
         "BOOL",
     ]
 )
-_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16})
+_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 _MASKS = frozenset({"Add", "Sub", "Where", "Clip", "Max", "Min", "Pad", "Expand", "ConstantOfShape", "Constant"})
 """Operators that take infinities on purpose: attention masks, bounds."""
 

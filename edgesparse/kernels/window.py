@@ -18,7 +18,7 @@ from edgesparse.kernels.builder import Body, kernel
 from edgesparse.kernels.epilogue import Epilogue
 from edgesparse.kernels.tiles import vector_starts
 
-_LOWEST = -3.4028234663852886e38
+_LOWEST = float("-inf")
 
 
 @dataclass(frozen=True)
