@@ -12,8 +12,9 @@
 
 An operator type stands for the layers of that type that are pruned by default: depthwise convolutions, which
 hold few weights and lose much, are taken only where their node's own name is given or matched. So does a kind
-(`conv1x1`, `conv`, `gemm`, `matmul`). The sections `calibration`, `reconstruction`, `recalibration`, `allocation`
-and `rearrangement` are in `edgesparse.sections`; `quantization` is reserved, and refused until it does something.
+(`conv1x1`, `conv`, `gemm`, `matmul`). The sections `calibration`, `reconstruction`, `recalibration`, `allocation`,
+`rearrangement` and `fitting` are in `edgesparse.sections`; `quantization` is reserved, and refused until it does
+something.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from edgesparse.sections import (
     SECTIONS,
     Allocation,
     Calibration,
+    Fitting,
     Rearrangement,
     Recalibration,
     Reconstruction,
@@ -86,12 +88,13 @@ class Recipe:
     recalibration: Recalibration | None = None
     allocation: Allocation | None = None
     rearrangement: Rearrangement | None = None
+    fitting: Fitting | None = None
 
     @property
     def needs_data(self) -> bool:
         """Whether the recipe cannot be followed without calibration data."""
         wants = self.allocation is not None and self.allocation.method in ("global", "sensitivity")
-        repairs = self.reconstruction is not None or self.recalibration is not None
+        repairs = any(part is not None for part in (self.reconstruction, self.recalibration, self.fitting))
         return repairs or wants or self.criterion != "magnitude"
 
     def with_repair(self) -> Recipe:

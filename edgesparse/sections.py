@@ -22,6 +22,7 @@ RECONSTRUCTIONS = ("refit", "swap", "projected", "none")
 RECALIBRATIONS = ("all", "pruned", "none")
 ALLOCATIONS = ("uniform", "erk", "global", "sensitivity")
 REARRANGEMENTS = ("search", "norm", "cluster", "none")
+FITTINGS = ("channels", "weights", "none")
 ORDERS = ("rgb", "bgr")
 MAX_SAMPLES = 100_000
 
@@ -70,6 +71,20 @@ class Rearrangement:
     """
 
     method: str = "search"
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What is fitted by gradient after pruning (`edgesparse.training.fitting`), and how far.
+
+    `rate` is the relative size of a step, `batch` samples make one, and the share `held_back` of all judges.
+    """
+
+    method: str = "channels"
+    steps: int = 60
+    rate: float = 0.003
+    batch: int = 16
+    held_back: float = 0.2
 
 
 def _refuse(path: str, why: str, fix: str) -> NoReturn:
@@ -136,10 +151,20 @@ SECTIONS: dict[str, tuple[Callable[..., Any], _Readers]] = {
     "recalibration": (Recalibration, {"layers": _choice(RECALIBRATIONS)}),
     "allocation": (Allocation, {"method": _choice(ALLOCATIONS), "budget": _budget, "target": _word}),
     "rearrangement": (Rearrangement, {"method": _choice(REARRANGEMENTS)}),
+    "fitting": (
+        Fitting,
+        {
+            "method": _choice(FITTINGS),
+            "steps": _whole,
+            "rate": _number(1e-9, 1.0),
+            "batch": _whole,
+            "held_back": _number(0.01, 0.9),
+        },
+    ),
 }
 """Section name to its type and the readers of its keys."""
 
-NEEDS_DATA = ("reconstruction", "recalibration")
+NEEDS_DATA = ("reconstruction", "recalibration", "fitting")
 """Sections that mean nothing without calibration data."""
 
 

@@ -27,11 +27,14 @@ from edgesparse.passes.rearrange import SetReport, rearrange
 from edgesparse.passes.reconstruct import Repair, can_observe, repair_in_order, scores
 from edgesparse.pattern import SparsePattern, check_available, density, kept_units
 from edgesparse.recipe import Choice, Recipe
-from edgesparse.sections import Rearrangement, Recalibration, Reconstruction
+from edgesparse.sections import Fitting, Rearrangement, Recalibration, Reconstruction
 
 ORDER_KEY = "edgesparse.rearrangement"
 """Metadata: per set of channels, the layers that write to it and the retained saliency given, sorted, found (JSON)."""
 
+
+FITTING_KEY = "edgesparse.fitting"
+"""Metadata: divergence from the dense model on samples held back, before and after fitting by gradient (JSON)."""
 
 Pricer = Callable[[ir.Model, Sequence[LayerInfo], SparsePattern, Budget], allocate.Prices]
 """What a dense model costs with the given layers in a pattern, in the budget's kind: from those who know a target."""
@@ -54,12 +57,20 @@ class Measured:
         return allocate.by_sensitivity(self.layers, self.losses, recipe.density)
 
 
-def calibrated_passes(
-    recipe: Recipe, inputs: Iterable[Feeds] | None, tick: Tick | None = None, pricer: Pricer | None = None
-) -> tuple[Pass, ...]:
-    """The passes `rearrange` (where the recipe has it) and `prune`, with calibration samples, or `prune` and `cluster`.
+Fitter = Callable[[ir.Model, ir.Model, Iterable[Feeds], Fitting, int], Mapping[str, float]]
+"""Fits a sparse model in place to a dense one by gradient, and says what came of it: from those who know torch."""
 
-    UsageError where the recipe needs data and there is none.
+
+def calibrated_passes(
+    recipe: Recipe,
+    inputs: Iterable[Feeds] | None,
+    tick: Tick | None = None,
+    pricer: Pricer | None = None,
+    fitter: Fitter | None = None,
+) -> tuple[Pass, ...]:
+    """The passes `prune` and, where the recipe has them, `rearrange`, `fit` and `cluster`, with calibration samples.
+
+    UsageError where the recipe needs data and there is none, or has a fitting and there is no `fitter`.
     """
     if inputs is None and recipe.needs_data:
         raise UsageError(
@@ -71,10 +82,38 @@ def calibrated_passes(
     section = recipe.rearrangement
     if section is not None and section.method in ("search", "norm"):
         steps.append(Pass("rearrange", lambda model: rearrange_model(model, recipe, section, inputs, tick)))
-    steps.append(Pass("prune", lambda model: sparsify(model, recipe, inputs, tick, pricer=pricer)))
+    if recipe.fitting is None or recipe.fitting.method == "none" or inputs is None:
+        steps.append(Pass("prune", lambda model: sparsify(model, recipe, inputs, tick, pricer=pricer)))
+    else:
+        steps += _prune_and_fit(recipe, recipe.fitting, inputs, tick, pricer, fitter)
     if section is not None and section.method == "cluster":
         steps.append(Pass("cluster", lambda model: _cluster(model, recipe.seed, tick)))
     return tuple(steps)
+
+
+def _prune_and_fit(
+    recipe: Recipe,
+    fitting: Fitting,
+    inputs: Iterable[Feeds],
+    tick: Tick | None,
+    pricer: Pricer | None,
+    fitter: Fitter | None,
+) -> tuple[Pass, Pass]:
+    """The passes `prune` and `fit`; what was dense before the one is the teacher of the other."""
+    if fitter is None:
+        raise UsageError("the recipe fits by gradient", why="nothing here knows how", fix="use sparsify, with torch")
+    dense: list[ir.Model] = []
+
+    def prune(model: ir.Model) -> PassResult:
+        dense[:] = [model.clone()]
+        return sparsify(model, recipe, inputs, tick, pricer=pricer)
+
+    def fit(model: ir.Model) -> PassResult:
+        told = fitter(model, dense.pop(), inputs, fitting, recipe.seed)
+        model.metadata_props[FITTING_KEY] = json.dumps(dict(told), sort_keys=True)
+        return PassResult(model, True)
+
+    return Pass("prune", prune), Pass("fit", fit)
 
 
 def _cluster(model: ir.Model, seed: int, tick: Tick | None) -> PassResult:

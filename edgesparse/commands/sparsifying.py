@@ -247,7 +247,7 @@ def _once(
     from edgesparse.passes import run_passes, save_model, sparsify_passes
 
     with console.progress("sparsify") as tick:
-        steps = sparsify_passes(rules, samples, tick, pricer)
+        steps = sparsify_passes(rules, samples, tick, pricer, _fitter(rules, tick))
         names = [step.name for step in steps]
         for name in dump_after:
             if name not in names:
@@ -262,6 +262,17 @@ def _once(
             ),
         )
     return Made(result.model, tuple(map(str, result.reasons)), {})
+
+
+def _fitter(rules: Recipe, tick: Callable[[float, str], None]) -> Any:
+    """How to fit by gradient, where the recipe asks for it: only then is torch loaded."""
+    if rules.fitting is None or rules.fitting.method == "none":
+        return None
+    import edgesparse.training  # says what to install without torch
+    from edgesparse.training.fitting import fitter
+
+    assert edgesparse.training
+    return fitter(tick)
 
 
 def _evaluated(console: Console, made: Made, judge: Judge, max_drop: float | None) -> Made:
