@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from edgesparse.costs import CostTable, table_for
+from edgesparse.decide import Choice, decide
 from edgesparse.forecast import Forecast, forecast, placed_as
 from edgesparse.kernels import Spmm
 from edgesparse.kernels.tiles import cut_pixels
@@ -19,7 +20,7 @@ from edgesparse.ops import Graph, Op
 from edgesparse.packing import union_density
 from edgesparse.pattern import DENSE_FROM, SparsePattern
 from edgesparse.place import Job, Placement, candidates, cost, job_of, place
-from edgesparse.plan import Plan, plan
+from edgesparse.plan import Plan
 from edgesparse.target import Target
 from edgesparse.virtual import PATTERNS, best_sparse, break_even
 
@@ -134,6 +135,7 @@ def explain(
     target: Target,
     *,
     compiled: Iterable[Mapping[str, Any]] | None = None,
+    asked: Choice | None = None,
     measured: Mapping[str, float] | None = None,
 ) -> Explanation:
     """Explain a recognised model on a target.
@@ -142,11 +144,13 @@ def explain(
     ----------
     compiled:
         An artifact's layers, whose kernels are taken as they are; without, those the cost model chooses.
+    asked:
+        The plan that was compiled; by default the one that the cost model chooses.
     measured:
         How many times as fast as dense each layer was, by name.
     """
     table = table_for(target)
-    layout = plan(graph, target)
+    layout = decide(graph, target, asked).plan
     placements = placed_as(graph, layout, target, compiled) if compiled is not None else place(graph, layout, target)
     sparse = forecast(graph, layout, placements, target, table)
     dense = forecast(graph, layout, place(graph, layout, target, dense=True), target, table)

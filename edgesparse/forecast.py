@@ -184,7 +184,7 @@ def placed_as(
         mine = found.get(str(record.get("name")))
         product = read_product(str(record.get("kernel")))
         if mine is not None and mine.product is not None and product is not None:
-            found[mine.op] = replace(mine, product=product)
+            found[mine.op] = replace(mine, product=product, runner_up=read_product(str(record.get("runner_up"))))
     return found
 
 

@@ -15,10 +15,11 @@ import numpy as np
 from edgesparse.artifact import Artifact
 from edgesparse.contenders import ArtifactContender
 from edgesparse.counts import LEVELS, Terms
+from edgesparse.decide import decide
 from edgesparse.errors import UsageError
 from edgesparse.forecast import layer_terms, lowered, placed_as
-from edgesparse.passes import load_model
-from edgesparse.plan import plan
+from edgesparse.planview import choice_of
+from edgesparse.portable import prepare
 from edgesparse.recognise import recognise
 from edgesparse.roofline import Roofline, host_l3
 from edgesparse.session import first_sample, target_text
@@ -113,8 +114,8 @@ def artifact_terms(artifact: Artifact) -> dict[str, Terms]:
     """What the artifact's layers do, counted: its portable model, planned again, with the kernels of its manifest."""
     manifest = artifact.manifest
     target = Target.parse(target_text(manifest.target))
-    graph = recognise(load_model(artifact.file(PORTABLE)))
-    layout = plan(graph, target, depth_first=bool(manifest.info.get("depth_first", True)))
+    graph = recognise(prepare(artifact.file(PORTABLE), None))
+    layout = decide(graph, target, choice_of(manifest.info)).plan
     dense = bool(manifest.info.get("dense", False))
     placements = placed_as(graph, layout, target, manifest.layers, dense=dense)
     return layer_terms(lowered(graph, layout, placements, target), graph, layout, target, host_l3())

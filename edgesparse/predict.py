@@ -14,12 +14,13 @@ import numpy as np
 
 from edgesparse import svg
 from edgesparse.costs import CostTable, table_for
+from edgesparse.decide import decide
 from edgesparse.errors import UsageError
 from edgesparse.forecast import forecast
 from edgesparse.ops import Conv, Graph, Linear, Op
 from edgesparse.pattern import SparsePattern
 from edgesparse.place import Placement, candidates, cost, job_of, place
-from edgesparse.plan import Plan, plan
+from edgesparse.plan import Plan
 from edgesparse.target import Target
 from edgesparse.virtual import best_sparse, rows_together
 
@@ -108,7 +109,7 @@ def predict(
         if pattern.kind not in ("unstructured", "group") or pattern.m > 1:
             raise UsageError(f"predict knows no {pattern}", fix="take unstructured or group:Nx1")
     chosen = [op for op in graph.ops if isinstance(op, (Conv, Linear)) and pruned & set(op.nodes)]
-    layout = plan(graph, target)
+    layout = decide(graph, target, dense=True).plan
     base = place(graph, layout, target, dense=True)
     chosen = [op for op in chosen if base[op.name].product is not None]
     if not chosen:

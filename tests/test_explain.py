@@ -19,7 +19,7 @@ from edgesparse.recognise import recognise
 from edgesparse.target import Target
 from edgesparse.virtual import best_sparse, break_even, stored_share, virtual_cost
 
-TARGETS = ("x86-64-v4", "x86-64-v3", "cortex-a76", "cortex-a53", "wasm-simd")
+TARGETS = ("x86-64-v4", "cortex-a76", "wasm-simd")
 
 
 def bottlenecks() -> onnx.ModelProto:

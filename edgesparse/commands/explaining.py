@@ -86,6 +86,7 @@ def explain(
     """
     from edgesparse.artifact import open_artifact
     from edgesparse.explain import explain as explained
+    from edgesparse.planview import choice_of
     from edgesparse.portable import prepare
     from edgesparse.recognise import recognise
     from edgesparse.session import target_text
@@ -99,7 +100,9 @@ def explain(
     with console.progress("explain") as tick:
         graph = recognise(prepare(model, None, fixed, None, console.notice))
         ratios = _measured(model, opened, chosen, fixed, tick) if measure else None
-        found = explained(graph, chosen, compiled=opened.manifest.layers if opened else None, measured=ratios)
+        layers = opened.manifest.layers if opened else None
+        asked = choice_of(opened.manifest.info) if opened else None
+        found = explained(graph, chosen, compiled=layers, asked=asked, measured=ratios)
     if json_to:
         console.json(found.as_dict(), json_to)
         return

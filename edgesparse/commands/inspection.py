@@ -12,22 +12,37 @@ from edgesparse.commands import common
 from edgesparse.console import Console
 
 TEXT = ("layer", "op", "kind", "shape", "pattern", "kernel", "runner-up", "reason")
+PLAN_TEXT = ("makes", "inside, band by band", "image", "shape", "layout", "resident")
 
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @common.shape_option
 @click.option("--coupling", is_flag=True, help="Of a model: which channels must be permuted together, or why not.")
+@click.option("--plan", "planned", is_flag=True, help="Stages, rings, buffers, and bytes moved by each cache level.")
+@common.target_option
+@common.threads_option
 @common.json_option
 @common.verbosity_options
 @click.pass_obj
-def inspect(console: Console, path: Path, shapes: tuple[str, ...], coupling: bool, json_to: str | None) -> None:
+def inspect(
+    console: Console,
+    path: Path,
+    shapes: tuple[str, ...],
+    coupling: bool,
+    planned: bool,
+    target: str,
+    threads: int,
+    json_to: str | None,
+) -> None:
     """Show every layer of PATH, a model (.onnx) or an artifact.
 
     Shape, pattern, density, operations and bytes; of an artifact also which kernel runs it, and why.
     """
     fixed = common.read_shapes(shapes)
-    if coupling:
+    if planned:
+        _inspect_plan(console, path, fixed, target, threads, json_to)
+    elif coupling:
         _inspect_coupling(console, path, fixed, json_to)
     elif common.is_artifact(path):
         _inspect_artifact(console, path, json_to)
@@ -87,6 +102,51 @@ def _inspect_coupling(console: Console, path: Path, shapes: Mapping[str, tuple[i
             )
     free = [one for one in sets if one.reason is None]
     console.result(f"{len(free)} of {len(sets)} sets can be permuted, {sum(one.size for one in free)} channels")
+
+
+def _inspect_plan(
+    console: Console,
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    target: str,
+    threads: int,
+    json_to: str | None,
+) -> None:
+    """How a model would run on a target, or how an artifact runs on its own."""
+    from edgesparse.artifact import open_artifact
+    from edgesparse.planview import choice_of, stage_table, value_table, view
+    from edgesparse.portable import prepare
+    from edgesparse.recognise import recognise
+    from edgesparse.session import target_text
+    from edgesparse.target import Target
+    from edgesparse.verify import PORTABLE
+
+    opened = open_artifact(path) if common.is_artifact(path) else None
+    chosen = Target.parse(target_text(opened.manifest.target) if opened else target)
+    graph = recognise(prepare(opened.file(PORTABLE) if opened else path, None, shapes, None, console.notice))
+    if opened is None:
+        found = view(graph, chosen, threads=threads)
+    else:
+        info = opened.manifest.info
+        found = view(
+            graph,
+            chosen,
+            asked=choice_of(info),
+            compiled=opened.manifest.layers,
+            threads=int(info.get("threads", 1)),
+            dense=bool(info.get("dense", False)),
+        )
+    if json_to:
+        console.json(found.as_dict(), json_to)
+        return
+    for columns, rows in (stage_table(found), value_table(found)):
+        console.table(columns, rows, text_columns=PLAN_TEXT)
+    taken = found.decision
+    console.result(f"{path} on {chosen}: {taken['order']}, bands of about {taken['band_pixels']} pixels")
+    for rival in taken["considered"]:
+        time = f"{rival['predicted'] / 1e6:.3f} {'ms' if taken['unit'] == 'ns' else 'Mcycles'}"
+        console.result(f"  {rival['order']}, {rival['band_pixels']} pixels: {time} predicted")
+    console.result(f"arena {found.arena / 1e3:.0f} kB; at most {found.least / 1e3:.0f} kB live at once")
 
 
 def _inspect_artifact(console: Console, path: Path, json_to: str | None) -> None:

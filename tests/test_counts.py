@@ -1,0 +1,186 @@
+"""Counts of the cost model against counts by hand, its prices against sums by hand, and forecasts of whole programs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from networks import Net
+
+from edgesparse.costs import CostTable, cost_table, counted, parse, table_for
+from edgesparse.counts import GROUPS, Terms, count, mixed, shares, total
+from edgesparse.errors import CompileError
+from edgesparse.forecast import forecast, layer_terms, lowered, placed_as, price, read_product
+from edgesparse.kernels import Depthwise, Epilogue, GlobalPool, Largest, Panel, Pointwise, Spmm, Window
+from edgesparse.passes import model_from_proto
+from edgesparse.place import Product, place
+from edgesparse.plan import plan
+from edgesparse.recognise import recognise
+from edgesparse.target import TARGETS, Target
+
+V4 = Target.parse("x86-64-v4")
+RELU = Epilogue("relu")
+
+
+def test_a_product_by_hand() -> None:
+    """96 pixels are two tiles of three vectors; 5 groups of 8 rows with 40 pairs; 24 sums take 12 cycles a pair."""
+    terms = count(Spmm(8, 96, 3, 16, False, RELU), V4, 5, 40, {"l1": 1.0})
+    assert terms["product.issue"] == 2 * 40 * 12
+    assert terms["sparse.pair"] == 2 * 40
+    assert terms["product.tile"] == 2 * 5
+    assert terms["product.store"] == 2 * 5 * 8 * 3
+    assert terms["flops"] == 2 * 40 * 8 * 96
+    assert terms["call"] == 1
+    assert terms["tail.issue"] == 0
+    # each pair reads three vectors of 64 bytes, eight weights and an offset, in both tiles, all out of L1
+    assert terms["moved.l1"] == 2 * 40 * (3 * 64 + 4 * 9)
+    assert terms["moved.l2"] == 0
+
+
+def test_a_dense_product_with_a_tail_by_hand() -> None:
+    """49 pixels are one tile of three vectors and a pixel by itself; K = 10, 2 groups."""
+    terms = count(Spmm(8, 49, 3, 16, True, Epilogue("relu", residual="before")), V4, 2, 20)
+    assert terms["product.issue"] == 20 * 12
+    assert terms["sparse.pair"] == 0
+    assert terms["product.residual"] == terms["product.store"] == 2 * 8 * 3
+    # one vector of outputs and one pixel: a weight vector and a pixel are loaded
+    assert terms["tail.issue"] == 20 * max(1 / 2, 2 / 2)
+    assert terms["tail.store"] == 2 * 8
+
+
+def test_weights_from_afar_take_the_place_of_issue() -> None:
+    """A fully connected layer in blocks of 64: 256 bytes a pair from L3 at 10 a cycle take longer than five loads."""
+    spec = Spmm(64, 1, 1, 16, True, Epilogue())
+    near, far = (count(spec, V4, 4, 400, {level: 1.0}) for level in ("l1", "l3"))
+    assert near["tail.issue"] == 400 * max(4 / 2, 5 / 2)
+    assert near["stream.l3"] == 0
+    assert far["stream.l3"] == 400 * 25.6
+    assert far["tail.issue"] == 0
+    assert far["moved.l3"] == 400 * 256
+
+
+def test_a_depthwise_band_by_hand() -> None:
+    """One row of 16 pixels under 3x3 taps: nine taps; the outer columns are masked; every tap loads a vector."""
+    window = Window((3, 3), (1, 1), (1, 1), 1, 1, 16, 16, 1)
+    terms = count(Depthwise(window, RELU, 16, 24), V4, 10)
+    assert terms["depthwise.tap"] == 10 * 9
+    assert terms["depthwise.load"] == 10 * 9
+    assert terms["depthwise.shuffle"] == 10 * 6
+    assert terms["depthwise.store"] == 10
+    assert terms["flops"] == 10 * 2 * (9 * 16 - 6)
+
+
+def test_rows_of_a_chunk_share_their_loads() -> None:
+    """Two output rows under three taps in a column see four input rows."""
+    window = Window((3, 1), (1, 1), (1, 1), 0, 0, 16, 16, 2)
+    terms = count(Depthwise(window, RELU, 16, 24), V4, 1)
+    assert (terms["depthwise.tap"], terms["depthwise.load"]) == (6, 4)
+    panel = count(Panel(window, 16), V4, 3)
+    assert panel["panel.store"] == 3 * 2 * 3
+    assert panel["flops"] == 0
+
+
+def test_the_small_families() -> None:
+    point = count(Pointwise("add", "full", 35, RELU, 16), V4, 7)
+    assert (point["point.vector"], point["point.single"], point["flops"]) == (14, 21, 7 * 35)
+    assert count(GlobalPool("avg", 16), V4, 9)["global.channel"] == 9
+    assert count(Largest(5, 100, 1, True, "float32"), V4, 3)["other.unit"] == 3
+
+
+def test_levels_share_what_they_keep() -> None:
+    assert shares(0, V4) == {"l1": 1.0}
+    assert shares(V4.l1d, V4) == {"l1": 0.5, "l2": 0.5}
+    assert shares(4 * V4.l2, V4) == {"l3": 1.0}
+    assert shares(100 << 20, V4, 8 << 20) == {"memory": 1.0}
+    for distance in (1 << 10, 40 << 10, 700 << 10, 3 << 20, 9 << 20, 11 << 20):
+        assert sum(shares(distance, V4, 8 << 20).values()) == pytest.approx(1)
+    assert mixed((10, {"l1": 0.5, "l2": 0.5}), (4, {"l2": 1.0})) == {"l1": 5, "l2": 9}
+
+
+def test_prices_are_sums() -> None:
+    table = CostTable("ns", "made up", {term: 0.0 for term in GROUPS} | {"call": 3.0, "bytes.l2": 0.5})
+    found = price({"a": Terms({"call": 2, "bytes.l2": 10, "flops": 99})}, table)["a"]
+    assert found.time == 2 * 3 + 10 * 0.5
+    assert found.parts == {"overhead": 6.0, "l2": 5.0}
+    assert found.bound == "overhead"
+    assert table.price({"call": 2, "flops": 7}) == 6
+
+
+def network() -> Any:
+    net = Net(5)
+    x = net.conv(net.input(1, 3, 32, 32), 16, (3, 3), (2, 2), pads=(1, 1, 1, 1))
+    x = net.conv(x, 16, (3, 3), pads=(1, 1, 1, 1), groups=16)
+    x = net.conv(x, 40, density=0.3)
+    net.outputs = [net.node("GlobalAveragePool", x, shape=(1, 40, 1, 1))]
+    return recognise(model_from_proto(net.model()))
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_operations_of_a_network_by_hand(target: Target) -> None:
+    graph = network()
+    layout = plan(graph, target, depth_first=False)
+    placements = place(graph, layout, target, dense=True)
+    found = layer_terms(lowered(graph, layout, placements, target), graph, layout, target, 8 << 20)
+    flops = [terms["flops"] for terms in found.values()]
+    # 3x3 over 3 channels, each output pixel of 16x16; depthwise, less the taps beyond the border; 1x1
+    inside = (3 * 16 - 2) ** 2
+    assert flops[0] == 2 * 16 * 27 * 256
+    assert flops[1] >= 2 * 16 * inside  # overlapping vectors compute some pixels twice
+    assert flops[1] <= 2.2 * 16 * 9 * 256
+    assert flops[2] == 2 * 40 * 16 * 256
+    for each in forecast(graph, layout, placements, target, table_for(target)).values():
+        assert each.time > 0
+        assert sum(each.parts.values()) == pytest.approx(each.time)
+        assert set(each.terms) <= set(GROUPS) | {"flops", "moved.l1", "moved.l2", "moved.l3", "moved.memory"}
+
+
+def test_depth_first_reads_less_from_afar() -> None:
+    net = Net(6)
+    x = net.conv(net.input(1, 3, 224, 224), 32, (3, 3), (2, 2), pads=(1, 1, 1, 1))
+    for _ in range(2):
+        x = net.conv(net.conv(x, 32, (3, 3), pads=(1, 1, 1, 1), groups=32), 32)
+    net.outputs = [x]
+    graph = recognise(model_from_proto(net.model()))
+    far = []
+    for depth_first in (True, False):
+        layout = plan(graph, V4, depth_first=depth_first)
+        terms = layer_terms(lowered(graph, layout, place(graph, layout, V4), V4), graph, layout, V4, 8 << 20)
+        whole = total(terms.values())
+        far.append(whole["moved.l3"] + whole["moved.memory"])
+    assert far[0] < 0.5 * far[1]
+
+
+def test_kernels_are_read_back() -> None:
+    graph = network()
+    layout = plan(graph, V4)
+    placements = place(graph, layout, V4)
+    again = placed_as(graph, layout, V4, [each.record() for each in placements.values()])
+    assert {name: each.product for name, each in again.items()} == {n: e.product for n, e in placements.items()}
+    assert read_product("dense:8 tile 3") == Product(8, 3, True)
+    assert read_product("group:16 tile 1") == Product(16, 1, False)
+    assert read_product("depthwise") is None
+
+
+def test_the_table_in_the_package() -> None:
+    table = cost_table("x86-64-v4")
+    assert table.measured
+    assert set(table.prices) == set(GROUPS)
+    four = ("mobilenet-v1", "mobilenet-v2", "efficientnet-lite0", "resnet50")
+    assert all(table.errors[name]["median"] < 0.10 for name in four)
+    assert not counted().measured
+    assert all(np.isfinite(value) for value in table.prices.values())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"schema": "other/1"}, {"prices": {"call": -1}}, {"prices": 3}, {"l3": None}, {"basis": None, "errors": 4}],
+)
+def test_a_table_that_cannot_be_read(change: dict[str, Any]) -> None:
+    good = {"schema": "edgesparse.prices/1", "basis": "b", "l3": 1, "errors": {}, "prices": {"call": 1.0}}
+    assert parse(json.dumps(good), "t").prices["call"] == 1.0
+    with pytest.raises(CompileError, match="price table of t"):
+        parse(json.dumps(good | change), "t")
+    with pytest.raises(CompileError, match="fit_cost"):
+        parse("{", "t")
