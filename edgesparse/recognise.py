@@ -383,6 +383,11 @@ class _Walk:
             raise UnsupportedError(f"node {node_name(node)!r} ({node.op_type})", why="its input is a constant")
         linear, op, made = recurrent(node, self.values)
         self._flush()
+        for value in node.inputs:
+            array = constant_of(value)
+            if value is not None and array is not None and value.name in op.inputs and value.name not in self.values:
+                self._declare(value, f"node {node_name(node)!r}")
+                self.ops.append(held(self.model, self.values[name_of(value)], array))
         self.values |= {value.name: value for value in made}
         self.ops.append(linear)
         self.fusion.taken.add(id(node))

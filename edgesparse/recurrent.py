@@ -72,7 +72,7 @@ def recurrent(node: ir.Node, values: Mapping[str, Value]) -> tuple[Linear, Recur
         steps * batch,
         Epilogue(),
     )
-    starts = [(mark, inputs[place]) for mark, place in (("h", 5), ("c", 6)) if inputs[place] is not None]
+    starts = [(mark, inputs[place]) for mark, place in (("h", 5), ("c", 6)) if not _zero(inputs[place])]
     state = (batch, directions, hidden) if batch_first else (directions, batch, hidden)
     whole = (batch, steps, directions, hidden) if batch_first else (steps, directions, batch, hidden)
     given = [value.name or "" for value in node.outputs] + [""] * 3
@@ -100,6 +100,12 @@ def recurrent(node: ir.Node, values: Mapping[str, Value]) -> tuple[Linear, Recur
         "".join(mark for mark, _ in starts),
     )
     return linear, op, [middle, *made]
+
+
+def _zero(value: ir.Value | None) -> bool:
+    """Whether a first state is the one that is assumed where there is none: exporters write it out as zeros."""
+    constant = constant_of(value)
+    return value is None or (constant is not None and not np.any(constant))
 
 
 def _unsupported(node: ir.Node, why: str) -> UnsupportedError:

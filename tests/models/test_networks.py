@@ -33,12 +33,14 @@ SMALL: dict[str, tuple[dict[str, Any], tuple[int, ...], float]] = {
     "yolo": ({"width": 0.5, "resolution": 64}, (1, 3, 64, 64), CNN),
     "espcn": ({"width": 0.25, "resolution": 24}, (1, 3, 24, 24), CNN),
     "ds-cnn": ({"width": 0.25}, (1, 1, 49, 10), CNN),
+    "voice-lstm": ({"width": 24, "features": 10}, (1, 12, 10), OTHER),
+    "voice-gru": ({"width": 24, "features": 10}, (1, 12, 10), OTHER),
     "minilm-l6": ({"width": 48, "depth": 2, "tokens": 20, "vocabulary": 50}, (1, 20), OTHER),
     "vit-tiny": ({"width": 48, "depth": 2, "resolution": 32}, (1, 3, 32, 32), OTHER),
     "mixer-s16": ({"width": 32, "depth": 2, "resolution": 32, "patch": 8}, (1, 3, 32, 32), OTHER),
 }
 #: The rest of `SMALL` is long: each kind of network has one quick stand-in.
-QUICK = ("unet", "ds-cnn", "minilm-l6")
+QUICK = ("unet", "ds-cnn", "voice-gru", "minilm-l6")
 
 
 def small(name: str) -> onnx.ModelProto:
