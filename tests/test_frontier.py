@@ -272,3 +272,13 @@ def _other(ground):
     """A dense model that always says something else."""
     run = onnx_model(ground.model)
     return lambda feeds: {name: -value for name, value in run(feeds).items()}
+
+
+def test_measured_in_place(model: ir.Model) -> None:
+    from edgesparse.insitu import layer_seconds
+
+    found = layer_seconds(Target.parse("native"), runs=3)(model)
+    assert {"one", "two", "deep", "last"} <= found.keys()
+    assert all(0 < found[name] < 1 for name in ("one", "two", "deep", "last"))
+    with pytest.raises(UsageError, match="armv7 cannot be measured here"):
+        layer_seconds(Target.parse("armv7"))
