@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import random_network
 
 from edgesparse import arena
 from edgesparse.errors import CompileError
+from edgesparse.lower import lower
+from edgesparse.ops import Fallback
+from edgesparse.passes import SIMPLIFY, model_from_proto, run_passes
+from edgesparse.place import place
+from edgesparse.plan import plan
 from edgesparse.program import ALIGNMENT, ARENA, Buffer, Call, Port, Program, Ref
+from edgesparse.recognise import recognise
+from edgesparse.target import Target
 
 import toy  # isort: skip
 
@@ -89,3 +97,19 @@ def test_an_unused_buffer_takes_no_room() -> None:
 def test_an_inconsistent_program_is_told(program: Program, message: str) -> None:
     with pytest.raises(CompileError, match=re.escape(message)):
         arena.assign(program)
+
+
+@pytest.mark.parametrize("depth_first", [True, False])
+def test_networks_need_little_more_than_what_lives_at_once(depth_first: bool) -> None:
+    """Within 1.2 times the bound that liveness sets, whatever the network."""
+    target, checked = Target.parse("x86-64-v4"), 0
+    for seed in range(16):
+        graph = recognise(run_passes(model_from_proto(random_network(seed, 12)), SIMPLIFY).model)
+        if any(isinstance(op, Fallback) for op in graph.ops):
+            continue
+        made = plan(graph, target, depth_first=depth_first)
+        program = lower(graph, made, place(graph, made, target), {}, target).program
+        used = arena.assign(program).arena_bytes - arena.TAIL_BYTES
+        assert used <= 1.2 * arena.lower_bound(program), seed
+        checked += 1
+    assert checked >= 5
