@@ -27,7 +27,7 @@ from edgesparse.target import Target
 
 @dataclass(frozen=True)
 class Case:
-    """A convolution ``[N, C / groups, k, k]`` over a map of `size` x `size` pixels; size 1 is a fully connected layer."""
+    """A convolution ``[N, C / groups, k, k]`` over `size` x `size` pixels; size 1: a fully connected layer."""
 
     channels: int
     outputs: int

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from edgesparse.kernels import Depthwise, GlobalPool, KernelSpec, Panel, Pointwise, Pool, Spmm, Transpose, Window
 from edgesparse.kernels.tiles import cut_pixels
@@ -161,7 +162,7 @@ _CHEAP = ("none", "relu", "clip", "leaky")
 _RATES = {"l2": 32.0, "l3": 10.0, "memory": 5.0}
 
 
-def _issue(terms: Terms, term: str, times: float, cycles: float, far: Mapping[str, float]) -> None:
+def _issue(terms: Terms, term: str, times: Any, cycles: float, far: Mapping[str, float]) -> None:
     """Add the slower of issuing `cycles` and of fetching `far` bytes from each level, `times` times."""
     for level, nbytes in far.items():
         terms[f"moved.{level}"] += times * nbytes

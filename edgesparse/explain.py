@@ -288,8 +288,8 @@ def verdict(layers: Sequence[Explained]) -> tuple[str, str, str]:
     pruned = [layer for layer in layers if layer.pruned]
     if not pruned:
         best = max((layer for layer in layers if layer.prunable), key=lambda layer: layer.share, default=None)
-        advice = f"prune it first where most time is: {best.name}; `edgesparse predict` shows what that brings"
-        return "not-pruned", "no layer has zeros to skip", advice if best else ""
+        advice = f"prune it first where most time is: {best.name}" if best else ""
+        return "not-pruned", "no layer has zeros to skip", advice and f"{advice}; `edgesparse predict` shows the gain"
     share = sum(layer.share for layer in pruned)
     useless = sum(layer.share for layer in pruned if layer.cause == "depthwise")
     if useless > share / 2:

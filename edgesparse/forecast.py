@@ -153,9 +153,10 @@ class _Distances:
             if product and key[0] in self.constants:
                 continue
             for level, share in levels.items():
-                terms[f"moved.{level}"] += nbytes * share
+                part: Any = nbytes * share  # a counter's values may well be no whole numbers
+                terms[f"moved.{level}"] += part
                 if level != "l1":
-                    terms[f"bytes.{level}"] += nbytes * share
+                    terms[f"bytes.{level}"] += part
 
     def _shares(self, key: tuple[str, int], band: tuple[str, int]) -> dict[str, float]:
         last = max(self.seen.get(key, -1), self.seen.get(band, -1))

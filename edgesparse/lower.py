@@ -33,6 +33,7 @@ from edgesparse.ops import (
     Fallback,
     GlobalPooling,
     Graph,
+    Interleave,
     LayerNorm,
     Linear,
     Op,
@@ -48,6 +49,7 @@ from edgesparse.plan import Plan, pitch_of
 from edgesparse.program import ARENA, Layout, Port, Program, Ref
 from edgesparse.recurrent import lower_recurrence
 from edgesparse.target import Target
+from edgesparse.upsample import lower_interleave
 
 
 @dataclass(frozen=True)
@@ -338,6 +340,8 @@ def _step(emitter: _Lowering, op: Op, step: Step, parts: Mapping[str, Part]) -> 
         lower_norm(emitter, op)
     elif isinstance(op, Recurrence):
         lower_recurrence(emitter, op, emitter.product)
+    elif isinstance(op, Interleave):
+        lower_interleave(emitter, op)
     elif isinstance(op, TopK):
         emitter.topk(op)
     elif isinstance(op, View):

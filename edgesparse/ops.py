@@ -152,6 +152,18 @@ class View(Op):
 
 
 @dataclass(frozen=True)
+class Interleave(Op):
+    """Images put together pixel by pixel: ``blocks`` (rows, columns) of pixels come from as many `phases`.
+
+    A phase is an index into the inputs and the first channel there; channel c of the output is `step` * c further on.
+    """
+
+    blocks: tuple[int, int]
+    phases: tuple[tuple[int, int], ...]
+    step: int
+
+
+@dataclass(frozen=True)
 class Recurrence(Op):
     """The steps of an LSTM, GRU or RNN over inputs that are already multiplied by their weights.
 

@@ -118,7 +118,8 @@ class Job:
     @functools.cached_property
     def used(self) -> np.ndarray:
         """Where the weights are not zero."""
-        return self.weight != 0
+        used: np.ndarray = self.weight != 0
+        return used
 
     def sizes(self, product: Product) -> tuple[Size, ...]:
         """What the weights take when packed for a product."""

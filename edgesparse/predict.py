@@ -6,7 +6,7 @@ kernels and the order of calls are real, only the clock is not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,7 +80,7 @@ def predict(
     graph: Graph,
     target: Target,
     *,
-    pruned: Collection[str],
+    pruned: Set[str],
     patterns: Sequence[str] = PATTERNS,
     densities: Sequence[float] = DENSITIES,
     seed: int = 0,

@@ -18,6 +18,7 @@ from edgesparse.attributes import constant_of, integer, ints, is_float, name_of,
 from edgesparse.carve import carve, held
 from edgesparse.errors import UnsupportedError
 from edgesparse.fusion import Fusion
+from edgesparse.kernels import Epilogue
 from edgesparse.ops import (
     Concat,
     Conv,
@@ -33,6 +34,7 @@ from edgesparse.ops import (
     View,
 )
 from edgesparse.recurrent import recurrent
+from edgesparse.upsample import depth_to_space, nearest, transposed
 
 _BINARY = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
 #: Rows from which a layer norm is one of ours: fewer fill no vectors.
@@ -73,6 +75,7 @@ class _Walk:
             "Concat": self._concat,
             "LayerNormalization": self._layer_norm,
             "TopK": self._topk,
+            **dict.fromkeys(("ConvTranspose", "DepthToSpace", "Resize"), self._upsampled),
             **dict.fromkeys(("LSTM", "GRU", "RNN"), self._recurrent),
             **dict.fromkeys(_BINARY, self._binary),
             **dict.fromkeys(_VIEWS, self._view),
@@ -392,6 +395,27 @@ class _Walk:
         self.ops.append(linear)
         self.fusion.taken.add(id(node))
         return op
+
+    def _upsampled(self, node: ir.Node) -> Op | None:
+        image, out = self._image(node.inputs[0]), self._shape_of(node.outputs[0])
+        if image is None or len(out) != 4:
+            return None
+        x, size = name_of(node.inputs[0]), (out[0], out[1], out[2], out[3])
+        if node.op_type != "ConvTranspose":
+            output = name_of(node.outputs[0])
+            if node.op_type == "Resize":
+                return nearest(node, x, image, size, output)
+            return depth_to_space(node, x, image, output)
+        if transposed(node, x, image, size, Epilogue(), (), "") is None:
+            return None
+        epilogue, _, chain = self.fusion.fuse(node, self._made(), residuals=False)
+        made = transposed(node, x, image, size, epilogue, self._names(chain), self._output(chain))
+        assert made is not None
+        convs, join, values = made
+        self._flush()
+        self.values |= {value.name: value for value in values}
+        self.ops += convs if join is not None else convs[:-1]
+        return join or convs[-1]
 
     def _topk(self, node: ir.Node) -> Op | None:
         x, count = node.inputs[0], constant_of(node.inputs[1])

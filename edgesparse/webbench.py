@@ -1,6 +1,7 @@
-"""A bench in a JavaScript engine: sparse, dense by the same compiler and onnxruntime-web, in turn, in one process.
+"""A bench in a JavaScript engine or wasmtime: sparse, dense by the same compiler and onnxruntime-web, in one process.
 
-Times are taken inside of the engine, around one run with its inputs and outputs copied; asking for a run is outside.
+All take turns. Times are taken inside of the engine, around one run with its inputs and outputs copied; asking for a
+run is outside.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgesparse import environment
 from edgesparse.bench import Contender, Plan, Progress, measure
-from edgesparse.bundle import Bundle, bundle_model
+from edgesparse.bundle import Bundle, bundle_model, probe
 from edgesparse.errors import EdgesparseError, UnsupportedError
 from edgesparse.feeds import random_feeds
 from edgesparse.manifest import TensorInfo
@@ -22,6 +24,7 @@ from edgesparse.memory import Memory
 from edgesparse.recipe import Recipe
 from edgesparse.report import LayerTime, Report, layer_times
 from edgesparse.runtimes.engines import Engine, EngineModel, find_package
+from edgesparse.runtimes.wasm import Wasmtime, WasmtimeModel
 from edgesparse.session import DENSE, PROFILE_RUNS, SPARSE
 
 ORT_WEB = "onnxruntime-web"
@@ -36,7 +39,7 @@ class EngineContender:
     Asking for a run takes about a millisecond, so runs that are shorter are asked for a few at a time.
     """
 
-    def __init__(self, name: str, model: EngineModel) -> None:
+    def __init__(self, name: str, model: EngineModel | WasmtimeModel) -> None:
         self.name = name
         self.model = model
         self.load_seconds = model.load_seconds
@@ -85,6 +88,7 @@ def built(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     *,
     dense: bool = True,
+    threads: int = 1,
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> Iterator[Built]:
@@ -99,13 +103,16 @@ def built(
             progress=progress,
             notice=notice,
             portable=portable,
+            threads=threads,
         )
-        plain = bundle_model(portable, output=Path(room) / "dense", dense=True, progress=progress) if dense else None
+        plain = None
+        if dense:
+            plain = bundle_model(portable, output=Path(room) / "dense", dense=True, threads=threads, progress=progress)
         yield Built(sparse, plain, portable)
 
 
 def bench_engine(
-    engine: Engine,
+    engine: Engine | Wasmtime,
     it: Built,
     plan: Plan,
     *,
@@ -117,7 +124,7 @@ def bench_engine(
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> Report:
-    """Measure a bundle against its dense form and onnxruntime-web in one engine.
+    """Measure a bundle against its dense form and onnxruntime-web in one engine, on `plan.threads` threads.
 
     Parameters
     ----------
@@ -130,13 +137,24 @@ def bench_engine(
         The bundle cannot run there. What cannot be measured of the others is told through `notice`.
     """
     say = notice or (lambda text: None)
-    options = {"variant": variant} if variant else {}
+    options: dict[str, Any] = {"variant": variant} if variant else {}
+    if isinstance(engine, Wasmtime):
+        options.setdefault("variant", engine.pick(probe()))
+    else:
+        options["threads"] = plan.threads
     sparse = EngineContender(SPARSE, engine.load_bundle(it.sparse.path, it.inputs, it.outputs, **options))
+    if sparse.model.told["threads"] != plan.threads:
+        raise UnsupportedError(
+            f"the bundle runs on {sparse.model.told['threads']} threads here, not {plan.threads}",
+            why=f"it was made for at most {it.sparse.manifest['threads']}, and the engine must allow them",
+        )
     contenders: list[Contender] = [sparse]
     if it.dense is not None:
         dense = engine.load_bundle(it.dense.path, it.inputs, it.outputs, **options)
         contenders.append(EngineContender(DENSE, dense))
-    if onnxruntime:
+    if onnxruntime and isinstance(engine, Wasmtime):
+        say(f"{ORT_WEB} needs a JavaScript engine: it is left out")
+    elif onnxruntime and isinstance(engine, Engine):
         try:
             other = engine.load_onnx(find_package(ORT_WEB), it.portable, it.inputs, it.outputs, plan.threads)
             contenders.append(EngineContender(ORT_WEB, other))
@@ -173,9 +191,9 @@ def bench_engine(
 
 def check_engine(kind: str, threads: int) -> None:
     """Raise UnsupportedError for what cannot be measured in an engine."""
-    if threads > 1:
+    if kind == Wasmtime.kind and threads > 1:
         raise UnsupportedError(
-            f"bundles run on one thread, not {threads}", why="threads in WebAssembly are not there yet"
+            f"bundles run on one thread in wasmtime, not {threads}", fix="--device node or chromium have threads"
         )
 
 
@@ -190,7 +208,7 @@ def _memory(bundle: Bundle) -> Memory:
     return Memory(None, None, bundle.manifest["info"].get("arena_bytes"), weights)
 
 
-def _layers(model: EngineModel, bundle: Bundle) -> tuple[LayerTime, ...]:
+def _layers(model: EngineModel | WasmtimeModel, bundle: Bundle) -> tuple[LayerTime, ...]:
     return layer_times([model.profile() for _ in range(PROFILE_RUNS)], bundle.manifest["layers"])
 
 

@@ -70,7 +70,7 @@ def _retyped(node: ir.Node) -> list[ir.Attr]:
     return made
 
 
-def _wide(tensor: ir.TensorProtocol) -> ir.Tensor:
+def _wide(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.Tensor(np.asarray(tensor.numpy()).astype(np.float32), name=tensor.name)
 
 

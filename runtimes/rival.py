@@ -91,14 +91,15 @@ def main(command: list[str]) -> int:
     ours, theirs = socket.socketpair()
     # Into a file: nobody empties a pipe while the model runs.
     with tempfile.TemporaryFile(dir=".") as out:
-        with ours, subprocess.Popen([*command, "--rival", NAME], stdin=theirs, stdout=out) as program:
+        with ours, subprocess.Popen([*command, "--rival", NAME], stdin=theirs.fileno(), stdout=out) as program:
             theirs.close()
             try:
                 serve(ours, session, binding)
             finally:
                 ours.close()
-        if program.returncode != 0:
-            return program.returncode if program.returncode > 0 else 128 - program.returncode
+        code = int(program.returncode)
+        if code != 0:
+            return code if code > 0 else 128 - code
         out.seek(0)
         told = json.load(out)
     told["forms"][NAME].update(error=error_of(binding), load_ns=load_ns, layers=[])
@@ -107,7 +108,7 @@ def main(command: list[str]) -> int:
 
 
 def _type(port: Any) -> str:
-    name = port.type[len("tensor(") : -1]
+    name = str(port.type)[len("tensor(") : -1]
     return TYPES.get(name, name)
 
 

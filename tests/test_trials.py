@@ -90,7 +90,8 @@ def test_the_least_wins(subject: Subject, own_cache: Path, monkeypatch: pytest.M
         measure=found.measure,
         **options,
     )
-    assert plain is not None and tuned is not None
+    assert plain is not None
+    assert tuned is not None
     pairs = list(zip(plain.manifest.layers, tuned.manifest.layers, strict=True))
     assert all(layer["runner_up"] == chosen["kernel"] for layer, chosen in pairs if layer["runner_up"])
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     "--device",
     default="local",
     show_default=True,
-    help="Where to run: local, node, chromium, qemu, ssh://user@host:port, adb://serial.",
+    help="Where to run: local, node, chromium, wasmtime, qemu, ssh://user@host:port, adb://serial.",
 )
 @click.option("--cores", default="big", show_default=True, help="On a device: big, little, all, or a hex mask.")
 @click.option(
@@ -108,7 +108,7 @@ def bench(
     rules = common.read_recipe(recipe, pattern, density, sparsity, seed)
     layers = layers or html is not None or model_explorer is not None
     wanted = Wanted(not no_dense, not no_onnxruntime, not no_memory, layers, peak, html is not None, html is not None)
-    if device not in ("local", "node", "chromium"):
+    if device not in ("local", "node", "chromium", "wasmtime"):
         from edgesparse import devicebench
         from edgesparse.commands.devices import bench_on
 
@@ -222,11 +222,12 @@ def _in_engine(
     plan: Plan,
     wanted: Wanted,
 ) -> Report:
-    """Bundle a model and measure it in a JavaScript engine."""
+    """Bundle a model and measure it in a JavaScript engine, or in wasmtime."""
     from edgesparse.bench import portion
     from edgesparse.cores import pinned
     from edgesparse.errors import UsageError
     from edgesparse.runtimes.engines import Engine
+    from edgesparse.runtimes.wasm import Wasmtime
     from edgesparse.webbench import bench_engine, built, check_engine
 
     if common.is_artifact(path):
@@ -234,9 +235,17 @@ def _in_engine(
     check_engine(device, plan.threads)
     with (
         console.progress("bench") as tick,
-        built(path, recipe, shapes, dense=wanted.dense, progress=portion(tick, 0.0, 0.3), notice=console.notice) as it,
+        built(
+            path,
+            recipe,
+            shapes,
+            dense=wanted.dense,
+            threads=plan.threads,
+            progress=portion(tick, 0.0, 0.3),
+            notice=console.notice,
+        ) as it,
         pinned(plan.threads),
-        Engine(device) as engine,
+        Wasmtime() if device == Wasmtime.kind else Engine(device) as engine,
     ):
         return bench_engine(
             engine,

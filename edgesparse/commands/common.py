@@ -59,7 +59,7 @@ json_option = click.option(
 )
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases only
     """Seconds, given as 90, 90s, 1.5m or 1h."""
 
     name = "time"

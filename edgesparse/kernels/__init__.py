@@ -1,11 +1,12 @@
 """The kernel families. An instance of a family is a frozen spec: it has a `symbol` (its C name) and `build()`s its TIR.
 
 Families: `Spmm` (sparse and dense products), `Depthwise`, `Pool`, `Panel` (windows), `Pointwise`, `GlobalPool`,
-`Transpose`, `Norm`, `Gates` (recurrences), `Largest` (TopK), `Probe` and `LoadProbe` (the roofline). A spec is all
-there is to know of a kernel: equal specs are one kernel, compiled once.
+`Transpose`, `Norm`, `Interleave` (pixels of several images), `Gates` (recurrences), `Largest` (TopK), `Probe` and
+`LoadProbe` (the roofline). A spec is all there is to know of a kernel: equal specs are one kernel, compiled once.
 """
 
 from edgesparse.kernels.epilogue import Epilogue
+from edgesparse.kernels.interleave import Interleave
 from edgesparse.kernels.norm import Norm
 from edgesparse.kernels.pointwise import GlobalPool, Pointwise, Transpose
 from edgesparse.kernels.probe import LoadProbe, Probe
@@ -15,7 +16,19 @@ from edgesparse.kernels.topk import Largest
 from edgesparse.kernels.window import Depthwise, Panel, Pool, Window
 
 KernelSpec = (
-    Spmm | Depthwise | Pool | Panel | Pointwise | GlobalPool | Transpose | Norm | Gates | Largest | Probe | LoadProbe
+    Spmm
+    | Depthwise
+    | Pool
+    | Panel
+    | Pointwise
+    | GlobalPool
+    | Transpose
+    | Norm
+    | Interleave
+    | Gates
+    | Largest
+    | Probe
+    | LoadProbe
 )
 
 __all__ = [
@@ -23,6 +36,7 @@ __all__ = [
     "Epilogue",
     "Gates",
     "GlobalPool",
+    "Interleave",
     "KernelSpec",
     "Largest",
     "LoadProbe",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import pytest
 from webtools import MODELS, check, load, needs, said_by, tool
 
 from edgesparse import bundle, webbench, webdemo
-from edgesparse.bench import Elsewhere, Plan
+from edgesparse.bench import Plan
 from edgesparse.bundle import Bundle
 from edgesparse.cli import main
 from edgesparse.errors import DeviceError, UnsupportedError, UsageError
@@ -21,6 +21,7 @@ from edgesparse.kernels import Epilogue
 from edgesparse.place import Job, candidates
 from edgesparse.report import as_json
 from edgesparse.runtimes.engines import Engine, find_package
+from edgesparse.runtimes.wasm import Wasmtime
 from edgesparse.schema import bench_schema, faults
 from edgesparse.target import Target
 
@@ -186,28 +187,37 @@ def test_bench_in_an_engine(node: Engine, made: dict[str, Bundle]) -> None:
     told = report.memory["edgesparse"]
     assert (told.peak_bytes, told.weights_bytes) == (None, it.manifest["files"]["weights.bin"]["size"])
     assert told.arena_bytes
-    with pytest.raises(UnsupportedError, match="bundles run on one thread"):
-        webbench.check_engine("node", 2)
 
 
-def test_a_batch_that_was_interrupted_counts_as_such(node: Engine, made: dict[str, Bundle]) -> None:
+def test_bench_on_threads(node: Engine, made: dict[str, Bundle]) -> None:
     it = made["pruned"]
-    inputs, outputs = webbench.Built(it, None, it.path).inputs, webbench.Built(it, None, it.path).outputs
-    contender = webbench.EngineContender("a", node.load_bundle(it.path, inputs, outputs))
-    assert isinstance(contender, Elsewhere)
-    assert node.preemptions() >= 0
-    counts = iter([5, 5, 5, 6, 6, 6])  # before and after each asking: only the second one was interrupted
-    contender.model.engine = types.SimpleNamespace(  # type: ignore[assignment]
-        preemptions=lambda: next(counts), ask=node.ask
-    )
-    contender.run_once()
-    assert contender.interruptions() == 0
-    contender._ahead, contender._batch = [], 3
-    for runs in range(1, 4):
-        contender.run_once()
-        assert contender.interruptions() == runs
-    contender.run_once()
-    assert contender.interruptions() == 3
+    built = webbench.Built(it, None, it.path.with_suffix(".onnx"))
+    plan = Plan(seconds=0.01, runs=4, warm_up=0.01, turn=0.001, threads=2)
+    report = webbench.bench_engine(node, built, plan, onnxruntime=False)
+    assert report.outcome.plan.threads == 2
+    with pytest.raises(UnsupportedError, match="runs on 2 threads here, not 3"):
+        webbench.bench_engine(node, built, replace(plan, threads=3), onnxruntime=False)
+
+
+@pytest.mark.parametrize("variant", bundle.VARIANTS)
+def test_wasmtime_agrees_with_onnxruntime(made: dict[str, Bundle], variant: str) -> None:
+    with Wasmtime() as engine:
+        check(engine, made["pruned"], variant=variant).close()
+
+
+def test_bench_in_wasmtime(made: dict[str, Bundle]) -> None:
+    it = made["pruned"]
+    notes: list[str] = []
+    plan = Plan(seconds=0.01, runs=4, warm_up=0.01, turn=0.001)
+    with Wasmtime() as engine:
+        built = webbench.Built(it, it, it.path.with_suffix(".onnx"))
+        report = webbench.bench_engine(engine, built, plan, layers=True, notice=notes.append)
+    assert [item.name for item in report.outcome.measured] == ["edgesparse", "edgesparse dense"]
+    assert as_json(report)["subject"]["info"]["engine"].startswith("wasmtime ")
+    assert len(report.layers) == len(it.manifest["layers"])
+    assert notes == ["onnxruntime-web needs a JavaScript engine: it is left out"]
+    with pytest.raises(UnsupportedError, match="on one thread in wasmtime"):
+        webbench.check_engine("wasmtime", 2)
 
 
 # -- what the commands and engines refuse ------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import networks
 import numpy as np
@@ -15,6 +16,7 @@ from edgesparse.bundle import Bundle
 from edgesparse.errors import DeviceError
 from edgesparse.manifest import TensorInfo
 from edgesparse.runtimes.engines import PROGRAMS, Engine, EngineModel, find_package
+from edgesparse.runtimes.wasm import Wasmtime, WasmtimeModel
 
 SEEDS = (0, 5)
 #: Threads that the bundles are made for.
@@ -48,7 +50,7 @@ def tensors(made: Bundle, kind: str) -> tuple[TensorInfo, ...]:
     return tuple(TensorInfo(x["name"], x["dtype"], tuple(x["shape"])) for x in made.manifest[kind])
 
 
-def load(engine: Engine, made: Bundle, **options: object) -> EngineModel:
+def load(engine: Engine | Wasmtime, made: Bundle, **options: Any) -> EngineModel | WasmtimeModel:
     return engine.load_bundle(made.path, tensors(made, "inputs"), tensors(made, "outputs"), **options)
 
 
@@ -57,7 +59,7 @@ def needs(kind: str) -> None:
         pytest.skip(f"{kind} is not installed here; `make test` installs it where apt is")
 
 
-def check(engine: Engine, made: Bundle, **options: object) -> EngineModel:
+def check(engine: Engine | Wasmtime, made: Bundle, **options: Any) -> EngineModel | WasmtimeModel:
     """Run a bundle twice on other inputs, and compare it with onnxruntime."""
     model = onnx.load(made.path.with_suffix(".onnx"))
     loaded = load(engine, made, **options)

@@ -1,0 +1,65 @@
+"""Four families of networks, pruned and bundled: Node, pages and wasmtime compute what onnxruntime computes.
+
+The networks are narrow and their pictures small, so that a test takes seconds; every kind of layer is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx
+import pytest
+from webtools import THREADS, check
+
+from edgesparse import bundle
+from edgesparse.bundle import VARIANTS, Bundle
+from edgesparse.commands.common import read_recipe
+from edgesparse.runtimes.engines import Engine
+from edgesparse.runtimes.wasm import Wasmtime
+
+SIDE = 64
+
+
+def _torch(function: str, **options: Any) -> onnx.ModelProto:
+    pytest.importorskip("torch")
+    from edgesparse.models import convnets
+    from edgesparse.models.exporting import to_onnx
+    from edgesparse.models.registry import ModelSpec
+
+    module = getattr(convnets, function)(**options)
+    return to_onnx(module, ModelSpec(function, function, (1, 3, SIDE, SIDE), "seeded"))  # type: ignore[no-any-return]
+
+
+NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
+    "mobilenet-v1": lambda: _torch("mobilenet_v1", width=0.25, resolution=SIDE, classes=10),
+    "mobilenet-v2": lambda: _torch("mobilenet_v2", width=0.25, resolution=SIDE, classes=10),
+    "efficientnet-lite0": lambda: _torch("efficientnet_lite0", resolution=SIDE, classes=10),
+    "resnet18": lambda: _torch("resnet18", width=0.25, resolution=SIDE, classes=10),
+}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle at density 0.3 with the model that it computes beside it."""
+    room = tmp_path_factory.mktemp(request.param)
+    onnx.save(NETWORKS[request.param](), room / "model.onnx")
+    recipe = read_recipe(None, "group:4x1", 0.3, None)
+    return bundle.bundle_model(
+        room / "model.onnx", output=room / "web", recipe=recipe, threads=THREADS, portable=room / "web.onnx"
+    )
+
+
+def test_node_and_wasmtime(node: Engine, network: Bundle) -> None:
+    check(node, network).close()
+    check(node, network, threads=THREADS).close()
+    with Wasmtime() as engine:
+        check(engine, network, variant="relaxed").close()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_page(chromium: Engine, network: Bundle, variant: str) -> None:
+    for threads in (1, THREADS):
+        loaded = check(chromium, network, variant=variant, threads=threads)
+        assert loaded.told == {**loaded.told, "variant": variant, "threads": threads}
+        loaded.close()
