@@ -20,7 +20,7 @@ import click
 import numpy as np
 import onnx_ir as ir
 
-from edgesparse.evaluate import evaluate, onnx_model
+from edgesparse.advice.evaluate import evaluate, onnx_model
 from edgesparse.models import pictures
 from edgesparse.models.exporting import model_path
 from edgesparse.passes import allocate, weight_layers

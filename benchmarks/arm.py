@@ -11,11 +11,11 @@ import tempfile
 from pathlib import Path
 
 from edgesparse import pipeline
-from edgesparse.assembly import Loop, inner_loops, llvm_mca, predicted_cycles
-from edgesparse.codegen import compile_asm
+from edgesparse.building.assembly import Loop, inner_loops, llvm_mca, predicted_cycles
+from edgesparse.building.codegen import compile_asm
 from edgesparse.kernels import Epilogue, Spmm
 from edgesparse.models import export
-from edgesparse.place import accumulators, tile_widths
+from edgesparse.planning.place import accumulators, tile_widths
 from edgesparse.recipe import Recipe
 from edgesparse.runtimes.emulated import count_instructions
 from edgesparse.target import Target

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from edgesparse.contenders import random_feeds
+from edgesparse.measuring.contenders import random_feeds
 from edgesparse.pipeline import compile_model
 from edgesparse.recipe import Recipe
 from edgesparse.runtimes.local import LocalRunner

@@ -1,7 +1,7 @@
 """Fit the cost model's prices to whole networks, layer by layer, on this machine.
 
     python benchmarks/fit_cost.py measure -o out/cost.jsonl     # compiles and profiles; goes on where it stopped
-    python benchmarks/fit_cost.py fit out/cost.jsonl --write    # prices and errors, into edgesparse/prices/
+    python benchmarks/fit_cost.py fit out/cost.jsonl --write    # prices and errors, into edgesparse/costing/prices/
 
 A layer's time is its lower quintile over many profile runs: other work on the machine only ever adds. Prices are the
 non-negative least squares of relative errors over all layers. Errors are told for each network from prices that were
@@ -21,18 +21,18 @@ import numpy as np
 from scipy.optimize import nnls
 
 from edgesparse import environment
-from edgesparse.costs import SCHEMA, counted
-from edgesparse.counts import GROUPS, Terms
-from edgesparse.forecast import layer_terms, lowered, placed_as
+from edgesparse.costing.costs import SCHEMA, counted
+from edgesparse.costing.counts import GROUPS, Terms
+from edgesparse.costing.forecast import layer_terms, lowered, placed_as
+from edgesparse.graph.recognise import recognise
+from edgesparse.measuring.roofline import host_l3
+from edgesparse.measuring.session import first_sample
 from edgesparse.models import model_path
 from edgesparse.pipeline import compile_model
-from edgesparse.plan import plan
+from edgesparse.planning.plan import plan
 from edgesparse.portable import prepare
 from edgesparse.recipe import Recipe
-from edgesparse.recognise import recognise
-from edgesparse.roofline import host_l3
 from edgesparse.runtimes.local import LocalRunner
-from edgesparse.session import first_sample
 from edgesparse.target import Target
 
 #: The networks that the errors are told for, and others that only teach.
@@ -178,7 +178,7 @@ def _fit(
             "errors": errors,
             "prices": {term: float(f"{price:.4g}") for term, price in zip(GROUPS, prices, strict=True)},
         }
-        path = Path(__file__).parent.parent / "edgesparse" / "prices" / f"{target.name}.json"
+        path = Path(__file__).parent.parent / "edgesparse" / "costing" / "prices" / f"{target.name}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         click.echo(f"wrote {path.name}")

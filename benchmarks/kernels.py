@@ -18,10 +18,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgesparse.layerwork import profile_artifact
+from edgesparse.measuring.layerwork import profile_artifact
+from edgesparse.measuring.roofline import measure_roofline
 from edgesparse.pipeline import compile_model
 from edgesparse.recipe import Recipe
-from edgesparse.roofline import measure_roofline
 from edgesparse.target import Target
 
 

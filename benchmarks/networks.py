@@ -17,15 +17,15 @@ from typing import Any
 import click
 
 from edgesparse import environment
-from edgesparse.bench import Contender, Plan, measure
-from edgesparse.contenders import ArtifactContender, OrtContender
-from edgesparse.feeds import random_feeds
+from edgesparse.artifacts.feeds import random_feeds
+from edgesparse.measuring.bench import Contender, Plan, measure
+from edgesparse.measuring.contenders import ArtifactContender, OrtContender
+from edgesparse.measuring.stats import compare
 from edgesparse.models import model_path
 from edgesparse.models import spec as model_spec
 from edgesparse.passes import SIMPLIFY, load_model, run_passes, save_model, weight_layers
 from edgesparse.pipeline import compile_model
 from edgesparse.recipe import Recipe
-from edgesparse.stats import compare
 from edgesparse.target import Target
 
 ORT = "onnxruntime"

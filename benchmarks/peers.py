@@ -23,16 +23,16 @@ import numpy as np
 import onnxruntime
 
 from edgesparse import environment
-from edgesparse.bench import Contender, Plan, measure
-from edgesparse.contenders import ArtifactContender, OrtContender
+from edgesparse.artifacts.verify import PORTABLE
 from edgesparse.errors import EdgesparseError
+from edgesparse.measuring.bench import Contender, Plan, measure
+from edgesparse.measuring.contenders import ArtifactContender, OrtContender
+from edgesparse.measuring.report import Report, as_json, latency_table, remarks
 from edgesparse.models import model_path
 from edgesparse.models import spec as model_spec
 from edgesparse.pipeline import compile_model
 from edgesparse.recipe import Recipe
-from edgesparse.report import Report, as_json, latency_table, remarks
 from edgesparse.target import Target
-from edgesparse.verify import PORTABLE
 
 Feeds = Mapping[str, np.ndarray]
 

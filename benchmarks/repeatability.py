@@ -24,11 +24,11 @@ import click
 import numpy as np
 
 from edgesparse import environment
-from edgesparse.artifact import open_artifact
-from edgesparse.bench import Contender, Plan, measure
-from edgesparse.contenders import ArtifactContender, OrtContender
-from edgesparse.cores import pinned, quietest_cores
-from edgesparse.verify import PORTABLE
+from edgesparse.artifacts.artifact import open_artifact
+from edgesparse.artifacts.verify import PORTABLE
+from edgesparse.measuring.bench import Contender, Plan, measure
+from edgesparse.measuring.contenders import ArtifactContender, OrtContender
+from edgesparse.measuring.cores import pinned, quietest_cores
 
 SPELL = 1.5
 """Mean seconds of work, and of rest, of the child."""

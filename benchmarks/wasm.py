@@ -16,11 +16,11 @@ from pathlib import Path
 
 import click
 
-from edgesparse.bench import Contender, Measured, Plan, measure
 from edgesparse.commands.common import read_recipe
+from edgesparse.measuring.bench import Contender, Measured, Plan, measure
+from edgesparse.measuring.webbench import ORT_WEB, Built, EngineContender, built, size_of
 from edgesparse.models.exporting import export
 from edgesparse.runtimes.engines import Engine, find_package
-from edgesparse.webbench import ORT_WEB, Built, EngineContender, built, size_of
 
 #: Speedups over onnxruntime-web that the project set itself, by variant and density.
 TARGETS = {("relaxed", 1.0): 1.6, ("relaxed", 0.3): 4.5, ("relaxed", 0.1): 8.0}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgesparse.artifact import Artifact
+    from edgesparse.artifacts.artifact import Artifact
     from edgesparse.recipe import Recipe
     from edgesparse.runtimes.local import LocalRunner
     from edgesparse.target import Target

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesparse.bench import Outcome, Plan, Progress, measure
-from edgesparse.contenders import ArtifactContender, OrtContender
-from edgesparse.stats import Comparison, compare
+from edgesparse.measuring.bench import Outcome, Plan, Progress, measure
+from edgesparse.measuring.contenders import ArtifactContender, OrtContender
+from edgesparse.measuring.stats import Comparison, compare
 
 if TYPE_CHECKING:
-    from edgesparse.artifact import Artifact
+    from edgesparse.artifacts.artifact import Artifact
+    from edgesparse.measuring.report import LayerTime
     from edgesparse.models import Sample, Score
-    from edgesparse.report import LayerTime
     from edgesparse.target import Target
 
 MODEL = "page-orientation"
@@ -95,8 +95,8 @@ def demonstrate(
     EdgesparseError
         Of any step: a missing package, a failed compile, numbers that differ.
     """
+    from edgesparse.measuring.peak import peak_gflops
     from edgesparse.models import model_path
-    from edgesparse.peak import peak_gflops
 
     model = model_path(MODEL)
     easy, hard = draw_pages(progress)
@@ -150,7 +150,7 @@ def _compile(
 
 def _verify(artifacts: Mapping[str, Artifact], progress: Progress) -> float:
     """Return the largest relative error of all artifacts against onnxruntime."""
-    from edgesparse.verify import verify
+    from edgesparse.artifacts.verify import verify
 
     worst = 0.0
     for name, artifact in artifacts.items():
@@ -185,8 +185,8 @@ def _rows(
 
 def _density(artifact: Artifact) -> float:
     """Return the share of the weights that the portable model keeps."""
-    from edgesparse.survey import survey
-    from edgesparse.verify import PORTABLE
+    from edgesparse.artifacts.verify import PORTABLE
+    from edgesparse.graph.survey import survey
 
     layers = survey(artifact.file(PORTABLE))
     return sum(item.weights * item.density for item in layers) / (sum(item.weights for item in layers) or 1)
@@ -195,7 +195,7 @@ def _density(artifact: Artifact) -> float:
 def _time(
     model: Path, artifacts: Mapping[str, Artifact], page: Any, plan: Plan, progress: Progress
 ) -> tuple[Outcome, tuple[LayerTime, ...]]:
-    from edgesparse.session import profile
+    from edgesparse.measuring.session import profile
 
     made = {}
     for name, artifact in artifacts.items():

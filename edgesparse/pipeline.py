@@ -19,23 +19,24 @@ import numpy as np
 import onnx_ir as ir
 
 import edgesparse
-from edgesparse import arena, artifact, emit, samples
-from edgesparse.artifact import Artifact
-from edgesparse.build import build_kernels
-from edgesparse.decide import Choice, decide
-from edgesparse.describe import describe_graph, describe_placements, describe_plan, describe_program
+from edgesparse.artifacts import artifact, samples
+from edgesparse.artifacts.artifact import Artifact
+from edgesparse.artifacts.manifest import Manifest, TensorInfo
+from edgesparse.building.build import build_kernels
+from edgesparse.building.modules import APART, TWINS, link_module
 from edgesparse.errors import CompileError, EdgesparseError, ModelError
-from edgesparse.lower import Lowered, Part, lower
-from edgesparse.manifest import Manifest, TensorInfo
-from edgesparse.modules import APART, TWINS, link_module
-from edgesparse.ops import Fallback, Graph
+from edgesparse.graph.ops import Fallback, Graph
+from edgesparse.graph.recognise import recognise
+from edgesparse.lowering import arena, emit
+from edgesparse.lowering.describe import describe_graph, describe_placements, describe_plan, describe_program
+from edgesparse.lowering.lower import Lowered, Part, lower
+from edgesparse.lowering.program import Program
 from edgesparse.passes import save_model
-from edgesparse.place import Measure, Placement, place
-from edgesparse.plan import plan
+from edgesparse.planning.decide import Choice, decide
+from edgesparse.planning.place import Measure, Placement, place
+from edgesparse.planning.plan import plan
 from edgesparse.portable import Progress, Steps, prepare
-from edgesparse.program import Program
 from edgesparse.recipe import Recipe
-from edgesparse.recognise import recognise
 from edgesparse.target import Target
 
 #: The portable form inside an artifact.
@@ -213,7 +214,7 @@ def _fallback_parts(graph: Graph, target: Target, tick: Progress) -> dict[str, P
 
 def _measured_here(target: Target, tick: Progress) -> Measure:
     """Measures products on this machine."""
-    from edgesparse.tune import measure_products
+    from edgesparse.planning.tune import measure_products
 
     return lambda jobs: measure_products(jobs, target, tick=lambda share, text: tick(0.3 + 0.4 * share, text))
 
@@ -244,7 +245,7 @@ def _samples(
     """One sample: seeded inputs, and what onnxruntime makes of them."""
     import onnxruntime
 
-    from edgesparse.feeds import random_feeds
+    from edgesparse.artifacts.feeds import random_feeds
 
     feeds = random_feeds(inputs, seed)
     options = onnxruntime.SessionOptions()

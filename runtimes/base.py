@@ -10,9 +10,9 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from edgesparse.artifact import Artifact
+from edgesparse.artifacts.artifact import Artifact
+from edgesparse.artifacts.manifest import TensorInfo, tensor_list
 from edgesparse.errors import DeviceError, UsageError
-from edgesparse.manifest import TensorInfo, tensor_list
 
 _CPUINFO = Path("/proc/cpuinfo")
 

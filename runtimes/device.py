@@ -18,10 +18,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from edgesparse import samples
-from edgesparse.artifact import Artifact
+from edgesparse.artifacts import samples
+from edgesparse.artifacts.artifact import Artifact
+from edgesparse.artifacts.manifest import TensorInfo
 from edgesparse.errors import DeviceError, UnsupportedError, UsageError
-from edgesparse.manifest import TensorInfo
 from edgesparse.runtimes import links
 from edgesparse.runtimes.base import check_feeds
 from edgesparse.runtimes.links import Done, Link

@@ -11,8 +11,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from edgesparse import link
-from edgesparse.artifact import Artifact
+from edgesparse.artifacts.artifact import Artifact
+from edgesparse.building import link
 from edgesparse.errors import DeviceError
 from edgesparse.runtimes.device import EMULATORS
 

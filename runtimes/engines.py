@@ -22,9 +22,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from edgesparse.cores import preemptions_of
+from edgesparse.artifacts.manifest import TensorInfo
 from edgesparse.errors import DeviceError, UsageError
-from edgesparse.manifest import TensorInfo
+from edgesparse.measuring.cores import preemptions_of
 from edgesparse.runtimes.base import check_feeds
 from edgesparse.runtimes.serving import Mailbox
 

@@ -12,9 +12,9 @@ from typing import Self
 
 import numpy as np
 
-from edgesparse.artifact import Artifact, open_artifact
+from edgesparse.artifacts.artifact import Artifact, open_artifact
+from edgesparse.artifacts.manifest import TensorInfo
 from edgesparse.errors import ArtifactError, DeviceError, UsageError
-from edgesparse.manifest import TensorInfo
 from edgesparse.runtimes.base import check_feeds, check_host
 
 #: The ABI of edgesparse.h that this module speaks.

@@ -13,8 +13,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from edgesparse.artifacts.manifest import TensorInfo
 from edgesparse.errors import DeviceError
-from edgesparse.manifest import TensorInfo
 from edgesparse.runtimes.base import check_feeds
 
 #: Rounds of one timing of the probe, and how often each of its loops is timed; the least time counts.

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from scipy.special import erf
 
-from edgesparse.codegen import compile_object
+from edgesparse.building.codegen import compile_object
+from edgesparse.building.link import link_objects
 from edgesparse.kernels import Epilogue, KernelSpec
-from edgesparse.link import link_objects
 from edgesparse.target import Target
 
 #: float32's unit roundoff.

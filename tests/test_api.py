@@ -10,11 +10,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import edgesparse
-from edgesparse.bench import Plan
+from edgesparse.artifacts.verify import verify
 from edgesparse.demonstration import DENSE, EXTREME, ORT, PRUNED, demonstrate
 from edgesparse.errors import UsageError
+from edgesparse.measuring.bench import Plan
 from edgesparse.target import Target
-from edgesparse.verify import verify
 
 
 @pytest.fixture

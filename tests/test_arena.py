@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import random_network
 
-from edgesparse import arena
 from edgesparse.errors import CompileError
-from edgesparse.lower import lower
-from edgesparse.ops import Fallback
+from edgesparse.graph.ops import Fallback
+from edgesparse.graph.recognise import recognise
+from edgesparse.lowering import arena
+from edgesparse.lowering.lower import lower
+from edgesparse.lowering.program import ALIGNMENT, ARENA, Buffer, Call, Port, Program, Ref
 from edgesparse.passes import SIMPLIFY, model_from_proto, run_passes
-from edgesparse.place import place
-from edgesparse.plan import plan
-from edgesparse.program import ALIGNMENT, ARENA, Buffer, Call, Port, Program, Ref
-from edgesparse.recognise import recognise
+from edgesparse.planning.place import place
+from edgesparse.planning.plan import plan
 from edgesparse.target import Target
 
 import toy  # isort: skip

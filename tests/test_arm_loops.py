@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from edgesparse.assembly import Loop, inner_loops, llvm_mca, predicted_cycles
-from edgesparse.codegen import compile_asm
+from edgesparse.building.assembly import Loop, inner_loops, llvm_mca, predicted_cycles
+from edgesparse.building.codegen import compile_asm
 from edgesparse.kernels import Epilogue, Spmm
-from edgesparse.place import GROUPS, accumulators, tile_widths
+from edgesparse.planning.place import GROUPS, accumulators, tile_widths
 from edgesparse.target import TARGETS, Target
 
 #: Presets whose code differs.

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgesparse import artifact, cache, manifest, packed, samples
+from edgesparse import cache
+from edgesparse.artifacts import artifact, manifest, packed, samples
 from edgesparse.errors import ArtifactError, UsageError
 
 import toy  # isort: skip

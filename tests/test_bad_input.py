@@ -18,8 +18,8 @@ import onnx
 import pytest
 from networks import text_model
 
-from edgesparse import artifact as artifacts
 from edgesparse import cli
+from edgesparse.artifacts import artifact as artifacts
 
 Run = Callable[..., tuple[int, str]]
 
@@ -294,7 +294,7 @@ def test_tvm_failing_inside(run: Run, tmp_path: Path, own_cache: Path, monkeypat
 
 
 def test_the_linker_failing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgesparse import link
+    from edgesparse.building import link
 
     monkeypatch.setattr(link, "_zig", lambda: ("false",))
     code, err = run("compile", save(good()), "-o", "out", "--target", "x86-64-v2")

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgesparse import bench, cores, environment
-from edgesparse.bench import MLPERF, QUICK, Plan, measure, portion
-from edgesparse.conditions import Look
-from edgesparse.cores import pinned, quietest_cores
+from edgesparse import environment
 from edgesparse.errors import UsageError
+from edgesparse.measuring import bench, cores
+from edgesparse.measuring.bench import MLPERF, QUICK, Plan, measure, portion
+from edgesparse.measuring.conditions import Look
+from edgesparse.measuring.cores import pinned, quietest_cores
 
 
 class Fake:

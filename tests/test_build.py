@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgesparse import build, codegen
+from edgesparse.building import build, codegen
 from edgesparse.errors import CompileError
 from edgesparse.kernels import Epilogue, Spmm
 from edgesparse.target import Target
@@ -22,7 +22,7 @@ def test_the_second_build_loads_no_tvm(own_cache: Path) -> None:
     first = build.build_kernels({SPEC.symbol: SPEC}, V2)
     code = """
 import hashlib, sys
-from edgesparse.build import build_kernels
+from edgesparse.building.build import build_kernels
 from edgesparse.kernels import Epilogue, Spmm
 from edgesparse.target import Target
 spec = Spmm(2, 5, 1, 4, False, Epilogue("relu"))

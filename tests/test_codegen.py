@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from native import TARGETS, call, host_target, link, undefined
 
-from edgesparse.codegen import compile_asm, compile_object
+from edgesparse.building.codegen import compile_asm, compile_object
 from edgesparse.errors import CompileError
 
 
@@ -62,5 +62,5 @@ def test_failure_names_the_functions() -> None:
 
 
 def test_import_does_not_load_tvm() -> None:
-    code = "import sys, edgesparse.codegen; sys.exit('tvm' in sys.modules)"
+    code = "import sys, edgesparse.building.codegen; sys.exit('tvm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

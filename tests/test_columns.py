@@ -10,12 +10,12 @@ import onnx
 import pytest
 from networks import HOST_TARGETS, check_against_onnx, text_model
 
-from edgesparse.lower import lower
-from edgesparse.ops import LayerNorm, Linear
+from edgesparse.graph.ops import LayerNorm, Linear
+from edgesparse.graph.recognise import recognise
+from edgesparse.lowering.lower import lower
 from edgesparse.passes import model_from_proto
-from edgesparse.place import place
-from edgesparse.plan import plan
-from edgesparse.recognise import recognise
+from edgesparse.planning.place import place
+from edgesparse.planning.plan import plan
 from edgesparse.target import Target
 
 V4 = Target.parse("x86-64-v4")

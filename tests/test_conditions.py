@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgesparse.conditions import Cause, Conditions, Look, between, diagnose, look
+from edgesparse.measuring.conditions import Cause, Conditions, Look, between, diagnose, look
 
 
 def codes(found: tuple[Cause, ...]) -> list[str]:

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from networks import Net
 
-from edgesparse.costs import CostTable, cost_table, counted, parse, table_for
-from edgesparse.counts import GROUPS, Terms, count, mixed, shares, total
+from edgesparse.costing.costs import CostTable, cost_table, counted, parse, table_for
+from edgesparse.costing.counts import GROUPS, Terms, count, mixed, shares, total
+from edgesparse.costing.forecast import forecast, layer_terms, lowered, placed_as, price, read_product
 from edgesparse.errors import CompileError
-from edgesparse.forecast import forecast, layer_terms, lowered, placed_as, price, read_product
+from edgesparse.graph.recognise import recognise
 from edgesparse.kernels import Depthwise, Epilogue, GlobalPool, Largest, Panel, Pointwise, Spmm, Window
 from edgesparse.passes import model_from_proto
-from edgesparse.place import Product, place
-from edgesparse.plan import plan
-from edgesparse.recognise import recognise
+from edgesparse.planning.place import Product, place
+from edgesparse.planning.plan import plan
 from edgesparse.target import TARGETS, Target
 
 V4 = Target.parse("x86-64-v4")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from edgesparse.costs import table_for
-from edgesparse.decide import Choice, decide
-from edgesparse.forecast import forecast
+from edgesparse.costing.costs import table_for
+from edgesparse.costing.forecast import forecast
+from edgesparse.graph.ops import Graph
+from edgesparse.graph.recognise import recognise
 from edgesparse.models import model_path
-from edgesparse.ops import Graph
 from edgesparse.passes import SIMPLIFY, load_model, run_passes
-from edgesparse.place import place
-from edgesparse.plan import plan
-from edgesparse.recognise import recognise
+from edgesparse.planning.decide import Choice, decide
+from edgesparse.planning.place import place
+from edgesparse.planning.plan import plan
 from edgesparse.target import Target
 
 V4 = Target.parse("x86-64-v4")

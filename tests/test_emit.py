@@ -12,9 +12,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from edgesparse import arena, emit, link
+from edgesparse.building import link
 from edgesparse.errors import CompileError
-from edgesparse.program import ARENA, Buffer, Call, Program, Ref
+from edgesparse.lowering import arena, emit
+from edgesparse.lowering.program import ARENA, Buffer, Call, Program, Ref
 
 import toy  # isort: skip
 

@@ -11,9 +11,9 @@ import pytest
 from scipy.special import log_softmax, softmax
 from scipy.stats import spearmanr
 
+from edgesparse.advice.evaluate import BINS, Evaluation, evaluate, onnx_model
+from edgesparse.advice.labels import label_of, read_labelled
 from edgesparse.errors import ModelError, UsageError
-from edgesparse.evaluate import BINS, Evaluation, evaluate, onnx_model
-from edgesparse.labels import label_of, read_labelled
 from edgesparse.passes import load_model
 
 RNG = np.random.default_rng(11)

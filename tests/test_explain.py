@@ -8,16 +8,16 @@ import onnx.numpy_helper
 import pytest
 from networks import Net
 
-from edgesparse.costs import cost_table
-from edgesparse.explain import CAUSES, Explanation, explain
+from edgesparse.advice.explain import CAUSES, Explanation, explain
+from edgesparse.costing.costs import cost_table
+from edgesparse.costing.virtual import best_sparse, break_even, stored_share, virtual_cost
+from edgesparse.graph.ops import Graph
+from edgesparse.graph.recognise import recognise
 from edgesparse.kernels import Epilogue
-from edgesparse.ops import Graph
 from edgesparse.passes import SIMPLIFY, model_from_proto, run_passes
 from edgesparse.pattern import SparsePattern, best_mask
-from edgesparse.place import Job, Product, candidates, cost
-from edgesparse.recognise import recognise
+from edgesparse.planning.place import Job, Product, candidates, cost
 from edgesparse.target import Target
-from edgesparse.virtual import best_sparse, break_even, stored_share, virtual_cost
 
 TARGETS = ("x86-64-v4", "cortex-a76", "wasm-simd")
 

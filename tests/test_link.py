@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from edgesparse import arena, cache, emit, link
+from edgesparse import cache
+from edgesparse.building import link
 from edgesparse.errors import CompileError
+from edgesparse.lowering import arena, emit
 
 import toy  # isort: skip
 

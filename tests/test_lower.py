@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from networks import random_network
 
-from edgesparse import arena
-from edgesparse.emitter import _nearest
-from edgesparse.lower import Lowered, lower
-from edgesparse.ops import Fallback
+from edgesparse.graph.ops import Fallback
+from edgesparse.graph.recognise import recognise
+from edgesparse.lowering import arena
+from edgesparse.lowering.emitter import _nearest
+from edgesparse.lowering.lower import Lowered, lower
+from edgesparse.lowering.program import ARENA, Ref
 from edgesparse.passes import SIMPLIFY, model_from_proto, run_passes
-from edgesparse.place import place
-from edgesparse.plan import plan
-from edgesparse.program import ARENA, Ref
-from edgesparse.recognise import recognise
+from edgesparse.planning.place import place
+from edgesparse.planning.plan import plan
 from edgesparse.target import Target
 
 V3 = Target.parse("x86-64-v3")

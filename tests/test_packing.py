@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgesparse.packing import pack, union_density, unpack
+from edgesparse.planning.packing import pack, union_density, unpack
 
 matrices = st.tuples(
     st.integers(1, 40), st.integers(1, 30), st.sampled_from([0.0, 0.05, 0.5, 1.0]), st.integers(0, 2**32 - 1)

@@ -14,17 +14,17 @@ import numpy as np
 import onnx
 import pytest
 
-from edgesparse import svg
-from edgesparse.bench import Measured, Plan, conclude
-from edgesparse.conditions import Conditions
 from edgesparse.errors import EdgesparseError, UsageError
-from edgesparse.explorer import layer_tensors, node_data
-from edgesparse.masks import mask_pictures, picture
-from edgesparse.memory import Memory
-from edgesparse.page import bench_page
-from edgesparse.report import LayerTime, Report, as_json, layer_bytes
-from edgesparse.schema import bench_schema, faults, read_report
-from edgesparse.stats import Samples, summarize
+from edgesparse.measuring import svg
+from edgesparse.measuring.bench import Measured, Plan, conclude
+from edgesparse.measuring.conditions import Conditions
+from edgesparse.measuring.explorer import layer_tensors, node_data
+from edgesparse.measuring.masks import mask_pictures, picture
+from edgesparse.measuring.memory import Memory
+from edgesparse.measuring.page import bench_page
+from edgesparse.measuring.report import LayerTime, Report, as_json, layer_bytes
+from edgesparse.measuring.schema import bench_schema, faults, read_report
+from edgesparse.measuring.stats import Samples, summarize
 
 NASTY = '<script>alert("x")</script>&\'"'
 

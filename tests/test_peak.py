@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgesparse.build import build_kernels
-from edgesparse.codegen import compile_asm
+from edgesparse.building.build import build_kernels
+from edgesparse.building.codegen import compile_asm
+from edgesparse.building.link import link_objects
 from edgesparse.kernels import Probe
 from edgesparse.kernels.probe import SUMS
-from edgesparse.link import link_objects
-from edgesparse.peak import peak_gflops
+from edgesparse.measuring.peak import peak_gflops
 from edgesparse.target import Target
 
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import text_model
 
+from edgesparse.graph.ops import Graph
+from edgesparse.graph.recognise import recognise
 from edgesparse.kernels import Epilogue
-from edgesparse.ops import Graph
 from edgesparse.passes import model_from_proto
-from edgesparse.place import Job, Placement, Product, accumulators, candidates, cost, place
-from edgesparse.plan import plan
-from edgesparse.recognise import recognise
+from edgesparse.planning.place import Job, Placement, Product, accumulators, candidates, cost, place
+from edgesparse.planning.plan import plan
 from edgesparse.target import TARGETS, Target
 
 V4 = Target.parse("x86-64-v4")

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import HOST_TARGETS, compiled_outputs, feeds_of, random_network
 
-from edgesparse.ops import Graph
-from edgesparse.order import needed_rows, rowwise
+from edgesparse.graph.ops import Graph
+from edgesparse.graph.recognise import recognise
 from edgesparse.passes import SIMPLIFY, model_from_proto, run_passes
-from edgesparse.plan import Plan, band_rows, pitch_of, plan
-from edgesparse.recognise import recognise
+from edgesparse.planning.order import needed_rows, rowwise
+from edgesparse.planning.plan import Plan, band_rows, pitch_of, plan
 from edgesparse.target import Target
 
 V4 = Target.parse("x86-64-v4")

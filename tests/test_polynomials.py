@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from native import TARGETS, call, host_target, link, undefined
 
-from edgesparse.codegen import compile_object
+from edgesparse.building.codegen import compile_object
 
 #: Bound in ulp and range of arguments; None takes float32's whole range.
 UNARY: dict[str, tuple[float, tuple[float, float] | None]] = {

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from networks import Net
 
-from edgesparse.costs import table_for
-from edgesparse.decide import decide
+from edgesparse.advice.predict import masked_op, plot, predict
+from edgesparse.costing.costs import table_for
+from edgesparse.costing.forecast import forecast
 from edgesparse.errors import UsageError
-from edgesparse.forecast import forecast
-from edgesparse.ops import Conv, Graph
+from edgesparse.graph.ops import Conv, Graph
+from edgesparse.graph.recognise import recognise
 from edgesparse.passes import model_from_proto
 from edgesparse.pattern import SparsePattern, keeps
-from edgesparse.place import place
-from edgesparse.predict import masked_op, plot, predict
-from edgesparse.recognise import recognise
+from edgesparse.planning.decide import decide
+from edgesparse.planning.place import place
 from edgesparse.target import Target
 
 V3 = Target.parse("x86-64-v3")

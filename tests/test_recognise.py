@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from networks import text_model
 
+from edgesparse.graph.ops import Concat, Conv, Elementwise, Fallback, GlobalPooling, Graph, Linear, Op, Pooling, View
+from edgesparse.graph.recognise import recognise
 from edgesparse.kernels import Epilogue
-from edgesparse.ops import Concat, Conv, Elementwise, Fallback, GlobalPooling, Graph, Linear, Op, Pooling, View
 from edgesparse.passes import model_from_proto
-from edgesparse.recognise import recognise
 
 W = {"w": np.ones((4, 4, 1, 1), np.float32), "v": np.ones((4, 4, 1, 1), np.float32)}
 HEAD = "(float[1,4,9,9] x) => (float[1,4,9,9] y)"

@@ -12,7 +12,7 @@ from test_page import made, plain
 
 from edgesparse.cli import main
 from edgesparse.errors import UsageError
-from edgesparse.regression import compare_reports
+from edgesparse.measuring.regression import compare_reports
 
 
 def slowed(data: dict[str, Any], factor: float) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from fallback_cases import CASES, QUICK
 from native import TARGETS, call, host_target, link, undefined
 from onnx import helper, parser
 
-from edgesparse.codegen import compile_object
+from edgesparse.building.codegen import compile_object
 from edgesparse.errors import UnsupportedError
-from edgesparse.relaxed import MAX_POINTERS, Part, lower_subgraph
+from edgesparse.fallback.relaxed import MAX_POINTERS, Part, lower_subgraph
 
 GUARD = 128
 

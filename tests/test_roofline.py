@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgesparse.build import build_kernels
-from edgesparse.codegen import compile_asm
-from edgesparse.counts import Terms
+from edgesparse.building.build import build_kernels
+from edgesparse.building.codegen import compile_asm
+from edgesparse.building.link import link_objects
+from edgesparse.costing.counts import Terms
 from edgesparse.kernels import LoadProbe
 from edgesparse.kernels.probe import SUMS
-from edgesparse.layerwork import combine
-from edgesparse.link import link_objects
-from edgesparse.roofline import Roofline, level_sizes, measure_roofline
+from edgesparse.measuring.layerwork import combine
+from edgesparse.measuring.roofline import Roofline, level_sizes, measure_roofline
 from edgesparse.target import Target
 
 ROOF = Roofline(100.0, {"l1": 400.0, "l2": 200.0, "l3": 100.0, "memory": 10.0})

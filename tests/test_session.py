@@ -11,21 +11,29 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgesparse import memory, report, session
-from edgesparse.artifact import open_artifact
-from edgesparse.bench import Measured, Plan, conclude
+from edgesparse.artifacts.artifact import open_artifact
+from edgesparse.artifacts.feeds import random_feeds
+from edgesparse.artifacts.manifest import TensorInfo
 from edgesparse.commands import benching
-from edgesparse.conditions import Cause
 from edgesparse.console import Console
-from edgesparse.contenders import ArtifactContender, OrtContender, prepare
 from edgesparse.errors import EdgesparseError, ModelError, RegressionError, UnsupportedError, UsageError
-from edgesparse.feeds import random_feeds
-from edgesparse.manifest import TensorInfo
-from edgesparse.memory import Memory
-from edgesparse.report import LayerTime, as_json, latency_table, layer_flops, layer_table, layer_times, remarks
-from edgesparse.schema import bench_schema, faults
-from edgesparse.session import DENSE, ORT, SPARSE, Wanted, bench_artifact, target_text
-from edgesparse.stats import Samples, summarize
+from edgesparse.measuring import memory, report, session
+from edgesparse.measuring.bench import Measured, Plan, conclude
+from edgesparse.measuring.conditions import Cause
+from edgesparse.measuring.contenders import ArtifactContender, OrtContender, prepare
+from edgesparse.measuring.memory import Memory
+from edgesparse.measuring.report import (
+    LayerTime,
+    as_json,
+    latency_table,
+    layer_flops,
+    layer_table,
+    layer_times,
+    remarks,
+)
+from edgesparse.measuring.schema import bench_schema, faults
+from edgesparse.measuring.session import DENSE, ORT, SPARSE, Wanted, bench_artifact, target_text
+from edgesparse.measuring.stats import Samples, summarize
 
 import toy  # isort: skip
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from networks import HOST_TARGETS, Net, compiled_outputs, feeds_of, onnx_outputs
 
-from edgesparse.artifact import open_artifact
+from edgesparse.artifacts.artifact import open_artifact
 from edgesparse.recipe import Recipe
 
 #: Kernel, stride, dilation, pads and groups of each layer of the chain, by node name.

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgesparse.errors import UsageError
-from edgesparse.stats import (
+from edgesparse.measuring.stats import (
     Samples,
     as_dict,
     compare,

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from networks import HOST_TARGETS, Net
 
-from edgesparse import trials
-from edgesparse.artifact import Artifact
-from edgesparse.decide import Choice
+from edgesparse.artifacts.artifact import Artifact
+from edgesparse.artifacts.verify import verify
 from edgesparse.errors import UsageError
+from edgesparse.measuring import trials
+from edgesparse.measuring.trials import Subject, tune_in_place
 from edgesparse.pipeline import compile_model
+from edgesparse.planning.decide import Choice
 from edgesparse.recipe import Recipe
 from edgesparse.target import Target
-from edgesparse.trials import Subject, tune_in_place
-from edgesparse.verify import verify
 
 TARGET = HOST_TARGETS[-1]
 

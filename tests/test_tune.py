@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from networks import HOST_TARGETS
 
-from edgesparse import tune
 from edgesparse.errors import CompileError
 from edgesparse.kernels import Epilogue, Spmm
-from edgesparse.place import Job, Product
+from edgesparse.planning import tune
+from edgesparse.planning.place import Job, Product
 
 TARGET = HOST_TARGETS[-1]
 

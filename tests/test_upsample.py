@@ -11,10 +11,10 @@ import onnxruntime
 import pytest
 from networks import HOST_TARGETS, text_model
 
-from edgesparse.ops import Conv, Fallback, Interleave
+from edgesparse.graph.ops import Conv, Fallback, Interleave
+from edgesparse.graph.recognise import recognise
 from edgesparse.passes import model_from_proto
 from edgesparse.pipeline import compile_model
-from edgesparse.recognise import recognise
 from edgesparse.runtimes.local import LocalRunner
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgesparse import arena, artifact, samples
+from edgesparse.artifacts import artifact, samples
+from edgesparse.artifacts.verify import compare, verify
 from edgesparse.errors import ArtifactError, NumbersDifferError
-from edgesparse.verify import compare, verify
+from edgesparse.lowering import arena
 
 import toy  # isort: skip
 

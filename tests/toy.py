@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import onnx.parser
 
-from edgesparse import arena, artifact, emit, link, samples
-from edgesparse.manifest import Manifest, TensorInfo
-from edgesparse.program import ARENA, Buffer, Call, Port, Program, Ref
+from edgesparse.artifacts import artifact, samples
+from edgesparse.artifacts.manifest import Manifest, TensorInfo
+from edgesparse.building import link
+from edgesparse.lowering import arena, emit
+from edgesparse.lowering.program import ARENA, Buffer, Call, Port, Program, Ref
 
 ROWS, COLUMNS = 5, 7
 TRIPLE = f"{platform.machine()}-linux-gnu"

@@ -16,11 +16,11 @@ from edgesparse.commands import common
 from edgesparse.console import Console
 
 if TYPE_CHECKING:
-    from edgesparse.artifact import Artifact
-    from edgesparse.bench import Plan
+    from edgesparse.artifacts.artifact import Artifact
+    from edgesparse.measuring.bench import Plan
+    from edgesparse.measuring.report import Report
+    from edgesparse.measuring.session import Wanted
     from edgesparse.recipe import Recipe
-    from edgesparse.report import Report
-    from edgesparse.session import Wanted
 
 
 @click.command()
@@ -94,9 +94,9 @@ def bench(
     A model is compiled first, by --recipe, or --pattern and --density, if given. In a JavaScript engine, its bundle is
     measured against onnxruntime-web.
     """
-    from edgesparse.bench import MLPERF, QUICK, Plan
     from edgesparse.errors import UsageError
-    from edgesparse.session import Wanted, bench_artifact
+    from edgesparse.measuring.bench import MLPERF, QUICK, Plan
+    from edgesparse.measuring.session import Wanted, bench_artifact
 
     if fail_below is not None and no_onnxruntime:
         raise UsageError("--fail-below needs onnxruntime to compare with", fix="leave --no-onnxruntime out")
@@ -109,8 +109,8 @@ def bench(
     layers = layers or html is not None or model_explorer is not None
     wanted = Wanted(not no_dense, not no_onnxruntime, not no_memory, layers, peak, html is not None, html is not None)
     if device not in ("local", "node", "chromium", "wasmtime"):
-        from edgesparse import devicebench
         from edgesparse.commands.devices import bench_on
+        from edgesparse.measuring import devicebench
 
         there = devicebench.Wanted(plan, cores, timeout, layers, not no_onnxruntime)
         with _artifact(console, path, target, rules, common.read_shapes(shapes)) as artifact:
@@ -145,10 +145,10 @@ def bench(
 
 def show(console: Console, report: Report, json_to: str | None = None, html: Path | None = None) -> None:
     """Print a report: its table, what must be known beside it, and its layers if it has them; write it if asked to."""
-    from edgesparse.report import TEXT_COLUMNS, as_json, latency_table, layer_table, remarks
+    from edgesparse.measuring.report import TEXT_COLUMNS, as_json, latency_table, layer_table, remarks
 
     if html is not None:
-        from edgesparse.page import bench_page
+        from edgesparse.measuring.page import bench_page
 
         console.write(bench_page(as_json(report)), str(html))
     if json_to:
@@ -173,8 +173,8 @@ def write_node_data(console: Console, report: Report, artifact: Artifact, place:
     """Write the layers' times for Model Explorer, to be shown on the artifact's portable model."""
     import json
 
-    from edgesparse.explorer import layer_tensors, node_data
-    from edgesparse.verify import PORTABLE
+    from edgesparse.artifacts.verify import PORTABLE
+    from edgesparse.measuring.explorer import layer_tensors, node_data
 
     tensors, graph = layer_tensors(artifact.manifest.layers, artifact.file(PORTABLE))
     console.write(json.dumps(node_data(report.layers, tensors, graph), indent=2) + "\n", str(place))
@@ -200,7 +200,7 @@ def _read_accuracy(texts: tuple[str, ...]) -> dict[str, float]:
 def check_speed(report: Report, least: float) -> None:
     """Raise RegressionError unless the artifact is at least `least` times as fast as onnxruntime."""
     from edgesparse.errors import RegressionError
-    from edgesparse.session import ORT
+    from edgesparse.measuring.session import ORT
 
     found = next((item for item in report.outcome.comparisons if item.other.startswith(ORT)), None)
     if found is None:
@@ -223,12 +223,12 @@ def _in_engine(
     wanted: Wanted,
 ) -> Report:
     """Bundle a model and measure it in a JavaScript engine, or in wasmtime."""
-    from edgesparse.bench import portion
-    from edgesparse.cores import pinned
     from edgesparse.errors import UsageError
+    from edgesparse.measuring.bench import portion
+    from edgesparse.measuring.cores import pinned
+    from edgesparse.measuring.webbench import bench_engine, built, check_engine
     from edgesparse.runtimes.engines import Engine
     from edgesparse.runtimes.wasm import Wasmtime
-    from edgesparse.webbench import bench_engine, built, check_engine
 
     if common.is_artifact(path):
         raise UsageError(f"{path} is not a model", why=f"{device} runs bundles", fix="give the model: MODEL.onnx")
@@ -265,7 +265,7 @@ def _artifact(
     console: Console, path: Path, target: str, recipe: Recipe | None, shapes: dict[str, tuple[int, ...]]
 ) -> Iterator[Artifact]:
     """Open the artifact, or compile the model into a folder that is gone afterwards."""
-    from edgesparse.artifact import open_artifact
+    from edgesparse.artifacts.artifact import open_artifact
     from edgesparse.errors import UsageError
 
     if common.is_artifact(path):

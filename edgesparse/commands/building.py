@@ -12,7 +12,7 @@ from edgesparse.commands import common
 from edgesparse.console import Console
 
 if TYPE_CHECKING:
-    from edgesparse.artifact import Artifact
+    from edgesparse.artifacts.artifact import Artifact
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -80,9 +80,9 @@ def compile_(
 
     With --recipe, or --pattern and --density, it is pruned first; without, the zeros that are there are used.
     """
-    from edgesparse.decide import Choice
     from edgesparse.errors import UsageError
     from edgesparse.pipeline import compile_model
+    from edgesparse.planning.decide import Choice
     from edgesparse.target import Target
 
     chosen = Target.parse(target)
@@ -94,7 +94,7 @@ def compile_(
     if tune_on and tune is None:
         raise UsageError("--tune-on goes with --tune", fix="say for how long, e.g. --tune 60s")
     if tune is not None:
-        from edgesparse.trials import Subject, tune_in_place
+        from edgesparse.measuring.trials import Subject, tune_in_place
 
         with console.progress("tune") as tick:
             subject = Subject(model, chosen, pruning, fixed, threads)

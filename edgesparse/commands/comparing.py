@@ -30,9 +30,9 @@ def compare(console: Console, before: Path, after: Path, tolerance: float, anywa
     Judged is the first contender, by its ratio to onnxruntime where both have it. Exit code 5 if it became slower.
     """
     from edgesparse.errors import RegressionError, UsageError
-    from edgesparse.regression import compare_reports
-    from edgesparse.report import TEXT_COLUMNS, millis
-    from edgesparse.schema import read_report
+    from edgesparse.measuring.regression import compare_reports
+    from edgesparse.measuring.report import TEXT_COLUMNS, millis
+    from edgesparse.measuring.schema import read_report
 
     found = compare_reports(read_report(before), read_report(after), tolerance=tolerance)
     if found.obstacles and not anyway:

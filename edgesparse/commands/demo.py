@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 @click.pass_obj
 def demo(console: Console, target: str, output: Path, seconds: float, seed: int, json_to: str | None) -> None:
     """Prune, compile, verify and measure a network that tells how a page is turned."""
-    from edgesparse.bench import Plan
     from edgesparse.demonstration import demonstrate
+    from edgesparse.measuring.bench import Plan
     from edgesparse.target import Target
 
     plan = Plan(seconds=seconds, seed=seed)
@@ -46,7 +46,7 @@ def demo(console: Console, target: str, output: Path, seconds: float, seed: int,
 
 def show(console: Console, found: Demonstration) -> None:
     """Print the demo as a newcomer reads it: before and after, then every layer with its reason."""
-    from edgesparse.report import TEXT_COLUMNS, instability, layer_table, megabytes, millis, percent
+    from edgesparse.measuring.report import TEXT_COLUMNS, instability, layer_table, megabytes, millis, percent
 
     rows: list[tuple[str, ...]] = []
     for row in found.rows:
@@ -84,7 +84,8 @@ def show(console: Console, found: Demonstration) -> None:
 
 def as_json(found: Demonstration) -> dict[str, object]:
     """Return the demo as plain values: schema `edgesparse.demo/1`."""
-    from edgesparse import environment, stats
+    from edgesparse import environment
+    from edgesparse.measuring import stats
 
     return {
         "schema": "edgesparse.demo/1",

@@ -13,8 +13,8 @@ from edgesparse.commands import common
 from edgesparse.console import Console
 
 if TYPE_CHECKING:
-    from edgesparse.artifact import Artifact
-    from edgesparse.devicebench import DeviceReport, Wanted
+    from edgesparse.artifacts.artifact import Artifact
+    from edgesparse.measuring.devicebench import DeviceReport, Wanted
     from edgesparse.runtimes.device import Description
 
 
@@ -76,7 +76,7 @@ def bench_on(
 ) -> DeviceReport:
     """Bench an artifact on the device `name`, print what was found, and return it."""
     from edgesparse.commands import benching
-    from edgesparse.devicebench import bench_device
+    from edgesparse.measuring.devicebench import bench_device
     from edgesparse.runtimes.device import open_device
 
     with open_device(name, artifact, keep=resume) as device, console.progress("bench") as tick:
@@ -99,7 +99,7 @@ def bench_on(
 
 def show_emulated(console: Console, path: Path, report: DeviceReport) -> None:
     """Print what an emulated device can tell."""
-    from edgesparse.devicebench import EMULATED
+    from edgesparse.measuring.devicebench import EMULATED
 
     console.result(f"{path} on {report.device.name} ({report.device.machine}, {report.device.cpu})")
     worst = max(report.errors.values())

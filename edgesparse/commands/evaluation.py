@@ -14,7 +14,7 @@ from edgesparse.errors import UsageError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgesparse.evaluate import Evaluation, Model, Quality
+    from edgesparse.advice.evaluate import Evaluation, Model, Quality
     from edgesparse.sections import Calibration
 
 WORST = 5
@@ -49,8 +49,8 @@ def evaluation(
 
     Pictures are scaled as --recipe says, else as the recipe in MODEL's metadata does.
     """
-    from edgesparse.evaluate import evaluate
-    from edgesparse.labels import read_labelled
+    from edgesparse.advice.evaluate import evaluate
+    from edgesparse.advice.labels import read_labelled
 
     if labels is None and against is None:
         raise UsageError("there is nothing to compare with", fix="give --against DENSE.onnx, --labels, or both")
@@ -70,15 +70,15 @@ def evaluation(
 
 def opened(path: Path, shapes: dict[str, tuple[int, ...]], threads: int, console: Console) -> tuple[Model, ir.Model]:
     """A function that runs what is at `path`, and its portable model with shapes and metadata."""
-    from edgesparse.evaluate import onnx_model
+    from edgesparse.advice.evaluate import onnx_model
     from edgesparse.passes import load_model
 
     if not common.is_artifact(path):
         loaded = load_model(path, shapes, console.notice)
         return onnx_model(loaded, threads=threads), loaded
-    from edgesparse.artifact import open_artifact
+    from edgesparse.artifacts.artifact import open_artifact
+    from edgesparse.artifacts.verify import PORTABLE
     from edgesparse.runtimes.local import LocalRunner
-    from edgesparse.verify import PORTABLE
 
     artifact = open_artifact(path)
     return LocalRunner(artifact, threads=threads).run, load_model(artifact.file(PORTABLE), {}, console.notice)

@@ -13,10 +13,10 @@ from edgesparse.commands import common
 from edgesparse.console import Console
 
 if TYPE_CHECKING:
-    from edgesparse.artifact import Artifact
-    from edgesparse.costs import CostTable
-    from edgesparse.explain import Explanation
-    from edgesparse.predict import Prediction
+    from edgesparse.advice.explain import Explanation
+    from edgesparse.advice.predict import Prediction
+    from edgesparse.artifacts.artifact import Artifact
+    from edgesparse.costing.costs import CostTable
     from edgesparse.target import Target
 
 TEXT = ("layer", "kind", "pattern", "kernel", "runner-up", "bound by", "cause", "why", "what to do")
@@ -33,11 +33,11 @@ def profile(console: Console, artifact: Path, runs: int, json_to: str | None) ->
 
     The core's peak and its bandwidth from each cache level are measured first.
     """
-    from edgesparse.artifact import open_artifact
-    from edgesparse.layerwork import as_json, profile_artifact
-    from edgesparse.roofline import measure_roofline
+    from edgesparse.artifacts.artifact import open_artifact
+    from edgesparse.measuring.layerwork import as_json, profile_artifact
+    from edgesparse.measuring.roofline import measure_roofline
+    from edgesparse.measuring.session import target_text
     from edgesparse.runtimes.base import check_host
-    from edgesparse.session import target_text
     from edgesparse.target import Target
 
     opened = open_artifact(artifact)
@@ -84,14 +84,14 @@ def explain(
 
     Causes follow from weights, target and cost model, never from the clock: the same model gets the same answer.
     """
-    from edgesparse.artifact import open_artifact
-    from edgesparse.explain import explain as explained
-    from edgesparse.planview import choice_of
+    from edgesparse.advice.explain import explain as explained
+    from edgesparse.advice.planview import choice_of
+    from edgesparse.artifacts.artifact import open_artifact
+    from edgesparse.artifacts.verify import PORTABLE
+    from edgesparse.graph.recognise import recognise
+    from edgesparse.measuring.session import target_text
     from edgesparse.portable import prepare
-    from edgesparse.recognise import recognise
-    from edgesparse.session import target_text
     from edgesparse.target import Target
-    from edgesparse.verify import PORTABLE
 
     fixed = common.read_shapes(shapes)
     opened = open_artifact(path) if common.is_artifact(path) else None
@@ -118,7 +118,7 @@ def _measured(
 ) -> dict[str, float]:
     """Each layer's ratio against dense by the clock; compiles what is not there."""
     from edgesparse.errors import UsageError
-    from edgesparse.layerwork import measured_ratios
+    from edgesparse.measuring.layerwork import measured_ratios
     from edgesparse.pipeline import compile_model
 
     if not target.runs_here():
@@ -201,8 +201,10 @@ def _show_basis(console: Console, table: CostTable) -> None:
 @common.model_argument
 @common.target_option
 @common.shape_option
-@click.option("--patterns", default="unstructured,group:4x1,group:8x1,group:16x1", show_default=True)
-@click.option("--densities", default="0.7,0.5,0.3,0.2,0.1,0.05", show_default=True)
+@click.option(
+    "--patterns", default="unstructured,group:4x1,group:8x1,group:16x1", show_default=True, help="Patterns to compare."
+)
+@click.option("--densities", default="0.7,0.5,0.3,0.2,0.1,0.05", show_default=True, help="Shares of weights kept.")
 @click.option("--layers", default="", help="Names or kinds of layers to prune, e.g. conv1x1.  [default: as recipes do]")
 @click.option("--measure", is_flag=True, help="Also prune, compile and time every point, against dense in one run.")
 @click.option("--plot", type=click.Path(path_type=Path), help="FILE.svg: speedup over density.")
@@ -229,11 +231,11 @@ def predict(
 
     Nothing is trained, and without --measure nothing is compiled.
     """
-    from edgesparse import predict as predicting
+    from edgesparse.advice import predict as predicting
     from edgesparse.errors import UsageError
+    from edgesparse.graph.recognise import recognise
     from edgesparse.passes.load import write_atomic
     from edgesparse.portable import prepare
-    from edgesparse.recognise import recognise
     from edgesparse.target import Target
 
     if plot is not None and plot.suffix != ".svg":
@@ -258,7 +260,7 @@ def predict(
             tick=lambda share, text: tick(share * (0.1 if measure else 1.0), text),
         )
         if measure:
-            from edgesparse.confirm import confirm
+            from edgesparse.advice.confirm import confirm
 
             found = confirm(
                 found, model, chosen, sorted(names), fixed, lambda share, text: tick(0.1 + 0.9 * share, text)

@@ -51,7 +51,7 @@ def inspect(
 
 
 def _inspect_model(console: Console, path: Path, shapes: Mapping[str, tuple[int, ...]], json_to: str | None) -> None:
-    from edgesparse.survey import survey
+    from edgesparse.graph.survey import survey
 
     layers = survey(path, shapes, console.notice)
     if json_to:
@@ -113,13 +113,13 @@ def _inspect_plan(
     json_to: str | None,
 ) -> None:
     """How a model would run on a target, or how an artifact runs on its own."""
-    from edgesparse.artifact import open_artifact
-    from edgesparse.planview import choice_of, stage_table, value_table, view
+    from edgesparse.advice.planview import choice_of, stage_table, value_table, view
+    from edgesparse.artifacts.artifact import open_artifact
+    from edgesparse.artifacts.verify import PORTABLE
+    from edgesparse.graph.recognise import recognise
+    from edgesparse.measuring.session import target_text
     from edgesparse.portable import prepare
-    from edgesparse.recognise import recognise
-    from edgesparse.session import target_text
     from edgesparse.target import Target
-    from edgesparse.verify import PORTABLE
 
     opened = open_artifact(path) if common.is_artifact(path) else None
     chosen = Target.parse(target_text(opened.manifest.target) if opened else target)
@@ -150,7 +150,7 @@ def _inspect_plan(
 
 
 def _inspect_artifact(console: Console, path: Path, json_to: str | None) -> None:
-    from edgesparse.artifact import open_artifact
+    from edgesparse.artifacts.artifact import open_artifact
 
     manifest = open_artifact(path).manifest
     if json_to:
@@ -177,7 +177,7 @@ def _inspect_artifact(console: Console, path: Path, json_to: str | None) -> None
 
 def artifact_rows(layers: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return columns and rows of a manifest's layers; what a layer does not tell stays empty."""
-    from edgesparse.report import layer_flops, reason_text
+    from edgesparse.measuring.report import layer_flops, reason_text
 
     columns: tuple[str, ...] = (
         "layer",

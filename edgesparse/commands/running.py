@@ -33,8 +33,8 @@ def run(
     json_to: str | None,
 ) -> None:
     """Run ARTIFACT once, and say what came out."""
-    from edgesparse import samples
-    from edgesparse.artifact import open_artifact
+    from edgesparse.artifacts import samples
+    from edgesparse.artifacts.artifact import open_artifact
     from edgesparse.errors import UsageError
     from edgesparse.runtimes.local import LocalRunner
 
@@ -71,7 +71,7 @@ def run(
 @click.pass_obj
 def verify(console: Console, artifact: Path, run_it: bool, tolerance: float | None, json_to: str | None) -> None:
     """Check that ARTIFACT is whole, and with --run that its numbers are right (exit code 3 if not)."""
-    from edgesparse import verify as verification
+    from edgesparse.artifacts import verify as verification
 
     allowed = verification.TOLERANCE if tolerance is None else tolerance
     found = verification.verify(artifact, run_it, tolerance=allowed, must_agree=json_to is None)

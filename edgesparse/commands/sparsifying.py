@@ -17,8 +17,8 @@ from edgesparse.errors import UsageError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgesparse.evaluate import Evaluation
-    from edgesparse.frontier import Ground
+    from edgesparse.advice.evaluate import Evaluation
+    from edgesparse.advice.frontier import Ground
     from edgesparse.passes.calibration import Samples
     from edgesparse.passes.sparsify import Pricer
     from edgesparse.recipe import Recipe
@@ -217,8 +217,8 @@ def _pricer(target: str, measured: bool) -> Pricer:
     chosen = Target.parse(target)
 
     def prices(*asked: Any) -> Any:
-        from edgesparse.insitu import layer_seconds
-        from edgesparse.pricing import pricer_for
+        from edgesparse.costing.pricing import pricer_for
+        from edgesparse.measuring.insitu import layer_seconds
 
         return pricer_for(chosen, layer_seconds(chosen) if measured else None)(*asked)
 
@@ -226,8 +226,8 @@ def _pricer(target: str, measured: bool) -> Pricer:
 
 
 def _judge(dense: ir.Model, path: Path, labels: str | None, rules: Recipe) -> Judge:
-    from edgesparse.evaluate import evaluate, onnx_model
-    from edgesparse.labels import read_labelled
+    from edgesparse.advice.evaluate import evaluate, onnx_model
+    from edgesparse.advice.labels import read_labelled
 
     samples = read_labelled(path, dense, rules.calibration, labels)
     reference = onnx_model(dense)
@@ -277,8 +277,8 @@ def _fitter(rules: Recipe, tick: Callable[[float, str], None]) -> Any:
 
 def _evaluated(console: Console, made: Made, judge: Judge, max_drop: float | None) -> Made:
     """The same with its evaluation; DropError where it loses more than was allowed."""
+    from edgesparse.advice.frontier import DropError
     from edgesparse.commands.evaluation import as_dict
-    from edgesparse.frontier import DropError
 
     found = judge(made.model)
     if max_drop is not None and found.drop > max_drop:
@@ -302,7 +302,7 @@ def _searched(
     max_drop: float | None,
     curve: Path | None,
 ) -> Made:
-    from edgesparse import frontier
+    from edgesparse.advice import frontier
     from edgesparse.budget import Budget
     from edgesparse.commands.evaluation import as_dict
 
@@ -330,7 +330,7 @@ def _searched(
 def _write_curve(ground: Ground, path: Path, points: Any) -> None:
     import json
 
-    from edgesparse.frontier import as_json, plot
+    from edgesparse.advice.frontier import as_json, plot
     from edgesparse.passes.load import write_atomic
 
     data = as_json(ground, points)
@@ -344,7 +344,7 @@ def _measure(found: Evaluation) -> str:
 
 def show_sparse(console: Console, path: Path, made: Made, json_to: str | None) -> None:
     """Print the pruned model's layers in short, and what was not pruned and why."""
-    from edgesparse.survey import survey
+    from edgesparse.graph.survey import survey
 
     layers = survey(path)
     prunable = [layer for layer in layers if layer.weights]

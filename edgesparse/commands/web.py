@@ -48,9 +48,9 @@ def bundle(
 
     It runs in browsers, workers and Node, without any other runtime.
     """
-    from edgesparse.bundle import bundle_model
     from edgesparse.errors import UsageError
-    from edgesparse.webdemo import add_demo
+    from edgesparse.web.bundle import bundle_model
+    from edgesparse.web.webdemo import add_demo
 
     if labels is not None and not demo:
         raise UsageError("--labels is for the demo page", fix="give --demo as well")
@@ -74,7 +74,7 @@ def bundle(
     weights = made.manifest["files"]["weights.bin"]["size"]
     if json_to:
         data = {
-            "schema": "edgesparse.bundle-made/1",
+            "schema": "edgesparse.web.bundle-made/1",
             "bundle": str(made.path),
             "name": made.manifest["name"],
             "code_gzipped_bytes": made.code_gzipped,

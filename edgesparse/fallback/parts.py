@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from edgesparse import cache, codegen
-from edgesparse.build import toolchain
-from edgesparse.lower import Part
-from edgesparse.ops import Fallback
+from edgesparse import cache
+from edgesparse.building import codegen
+from edgesparse.building.build import toolchain
+from edgesparse.graph.ops import Fallback
+from edgesparse.lowering.lower import Part
 from edgesparse.target import Target
 
 
@@ -37,7 +38,7 @@ def part_of(op: Fallback, number: int, target: Target) -> Part:
 
 
 def _lowered(op: Fallback, number: int, target: Target) -> Part:
-    from edgesparse.relaxed import lower_subgraph
+    from edgesparse.fallback.relaxed import lower_subgraph
 
     made = lower_subgraph(op.model, f"relax{number}", target.tvm_target())
     # One object for each kernel: parts that share a kernel then share the object.

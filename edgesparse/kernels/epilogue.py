@@ -1,7 +1,7 @@
 """What a kernel does to a value before it stores it: bias is in the accumulator, then residual and activation.
 
 One table of activations, each an expression over a vector of any number of lanes. `exp` in it becomes an inline
-polynomial in `edgesparse.codegen`.
+polynomial in `edgesparse.building.codegen`.
 """
 
 from __future__ import annotations

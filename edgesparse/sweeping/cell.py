@@ -25,8 +25,8 @@ from edgesparse.sweeping.spec import ENGINES
 from edgesparse.target import Target
 
 if TYPE_CHECKING:
-    from edgesparse.artifact import Artifact
-    from edgesparse.bench import Plan
+    from edgesparse.artifacts.artifact import Artifact
+    from edgesparse.measuring.bench import Plan
 
 Job = Mapping[str, Any]
 
@@ -74,7 +74,7 @@ def _portable(job: Job, room: Path) -> Path:
 
 def _density(portable: Path) -> float:
     """Share of the weights that are kept, over all layers that have any."""
-    from edgesparse.survey import survey
+    from edgesparse.graph.survey import survey
 
     layers = survey(portable)
     return sum(one.weights * one.density for one in layers) / (sum(one.weights for one in layers) or 1)
@@ -85,8 +85,8 @@ def _quality(job: Job, portable: Path) -> dict[str, Any] | None:
     data = job["paths"].get("inputs")
     if data is None:
         return None
-    from edgesparse.evaluate import evaluate, onnx_model
-    from edgesparse.labels import read_labelled
+    from edgesparse.advice.evaluate import evaluate, onnx_model
+    from edgesparse.advice.labels import read_labelled
     from edgesparse.passes import load_model
 
     dense = load_model(job["paths"]["model"], _shapes(job), lambda text: None)
@@ -112,9 +112,9 @@ def _compiled(job: Job, portable: Path, place: Path) -> Artifact:
 
 def _here(job: Job, artifact: Artifact) -> dict[str, Any]:
     """Verified and timed in this process, against dense and onnxruntime."""
-    from edgesparse import report as reports
-    from edgesparse.session import Wanted, bench_artifact
-    from edgesparse.verify import verify
+    from edgesparse.artifacts.verify import verify
+    from edgesparse.measuring import report as reports
+    from edgesparse.measuring.session import Wanted, bench_artifact
 
     worst = verify(artifact.path, run=True).worst
     timing = job["timing"]
@@ -125,9 +125,9 @@ def _here(job: Job, artifact: Artifact) -> dict[str, Any]:
 
 def _in_engine(job: Job, portable: Path) -> dict[str, Any]:
     """Bundled and timed in a JavaScript engine, in the variant that the target names."""
-    from edgesparse import report as reports
+    from edgesparse.measuring import report as reports
+    from edgesparse.measuring.webbench import bench_engine, built, check_engine
     from edgesparse.runtimes.engines import Engine
-    from edgesparse.webbench import bench_engine, built, check_engine
 
     timing, device = job["timing"], job["device"]
     check_engine(device, timing["threads"])
@@ -139,7 +139,7 @@ def _in_engine(job: Job, portable: Path) -> dict[str, Any]:
 
 def _there(job: Job, artifact: Artifact) -> dict[str, Any]:
     """Verified and timed on a device; on an emulated one instructions are counted instead."""
-    from edgesparse.devicebench import Wanted, bench_device
+    from edgesparse.measuring.devicebench import Wanted, bench_device
     from edgesparse.runtimes.device import open_device
 
     timing, name = job["timing"], job["device"]
@@ -149,7 +149,7 @@ def _there(job: Job, artifact: Artifact) -> dict[str, Any]:
 
 
 def _plan(job: Job) -> Plan:
-    from edgesparse.bench import Plan
+    from edgesparse.measuring.bench import Plan
 
     timing = job["timing"]
     return Plan(seconds=timing["seconds"], runs=timing["runs"], threads=timing["threads"], seed=job["seed"])

@@ -14,7 +14,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -164,18 +163,17 @@ def run_process(
     job: Mapping[str, Any], command: Sequence[str] = COMMAND, running: set[subprocess.Popen[bytes]] | None = None
 ) -> dict[str, Any]:
     """Run one cell in a process; its answer, or an error if it ends without one or after its time."""
-    limit = float(job["timing"]["timeout"])
+    limit, late = float(job["timing"]["timeout"]), threading.Event()
     pipes = subprocess.PIPE
     # stdin stays open while we wait: the process ends by itself when we are gone
     with subprocess.Popen(list(command), stdin=pipes, stdout=pipes, stderr=pipes) as process:
         if running is not None:
             running.add(process)
-        timer = threading.Timer(limit, process.kill)
+        timer = threading.Timer(limit, _give_up, (process, late))
         timer.start()
         told = bytearray()
         drain = threading.Thread(target=_tail, args=(process.stderr, told), daemon=True)
         drain.start()
-        started = time.monotonic()
         try:
             assert process.stdin is not None
             assert process.stdout is not None
@@ -195,10 +193,15 @@ def run_process(
                 running.discard(process)
     with contextlib.suppress(ValueError):
         return dict(json.loads(line))
-    if time.monotonic() - started >= limit:
+    if late.is_set():
         return _error("the cell was given up", f"it took more than {limit:g} s", "raise bench.timeout")
     words = told.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
     return _error("the cell's process ended without a result", words[-1][:300], "")
+
+
+def _give_up(process: subprocess.Popen[bytes], late: threading.Event) -> None:
+    late.set()
+    process.kill()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgesparse.errors import Reason
-from edgesparse.session import DENSE, ORT, SPARSE
+from edgesparse.measuring.session import DENSE, ORT, SPARSE
 from edgesparse.sweeping.engine import Done
 from edgesparse.sweeping.grid import Cell
 

@@ -12,7 +12,7 @@
     bench: {seconds: 10, runs: 100, threads: 1}
 
 Paths are relative to the file's folder. `eval` takes inputs as calibration does, and `labels`: `names`, a .csv or
-a .npy, as in `edgesparse.labels`.
+a .npy, as in `edgesparse.advice.labels`.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _model(item: Any, where: str, folder: Path) -> SweptModel:
 
 
 def _evaluation(data: Any, where: str, folder: Path) -> Evaluation:
-    from edgesparse.labels import NAMES
+    from edgesparse.advice.labels import NAMES
 
     _check_keys(data, ("inputs", "labels"), where)
     labels: Path | str | None = data.get("labels")

@@ -26,7 +26,7 @@
 void es_kernels_begin(void);
 void es_kernels_end(void);
 
-/* The dense form's tables: see edgesparse/executable.py. */
+/* The dense form's tables: see edgesparse/building/executable.py. */
 extern const es_program es_dense_program __attribute__((visibility("hidden")));
 
 static struct {

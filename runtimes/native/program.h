@@ -1,4 +1,4 @@
-/* The tables of a lowered model, as edgesparse/emit.py writes them and runtime.c walks them. Not for users. */
+/* The tables of a lowered model, as edgesparse/lowering/emit.py writes them and runtime.c walks them. Not for users. */
 #ifndef EDGESPARSE_PROGRAM_H
 #define EDGESPARSE_PROGRAM_H
 

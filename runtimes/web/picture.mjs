@@ -1,4 +1,4 @@
-// From the pixels of a canvas (RGBA, 8 bits) to a model's input: the same arithmetic as edgesparse.webdemo.to_tensor.
+// From the pixels of a canvas (RGBA, 8 bits) to a model's input: the same arithmetic as edgesparse.web.webdemo.to_tensor.
 
 /**
  * ((pixel / 255) - mean) / std for each channel, channels first. A model of one channel gets the luma of BT.601.

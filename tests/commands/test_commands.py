@@ -14,7 +14,7 @@ import onnx.parser
 import pytest
 
 from edgesparse import demonstration
-from edgesparse.artifact import open_artifact
+from edgesparse.artifacts.artifact import open_artifact
 
 import toy  # isort: skip
 
@@ -208,10 +208,10 @@ def test_what_is_not_there(run: Run, name: str, tmp_path: Path) -> None:
 
 
 def test_demo_shows_before_and_after(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgesparse.bench import Measured, Outcome, Plan
+    from edgesparse.measuring.bench import Measured, Outcome, Plan
+    from edgesparse.measuring.report import LayerTime
+    from edgesparse.measuring.stats import Samples, compare, summarize
     from edgesparse.models.data import Score
-    from edgesparse.report import LayerTime
-    from edgesparse.stats import Samples, compare, summarize
 
     names = (demonstration.ORT, demonstration.DENSE, demonstration.PRUNED, demonstration.EXTREME)
     samples = {name: Samples.of(name, [0.004 / (1 + i)] * 12) for i, name in enumerate(names)}

@@ -63,9 +63,9 @@ def test_the_command(run: Run, dense: Path, sparse: Path, data: Path) -> None:
 
 
 def test_an_artifact_of_its_own_model(run: Run, toy_artifact: Path, tmp_path: Path) -> None:
-    from edgesparse import samples
-    from edgesparse.artifact import open_artifact
-    from edgesparse.verify import PORTABLE
+    from edgesparse.artifacts import samples
+    from edgesparse.artifacts.artifact import open_artifact
+    from edgesparse.artifacts.verify import PORTABLE
 
     artifact = open_artifact(toy_artifact)
     folder = tmp_path / "inputs"

@@ -95,7 +95,7 @@ def test_predict(run: Run, net: Path, tmp_path: Path) -> None:
 
 
 def test_predict_and_confirm(run: Run, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgesparse.confirm._SECONDS", 0.01)
+    monkeypatch.setattr("edgesparse.advice.confirm._SECONDS", 0.01)
     options = ("--patterns", "group:8x1", "--densities", "0.1", "--layers", "conv1x1")
     data = json.loads(run("predict", net, *options, "--measure", "--json")[1])
     (point,) = data["points"]

@@ -13,7 +13,7 @@ import pytest
 from guarded import EPILOGUES, EPS, Memory, activate, build
 from networks import HOST_TARGETS
 
-from edgesparse.codegen import compile_asm
+from edgesparse.building.codegen import compile_asm
 from edgesparse.kernels import Epilogue, Spmm
 from edgesparse.target import Target
 

@@ -12,7 +12,7 @@ from guarded import EPILOGUES, EPS, Memory, activate, build
 from networks import HOST_TARGETS
 
 from edgesparse.kernels import Depthwise, KernelSpec, Panel, Pool, Window
-from edgesparse.place import accumulators
+from edgesparse.planning.place import accumulators
 from edgesparse.target import Target
 
 CHANNELS = 3

@@ -8,9 +8,9 @@ import onnx
 import pytest
 import webtools
 
-from edgesparse import bundle
-from edgesparse.bundle import Bundle
 from edgesparse.runtimes.engines import Engine
+from edgesparse.web import bundle
+from edgesparse.web.bundle import Bundle
 
 
 @pytest.fixture(scope="session")

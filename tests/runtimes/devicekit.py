@@ -18,7 +18,7 @@ import onnx
 import pytest
 
 from edgesparse import pipeline
-from edgesparse.artifact import Artifact
+from edgesparse.artifacts.artifact import Artifact
 from edgesparse.recipe import Recipe
 from edgesparse.target import Target
 

@@ -15,12 +15,12 @@ import pytest
 from adbserver import Phone, adb_server
 from devicekit import small_artifact
 
-from edgesparse import samples
-from edgesparse.artifact import Artifact
+from edgesparse.artifacts import samples
+from edgesparse.artifacts.artifact import Artifact
+from edgesparse.artifacts.verify import compare
 from edgesparse.errors import DeviceError
 from edgesparse.runtimes import links
 from edgesparse.runtimes.device import DeviceRunner, files_of, open_device
-from edgesparse.verify import compare
 
 pytestmark = pytest.mark.skipif(shutil.which("adb") is None, reason="needs adb (make test installs it with apt-get)")
 

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from devicekit import needs_qemu, small_artifact
 
-from edgesparse import link, samples
-from edgesparse.artifact import Artifact
-from edgesparse.bare import link_bare
+from edgesparse.artifacts import samples
+from edgesparse.artifacts.artifact import Artifact
+from edgesparse.artifacts.verify import compare
+from edgesparse.building import link
+from edgesparse.building.bare import link_bare
+from edgesparse.building.executable import STATIC_TRIPLES
+from edgesparse.building.modules import HEADER, LIBRARY
 from edgesparse.errors import CompileError, UnsupportedError
-from edgesparse.executable import STATIC_TRIPLES
-from edgesparse.modules import HEADER, LIBRARY
 from edgesparse.runtimes.device import EMULATORS, files_of
-from edgesparse.verify import compare
 
 LOADER = Path(__file__).with_name("loader.c")
 

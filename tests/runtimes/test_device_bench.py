@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 import shlex
 import tempfile
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 from devicekit import needs_qemu, small_artifact
 
-from edgesparse import devicebench
-from edgesparse.artifact import Artifact
-from edgesparse.bench import MLPERF, Plan
+from edgesparse.artifacts.artifact import Artifact
 from edgesparse.cli import main
-from edgesparse.devicebench import DeviceReport, Wanted, bench_device, waiting
 from edgesparse.errors import DeviceError, NumbersDifferError, UsageError
+from edgesparse.measuring import devicebench
+from edgesparse.measuring.bench import MLPERF, Plan
+from edgesparse.measuring.devicebench import DeviceReport, Wanted, bench_device, waiting
+from edgesparse.measuring.schema import bench_schema, faults
+from edgesparse.measuring.session import DENSE, SPARSE
 from edgesparse.runtimes import device as devices
 from edgesparse.runtimes import links
 from edgesparse.runtimes.device import Description, Device
-from edgesparse.schema import bench_schema, faults
-from edgesparse.session import DENSE, SPARSE
 
 PLAN = Plan(seconds=0.05, runs=30, warm_up=0.2, seed=3)
 
@@ -148,11 +149,12 @@ class Silent:
 
     def __init__(self, answer: bytes, artifact: Artifact) -> None:
         self.answer, self.artifact, self.link, self.sent = answer, artifact, self.Link(), ["bench"]
+        self.description = types.SimpleNamespace(onnxruntime=None)
 
     def push(self, files: Any) -> None:
         pass
 
-    def program(self, arguments: Any, *, timeout: float) -> bytes:
+    def program(self, arguments: Any, *, timeout: float, under: Any = ()) -> bytes:
         return self.answer
 
 
@@ -185,7 +187,7 @@ def test_what_is_asked_of_the_program(arm: Artifact) -> None:
     lines: list[str] = []
 
     class Listening(Silent):
-        def program(self, arguments: Any, *, timeout: float) -> bytes:
+        def program(self, arguments: Any, *, timeout: float, under: Any = ()) -> bytes:
             lines.append(shlex.join(arguments))
             return b""
 

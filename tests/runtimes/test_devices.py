@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 from devicekit import needs_qemu, needs_sshd, small_artifact, sshd
 
-from edgesparse import samples
-from edgesparse.artifact import Artifact
-from edgesparse.devicebench import bench_device
+from edgesparse.artifacts import samples
+from edgesparse.artifacts.artifact import Artifact
+from edgesparse.artifacts.verify import compare
 from edgesparse.errors import DeviceError, EdgesparseError, UnsupportedError, UsageError
+from edgesparse.measuring.devicebench import bench_device
 from edgesparse.runtimes import links
 from edgesparse.runtimes.device import Description, Device, DeviceRunner, check_device, files_of, open_device
 from edgesparse.runtimes.emulated import count_instructions
-from edgesparse.verify import compare
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def _description(**changes: Any) -> Description:
 
 
 def test_wrong_targets_are_told_before_sending(arm: Artifact, toy_artifact: Path) -> None:
-    from edgesparse.artifact import open_artifact
+    from edgesparse.artifacts.artifact import open_artifact
 
     check_device(arm, _description())
     with pytest.raises(DeviceError, match="the device is x86_64"):

@@ -14,7 +14,7 @@ import pytest
 from adbserver import Phone, adb_server
 from devicekit import needs_sshd, small_artifact, sshd
 
-from edgesparse.artifact import Artifact
+from edgesparse.artifacts.artifact import Artifact
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,15 @@ def interrupt(made: Artifact, device: str, base: Path, *options: str) -> tuple[i
         f"links.AdbLink.base = links.SshLink.base = {str(base)!r}; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "bench", str(made.path), "--device", device, "--seconds", "60", *options]
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0)
+    started = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+        # Where the tests run in the background of a shell, the signal is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not (spots := list(base.glob("edgesparse-*/pid"))) or not spots[0].read_text().strip():
         assert started.poll() is None, started.communicate()

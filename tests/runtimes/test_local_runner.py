@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgesparse import arena, artifact, emit, link
-from edgesparse.artifact import open_artifact
+from edgesparse.artifacts import artifact
+from edgesparse.artifacts.artifact import open_artifact
+from edgesparse.artifacts.manifest import Manifest, TensorInfo
+from edgesparse.building import link
 from edgesparse.errors import ArtifactError, DeviceError, UsageError
-from edgesparse.manifest import Manifest, TensorInfo
-from edgesparse.program import Buffer, Call, Port, Program, Ref
+from edgesparse.lowering import arena, emit
+from edgesparse.lowering.program import Buffer, Call, Port, Program, Ref
 from edgesparse.runtimes import base
 from edgesparse.runtimes.local import LocalRunner
 

@@ -13,10 +13,10 @@ import onnx
 import pytest
 from devicekit import needs_sshd, small_artifact, sshd
 
-from edgesparse.artifact import Artifact
-from edgesparse.bench import Plan
-from edgesparse.devicebench import Wanted, bench_device
+from edgesparse.artifacts.artifact import Artifact
 from edgesparse.errors import DeviceError
+from edgesparse.measuring.bench import Plan
+from edgesparse.measuring.devicebench import Wanted, bench_device
 from edgesparse.runtimes.device import RIVAL, open_device
 
 QUICK = Plan(seconds=0.05, runs=20, warm_up=0.05)

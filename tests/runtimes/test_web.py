@@ -12,18 +12,19 @@ import numpy as np
 import pytest
 from webtools import MODELS, check, load, needs, said_by, tool
 
-from edgesparse import bundle, webbench, webdemo
-from edgesparse.bench import Plan
-from edgesparse.bundle import Bundle
 from edgesparse.cli import main
 from edgesparse.errors import DeviceError, UnsupportedError, UsageError
 from edgesparse.kernels import Epilogue
-from edgesparse.place import Job, candidates
-from edgesparse.report import as_json
+from edgesparse.measuring import webbench
+from edgesparse.measuring.bench import Plan
+from edgesparse.measuring.report import as_json
+from edgesparse.measuring.schema import bench_schema, faults
+from edgesparse.planning.place import Job, candidates
 from edgesparse.runtimes.engines import Engine, find_package
 from edgesparse.runtimes.wasm import Wasmtime
-from edgesparse.schema import bench_schema, faults
 from edgesparse.target import Target
+from edgesparse.web import bundle, webdemo
+from edgesparse.web.bundle import Bundle
 
 HERE = Path(__file__).resolve().parent
 

@@ -12,11 +12,11 @@ import onnx
 import pytest
 from webtools import THREADS, check
 
-from edgesparse import bundle
-from edgesparse.bundle import VARIANTS, Bundle
 from edgesparse.commands.common import read_recipe
 from edgesparse.runtimes.engines import Engine
 from edgesparse.runtimes.wasm import Wasmtime
+from edgesparse.web import bundle
+from edgesparse.web.bundle import VARIANTS, Bundle
 
 SIDE = 64
 

@@ -16,8 +16,8 @@ import onnx
 import pytest
 from webtools import THREADS, check, needs, said_by, tool
 
-from edgesparse.bundle import VARIANTS, Bundle
 from edgesparse.runtimes.engines import Engine
+from edgesparse.web.bundle import VARIANTS, Bundle
 
 HERE = Path(__file__).resolve().parent
 

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 import pytest
 
-from edgesparse.bundle import Bundle
+from edgesparse.artifacts.manifest import TensorInfo
 from edgesparse.errors import DeviceError
-from edgesparse.manifest import TensorInfo
 from edgesparse.runtimes.engines import PROGRAMS, Engine, EngineModel, find_package
 from edgesparse.runtimes.wasm import Wasmtime, WasmtimeModel
+from edgesparse.web.bundle import Bundle
 
 SEEDS = (0, 5)
 #: Threads that the bundles are made for.

@@ -1,0 +1,234 @@
+"""What a kernel call does, counted: the terms of the cost model.
+
+A call's time is taken as a sum of terms, each a count (multiply-add cycles, tiles, stores, bytes from a cache level ..)
+times a price. The counts follow from the kernel's spec and the work it is given, as the generators in `kernels` write
+it; the prices are fitted from measured layers, or, where nothing was measured, are those of a core that issues
+everything at its declared width (`costing.costs`). The time of overlapping work is the larger of its parts, which no
+sum can express: so multiply-adds, loads and the latency of an accumulator are joined in one term, "issue".
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from edgesparse.kernels import Depthwise, GlobalPool, KernelSpec, Panel, Pointwise, Pool, Spmm, Transpose, Window
+from edgesparse.kernels.tiles import cut_pixels
+from edgesparse.kernels.window import chunks
+from edgesparse.target import Target
+
+Terms = Counter[str]
+"""Counts by term; all are 0 or more. Beside the terms that have a price stand "flops" (those done, zeros that are
+stored among them) and "moved.l1" to "moved.memory": bytes that come from each level."""
+
+LEVELS = ("l1", "l2", "l3", "memory")
+
+#: The terms that have a price, and what they are: for telling where a layer's time goes.
+GROUPS: dict[str, str] = {
+    "product.issue": "compute",
+    "sparse.pair": "overhead",
+    "product.tile": "overhead",
+    "product.store": "overhead",
+    "product.residual": "overhead",
+    "product.special": "overhead",
+    "tail.issue": "compute",
+    "tail.group": "overhead",
+    "tail.store": "overhead",
+    "depthwise.tap": "compute",
+    "depthwise.load": "compute",
+    "depthwise.shuffle": "compute",
+    "depthwise.store": "overhead",
+    "depthwise.channel": "overhead",
+    "panel.tap": "gather",
+    "panel.load": "gather",
+    "panel.shuffle": "gather",
+    "panel.store": "gather",
+    "panel.channel": "gather",
+    "pool.tap": "compute",
+    "pool.load": "compute",
+    "pool.shuffle": "compute",
+    "pool.store": "overhead",
+    "pool.channel": "overhead",
+    "point.vector": "compute",
+    "point.single": "compute",
+    "point.channel": "overhead",
+    "global.vector": "compute",
+    "global.channel": "overhead",
+    "transpose.value": "gather",
+    "relax.value": "compute",
+    "other.unit": "compute",
+    "stream.l2": "l2",
+    "stream.l3": "memory",
+    "stream.memory": "memory",
+    "bytes.l2": "l2",
+    "bytes.l3": "memory",
+    "bytes.memory": "memory",
+    "call": "overhead",
+}
+
+#: Cycles from one multiply-add into an accumulator to the next into the same one.
+_LATENCY = 4.0
+
+
+def count(
+    spec: KernelSpec, target: Target, extent: int, pairs: int = 0, weights: Mapping[str, float] | None = None
+) -> Terms:
+    """The terms of one call, but for the bytes that come from beyond L1 before it starts.
+
+    Parameters
+    ----------
+    extent:
+        Length of the call's range: output groups or channels.
+    pairs:
+        Of a product: stored (input channel, group) pairs in the range.
+    weights:
+        Where a product's weights come from when the call starts: shares by level; by default all from L2.
+
+    Families that no network of the fit uses (recurrences, TopK) have one coarse term for each unit of their range.
+    """
+    if isinstance(spec, Spmm):
+        terms = _product(spec, target, extent, pairs, weights or {"l2": 1.0})
+    elif isinstance(spec, (Depthwise, Panel, Pool)):
+        terms = _scaled(_window(spec), extent)
+    elif isinstance(spec, Pointwise):
+        whole, rest = divmod(spec.pixels, spec.lanes)
+        terms = Terms({"point.vector": extent * whole, "point.single": extent * rest, "point.channel": extent})
+        terms["flops"] += extent * spec.pixels
+    elif isinstance(spec, GlobalPool):
+        terms = Terms({"global.channel": extent})
+    elif isinstance(spec, Transpose):
+        terms = Terms()
+    else:
+        terms = Terms({"other.unit": extent})
+    terms["call"] += 1
+    return terms
+
+
+def total(parts: Iterable[Terms]) -> Terms:
+    """The sum of several calls' terms."""
+    found = Terms()
+    for part in parts:
+        found.update(part)
+    return found
+
+
+def _scaled(terms: Terms, times: float) -> Terms:
+    return Terms({name: value * times for name, value in terms.items()})
+
+
+def _product(spec: Spmm, target: Target, groups: int, pairs: int, weights: Mapping[str, float]) -> Terms:
+    terms = Terms()
+    cut = cut_pixels(spec.pixels, spec.lanes, spec.vectors, spec.tail_limit)
+    loads = spec.group / spec.lanes if spec.by_lane and spec.group % spec.lanes == 0 else spec.group
+    pair_bytes = 4 * (spec.group + (not spec.dense))
+    # After the first tile the weights come from where that pass left them.
+    again = shares(pairs * pair_bytes, target)
+    depth = pairs / max(groups, 1)
+    passes = 0
+    for run in cut.runs:
+        wide = len(run.offsets)
+        issue = max(spec.group * wide / target.pipes, (wide + loads + (not spec.dense)) / target.loads, _LATENCY)
+        tile = wide * spec.lanes * 4
+        for repeat, level in ((1, weights if passes == 0 else again), (run.repeat - 1, again)):
+            if repeat:
+                far = mixed((tile, shares(depth * tile, target)), (pair_bytes, level))
+                _issue(terms, "product.issue", repeat * pairs, issue, far)
+                passes += repeat
+        stores = run.repeat * groups * spec.group * wide
+        terms["sparse.pair"] += run.repeat * pairs * (not spec.dense)
+        terms["product.tile"] += run.repeat * groups
+        terms["product.store"] += stores
+        if spec.epilogue.residual != "none":
+            terms["product.residual"] += stores
+        if spec.epilogue.activation not in _CHEAP:
+            terms["product.special"] += stores
+    if cut.tail:
+        vectors = -(-spec.group // spec.lanes)
+        issue = max(vectors * cut.tail / target.pipes, (vectors + cut.tail + (not spec.dense)) / target.loads)
+        far = mixed((pair_bytes, weights if passes == 0 else again))
+        _issue(terms, "tail.issue", pairs, issue, far)
+        terms["tail.group"] += groups
+        terms["tail.store"] += groups * spec.group * cut.tail
+    terms["flops"] += 2 * pairs * spec.group * spec.pixels
+    return terms
+
+
+#: Activations that cost an instruction or two for each vector.
+_CHEAP = ("none", "relu", "clip", "leaky")
+
+#: Bytes a cycle that a core gets out of each level beyond L1; fitted prices correct them.
+_RATES = {"l2": 32.0, "l3": 10.0, "memory": 5.0}
+
+
+def _issue(terms: Terms, term: str, times: Any, cycles: float, far: Mapping[str, float]) -> None:
+    """Add the slower of issuing `cycles` and of fetching `far` bytes from each level, `times` times."""
+    for level, nbytes in far.items():
+        terms[f"moved.{level}"] += times * nbytes
+    slowest = max((far.get(level, 0.0) / rate, level) for level, rate in _RATES.items())
+    if slowest[0] > cycles:
+        terms[f"stream.{slowest[1]}"] += times * slowest[0]
+    else:
+        terms[term] += times * cycles
+
+
+def shares(distance: float, target: Target, l3: float = float("inf")) -> dict[str, float]:
+    """Where bytes come from that were last used `distance` bytes of other use ago: shares by level.
+
+    A cache keeps all of what was used within half of its size and nothing beyond one and a half: it is shared with what
+    else runs, and replaces not quite the oldest first.
+    """
+    found, left = {}, 1.0
+    for level, size in (("l1", target.l1d), ("l2", target.l2), ("l3", l3)):
+        kept = min(left, max(0.0, 1.5 - distance / size))
+        if kept > 0:
+            found[level] = kept
+        left -= kept
+        if left <= 0:
+            return found
+    return {**found, "memory": left}
+
+
+def mixed(*parts: tuple[float, Mapping[str, float]]) -> dict[str, float]:
+    """Bytes by level of several (bytes, shares)."""
+    found: dict[str, float] = {}
+    for nbytes, levels in parts:
+        for level, share in levels.items():
+            found[level] = found.get(level, 0.0) + nbytes * share
+    return found
+
+
+#: Operations of a window's tap on each pixel.
+_FLOPS = {"depthwise": 2, "panel": 0, "pool": 1}
+
+
+@functools.lru_cache(maxsize=4096)
+def _window(spec: Depthwise | Panel | Pool) -> Terms:
+    """The terms of one channel. Within a chunk of sums, output rows share the vectors they both see."""
+    window: Window = spec.window
+    lanes = window.lanes(spec.lanes)
+    family = {"Depthwise": "depthwise", "Panel": "panel", "Pool": "pool"}[type(spec).__name__]
+    outputs = window.outputs(lanes)
+    size = len(outputs) if isinstance(spec, Panel) else spec.registers
+    terms = Terms({f"{family}.channel": 1, f"{family}.store": len(outputs)})
+    for chunk in chunks(outputs, size):
+        seen = set()
+        for at in chunk:
+            for tap in window.taps:
+                mask = window.valid(at, tap, lanes)
+                if any(mask):
+                    terms[f"{family}.tap"] += 1
+                    terms["flops"] += _FLOPS[family] * sum(mask)
+                    row = at[0] * window.stride[0] + tap[0] * window.dilation[0]
+                    column = at[1] * window.stride[1] + tap[1] * window.dilation[1]
+                    seen.add((row, column, all(mask)))
+        terms["moved.l1"] += 4 * lanes * (len(seen) + len(chunk))
+        for _, _, whole in seen:
+            terms[f"{family}.load"] += 1
+            terms[f"{family}.shuffle"] += not whole
+            if window.stride[1] > 1 and lanes > 1:
+                terms[f"{family}.shuffle"] += 1 if window.stride[1] == 2 else lanes
+    if family == "panel":
+        terms["panel.store"] = len(outputs) * len(window.taps)
+    return +terms

@@ -1,0 +1,1 @@
+"""A model understood: its operations with their weights, and how ONNX nodes become them."""

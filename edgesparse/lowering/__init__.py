@@ -1,0 +1,1 @@
+"""From operations to a program: a table of calls over one arena, and that as C."""

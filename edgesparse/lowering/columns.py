@@ -1,0 +1,86 @@
+"""Lowering of what works on rows of features: matrix products and layer norms over a feature-major copy of a value.
+
+A value ``[.., rows, features]`` is turned once into a matrix ``[features][pitch]`` whose "pixels" are the rows; all
+products that read it share the copy. What such an operation makes stays feature-major, and is turned back only when
+somebody asks for it in ONNX's order (see `Emitter.plain`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from edgesparse.graph.ops import LayerNorm, Linear, View
+from edgesparse.kernels import Norm, Transpose
+from edgesparse.lowering.emitter import Emitter, Place
+from edgesparse.lowering.program import Ref
+from edgesparse.planning.plan import pitch_of
+
+Spot = tuple[Ref, int]
+Product = Callable[[Linear, np.ndarray, str, int, Spot, Spot, Spot | None], None]
+
+
+def lower_linear(emitter: Emitter, op: Linear, product: Product) -> None:
+    """One row: a product with one pixel. More rows are the pixels of a feature-major matrix."""
+    weight = op.weight[:, :, 0]
+    residual = op.inputs[1] if op.epilogue.residual != "none" else None
+    if op.rows == 1:
+        x, y = Ref(emitter.plain(op.inputs[0])), Ref(emitter.place_of(op.output).buffer)
+        product(op, weight, "w", 1, (x, 1), (y, 1), (Ref(emitter.plain(residual)), 1) if residual else None)
+        return
+    x_at = columns(emitter, op.inputs[0], op.rows)
+    r_at = columns(emitter, residual, op.rows) if residual else None
+    product(op, weight, "w", op.rows, x_at, _made(emitter, op.output, op.rows), r_at)
+    _settle_images(emitter, op.output)
+
+
+def lower_norm(emitter: Emitter, op: LayerNorm) -> None:
+    """Layer norm from one feature-major matrix to another."""
+    x, x_pitch = columns(emitter, op.inputs[0], op.rows)
+    y, y_pitch = _made(emitter, op.output, op.rows)
+    spec = Norm(op.rows, emitter.target.lanes, op.epsilon)
+    scale = emitter.constant(f"{op.name}/scale", lambda: np.ascontiguousarray(op.scale, np.float32))
+    shift = emitter.constant(f"{op.name}/shift", lambda: np.ascontiguousarray(op.shift, np.float32))
+    emitter.call(spec, [x, scale, shift, y], [x_pitch, y_pitch, op.scale.size], spec.extent)
+    _settle_images(emitter, op.output)
+
+
+def lower_view(emitter: Emitter, op: View) -> bool:
+    """Another shape of a feature-major value with the same features; False where it is none."""
+    source, value = emitter.graph.values[op.inputs[0]], emitter.graph.values[op.output]
+    known = emitter.columns.get(op.inputs[0])
+    if known is None or value.image is not None or source.image is not None:
+        return False
+    if value.shape[-1:] != source.shape[-1:]:
+        return False
+    emitter.columns[op.output] = known
+    emitter.places[op.output] = Place(emitter.place_of(op.inputs[0]).buffer, None)
+    return True
+
+
+def columns(emitter: Emitter, name: str, rows: int) -> Spot:
+    """The feature-major copy of a value, made when it is first asked for."""
+    if name not in emitter.columns:
+        features, pitch = emitter.graph.values[name].elements // rows, pitch_of(rows)
+        x = Ref(emitter.plain(name))
+        buffer = emitter.buffer(f"columns:{name}", 4 * features * pitch)
+        emitter.call(Transpose(emitter.target.lanes), [x, Ref(buffer)], [features, pitch, rows], features)
+        emitter.columns[name] = (buffer, pitch)
+    buffer, pitch = emitter.columns[name]
+    return Ref(buffer), pitch
+
+
+def _made(emitter: Emitter, name: str, rows: int) -> Spot:
+    """Room for a value that is made feature-major; its plain form is owed."""
+    features, pitch = emitter.graph.values[name].elements // rows, pitch_of(rows)
+    buffer = emitter.buffer(f"columns:{name}", 4 * features * pitch)
+    emitter.columns[name] = (buffer, pitch)
+    emitter.owed[emitter.place_of(name).buffer] = (buffer, pitch, features, rows)
+    return Ref(buffer), pitch
+
+
+def _settle_images(emitter: Emitter, name: str) -> None:
+    """Four dimensions may be read as an image, where it lies: such a value is written at once."""
+    if emitter.graph.values[name].image is not None:
+        emitter.plain(name)

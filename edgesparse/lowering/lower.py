@@ -1,0 +1,359 @@
+"""Lowering: every step of the plan becomes kernel calls, every weight a packed constant.
+
+A method per family of operations. Kernels are collected as specs (equal specs are one kernel); what goes through Relax
+comes as ready parts (`fallback.relaxed`) whose calls are taken over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edgesparse.errors import CompileError
+from edgesparse.graph.ops import (
+    Concat,
+    Conv,
+    Elementwise,
+    Fallback,
+    GlobalPooling,
+    Graph,
+    Interleave,
+    LayerNorm,
+    Linear,
+    Op,
+    Pooling,
+    Recurrence,
+    TopK,
+    View,
+)
+from edgesparse.kernels import (
+    Depthwise,
+    Epilogue,
+    GlobalPool,
+    KernelSpec,
+    Largest,
+    Panel,
+    Pointwise,
+    Pool,
+    Spmm,
+    Window,
+)
+from edgesparse.lowering.columns import lower_linear, lower_norm, lower_view
+from edgesparse.lowering.emitter import Emitter, Place
+from edgesparse.lowering.program import ARENA, Layout, Port, Program, Ref
+from edgesparse.lowering.recurrent import lower_recurrence
+from edgesparse.lowering.upsample import lower_interleave
+from edgesparse.planning.order import Step
+from edgesparse.planning.packing import pack
+from edgesparse.planning.place import Placement, accumulators
+from edgesparse.planning.plan import Plan, pitch_of
+from edgesparse.target import Target
+
+
+@dataclass(frozen=True)
+class Part:
+    """A fallback part (see `relaxed`): calls (symbol, value names, extent), its own buffers, constants, code."""
+
+    calls: tuple[tuple[str, tuple[str, ...], int], ...]
+    buffers: Mapping[str, int]
+    constants: Mapping[str, np.ndarray]
+    objects: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A program before its buffers have places, and the kernels it calls."""
+
+    program: Program
+    kernels: Mapping[str, KernelSpec]
+    objects: tuple[bytes, ...]
+
+
+class _Lowering(Emitter):
+    """A method per family of operations."""
+
+    def product(
+        self,
+        op: Conv | Linear | Recurrence,
+        weight: np.ndarray,
+        tag: str,
+        pixels: int,
+        x: tuple[Ref, int],
+        y: tuple[Ref, int],
+        residual: tuple[Ref, int] | None,
+        first_row: int = 0,
+    ) -> None:
+        """``y = epilogue(weight x + bias)`` over one band, as placed; `first_row` is its place in the bias."""
+        chosen = self.placements[op.name].product
+        assert chosen is not None
+        key = f"{op.name}/{tag}"
+        if key not in self.packs:
+            self.packs[key] = pack(weight, chosen.group, dense=chosen.dense)
+        bias = self.constant(f"{op.name}/bias", lambda: np.ascontiguousarray(op.bias, np.float32))
+        for number, part in enumerate(self.packs[key]):
+            spec = Spmm(
+                part.group,
+                pixels,
+                max(1, min(chosen.vectors, accumulators(self.target) // part.group)),
+                self.target.lanes,
+                chosen.dense,
+                op.epilogue,
+                self.target.by_lane,
+            )
+            refs = [x[0], self.constant(f"{key}/values{number}", lambda part=part: part.values)]  # type: ignore[misc]
+            args: list[int | Ref] = [y[1], residual[1] if residual else 0]
+            if part.start is None or part.column is None:
+                args += [x[1], part.depth]
+            else:
+                refs.append(self.constant(f"{key}/start{number}", lambda part=part: part.start))  # type: ignore[misc]
+                columns = part.column.astype(np.int64) * x[1]
+                if columns.size and columns.max() >= 2**31:
+                    raise CompileError(f"layer {op.name!r} is too large", why="an input offset does not fit 32 bits")
+                refs.append(self.constant(f"{key}/column{number}x{x[1]}", lambda c=columns: c.astype(np.int32)))  # type: ignore[misc]
+            refs.append(Ref(bias.name, 4 * (first_row + part.first)))
+            if residual:
+                refs.append(Ref(residual[0].name, residual[0].offset + 4 * part.first * residual[1]))
+            refs.append(Ref(y[0].name, y[0].offset + 4 * part.first * y[1]))
+            self.call(spec, refs, args, part.groups, part.start)
+        whole = isinstance(op, Conv) and len(self.packs[key]) == 1 and weight.shape[0] == op.weight.shape[0]
+        if whole and self.plan.layouts[op.output].images == 1:
+            self.made(op.output, self.packs[key][0].group)
+
+    def conv(self, op: Conv, step: Step) -> None:
+        y = self.span(op.output, step.image, step.first, step.last)
+        assert y is not None
+        residual = (
+            self.span(op.inputs[1], step.image, step.first, step.last) if op.epilogue.residual != "none" else None
+        )
+        if op.epilogue.residual != "none" and residual is None:
+            raise CompileError(
+                f"layer {op.name!r}: its residual lies in other bands", fix="this is a bug in edgesparse"
+            )
+        if op.depthwise:
+            self._depthwise(op, step, y, residual)
+            return
+        _, layout = self.image(op.output)
+        pixels = (step.last - step.first) * layout.width
+        x = self.span(op.inputs[0], step.image, step.first, step.last) if op.pointwise else None
+        if x is not None:
+            self.product(op, op.weight[:, :, 0], "w", pixels, x, y, residual)
+            return
+        panel, pitch = self._panel(op, step, pixels)
+        matrix = op.weight.reshape(op.weight.shape[0], -1)
+        rows = matrix.shape[0] // op.groups
+        for group in range(op.groups):
+            at = rows * group
+            shifted = [(Ref(ref.name, ref.offset + 4 * at * p), p) for ref, p in (y, *([residual] if residual else []))]
+            x_at = Ref(panel, 4 * group * matrix.shape[1] * pitch)
+            self.product(
+                op,
+                matrix[at : at + rows],
+                f"w{group}",
+                pixels,
+                (x_at, pitch),
+                shifted[0],
+                shifted[1] if residual else None,
+                at,
+            )
+
+    def _window(self, op: Conv | Pooling, rows: int) -> Window:
+        _, source = self.image(op.inputs[0])
+        _, layout = self.image(op.output)
+        same = (source.height, source.width) == (layout.height, layout.width)
+        flat = op.strides == (1, 1) and same and rows == layout.height and source.bands == 1
+        if isinstance(op, Pooling):
+            flat = False
+        return Window(
+            op.kernel, op.strides, op.dilations, op.pads[0], op.pads[1], source.width, layout.width, rows, flat
+        )
+
+    def _panel(self, op: Conv, step: Step, pixels: int) -> tuple[str, int]:
+        """Gather the band's windows into a scratch panel; gives its buffer and pitch."""
+        window = self._window(op, step.last - step.first)
+        pitch = pitch_of(pixels)
+        _, source = self.image(op.inputs[0])
+        taps = op.kernel[0] * op.kernel[1]
+        panel = self.buffer(f"panel{self.strip}:{op.name}", 4 * source.channels * taps * pitch)
+        args = [pitch, 0, *self.rows(op.inputs[0], step.image, window, step.first)]
+        self.call(Panel(window, self.target.lanes), [Ref(ARENA), Ref(panel)], args, source.channels)
+        return panel, pitch
+
+    def _depthwise(self, op: Conv, step: Step, y: tuple[Ref, int], residual: tuple[Ref, int] | None) -> None:
+        window = self._window(op, step.last - step.first)
+        spec = Depthwise(
+            window, op.epilogue, self.target.lanes, accumulators(self.target), op.weight.shape[0] // op.groups
+        )
+        weight = self.constant(f"{op.name}/w", lambda: np.ascontiguousarray(op.weight.reshape(-1), np.float32))
+        bias = self.constant(f"{op.name}/bias", lambda: np.ascontiguousarray(op.bias, np.float32))
+        refs = [Ref(ARENA), weight, bias, *([residual[0]] if residual else []), y[0]]
+        args = [y[1], residual[1] if residual else 0, *self.rows(op.inputs[0], step.image, window, step.first)]
+        along = op.inputs[0] if op.weight.shape[0] == op.groups and self.plan.layouts[op.output].images == 1 else ""
+        self.call(spec, refs, args, op.weight.shape[0], along=along)
+        if along:
+            self.made(op.output, 1)
+
+    def pooling(self, op: Pooling, step: Step) -> None:
+        y = self.span(op.output, step.image, step.first, step.last)
+        assert y is not None
+        window = self._window(op, step.last - step.first)
+        _, source = self.image(op.inputs[0])
+        args = [y[1], 0, *self.rows(op.inputs[0], step.image, window, step.first, clamp=op.mode == "max")]
+        if op.mode == "avg_valid":
+            for row in range(step.first, step.last):
+                top = window.first_row(row)
+                taps = [top + tap * window.dilation[0] for tap in range(window.kernel[0])]
+                args.append(sum(0 <= at < source.height for at in taps))
+        spec = Pool(window, op.mode, self.target.lanes, accumulators(self.target))
+        self.call(spec, [Ref(ARENA), y[0]], args, source.channels)
+
+    def elementwise(self, op: Elementwise, step: Step) -> None:
+        _, layout = self.image(op.output)
+        pixels = (step.last - step.first) * layout.width
+        spots = [self.span(name, step.image, step.first, step.last) for name in (op.inputs[0], op.output)]
+        x, y = spots
+        if x is None or y is None:
+            raise CompileError(f"layer {op.name!r}: its input lies in other bands", fix="this is a bug in edgesparse")
+        spec = Pointwise(op.op, op.operand, pixels, op.epilogue, self.target.lanes, op.swapped)
+        refs, z_pitch = [x[0]], 0
+        if op.operand == "full":
+            z = self.span(op.inputs[1], step.image, step.first, step.last)
+            if z is None:
+                raise CompileError(
+                    f"layer {op.name!r}: its inputs lie in other bands", fix="this is a bug in edgesparse"
+                )
+            refs.append(z[0])
+            z_pitch = z[1]
+        elif op.constant is not None:
+            constant = op.constant
+            refs.append(
+                self.constant(f"{op.name}/operand", lambda: np.ascontiguousarray(constant, np.float32).reshape(-1))
+            )
+            z_pitch = 1
+        elif op.operand != "none":
+            name = op.inputs[1]
+            buffer, at = self.image(name)
+            refs.append(Ref(buffer, at.band_offset((step.image if at.images > 1 else 0) * at.bands)))
+            z_pitch = at.pitch
+        along = op.inputs[0] if layout.images == 1 else ""
+        self.call(spec, [*refs, y[0]], [x[1], z_pitch, y[1]], layout.channels, along=along)
+        if along:
+            self.made(op.output, 1)
+
+    def concat(self, op: Concat, step: Step) -> None:
+        y = self.span(op.output, step.image, step.first, step.last)
+        assert y is not None
+        channel = 0
+        for name in op.inputs:
+            _, layout = self.image(name)
+            x = self.span(name, step.image, step.first, step.last)
+            if x is None:
+                raise CompileError(
+                    f"layer {op.name!r}: its inputs lie in other bands", fix="this is a bug in edgesparse"
+                )
+            spec = Pointwise("first", "none", (step.last - step.first) * layout.width, Epilogue(), self.target.lanes)
+            self.call(spec, [x[0], Ref(y[0].name, y[0].offset + 4 * channel * y[1])], [x[1], 0, y[1]], layout.channels)
+            channel += layout.channels
+
+    def global_pooling(self, op: GlobalPooling) -> None:
+        buffer, layout = self.image(op.inputs[0])
+        out = self.place_of(op.output)
+        for image in range(layout.images):
+            args: list[int | Ref] = [layout.height * layout.width, layout.bands]
+            for band in range(layout.bands):
+                first, last = layout.rows_of(band)
+                offset = layout.band_offset(image * layout.bands + band)
+                args += [Ref(buffer, offset), layout.pitch, (last - first) * layout.width]
+            refs = [Ref(ARENA), Ref(out.buffer, 4 * image * layout.channels)]
+            along = op.inputs[0] if layout.images == 1 else ""
+            self.call(GlobalPool(op.mode, self.target.lanes), refs, args, layout.channels, along=along)
+
+    def topk(self, op: TopK) -> None:
+        spec = Largest(op.count, op.size, op.inner, op.largest, op.dtype)
+        refs = [Ref(self.plain(op.inputs[0])), *(Ref(self.place_of(name).buffer) for name in op.outputs)]
+        self.call(spec, refs, [], op.rows * op.inner)
+
+    def view(self, op: View) -> None:
+        if lower_view(self, op):
+            return
+        value = self.graph.values[op.output]
+        layout = Layout.plain(value.image) if value.image is not None else None
+        self.places[op.output] = Place(self.plain(op.inputs[0]), layout)
+
+    def fallback(self, op: Fallback, part: Part) -> None:
+        names = {name: self.plain(name) for name in op.inputs}
+        names |= {name: self.place_of(name).buffer for name in op.outputs}
+        for name, nbytes in part.buffers.items():
+            names[name] = self.buffer(name, max(nbytes, 4))
+        for name, array in part.constants.items():
+            names[name] = self.constant(name, lambda array=array: array).name  # type: ignore[misc]
+        for symbol, pointers, extent in part.calls:
+            self.emit(symbol, tuple(Ref(names[name]) for name in pointers), (), extent)
+
+
+def lower(
+    graph: Graph, plan: Plan, placements: Mapping[str, Placement], parts: Mapping[str, Part], target: Target
+) -> Lowered:
+    """Turn a planned and placed graph into a program; `parts` holds the fallback parts by operation name."""
+    emitter = _Lowering(graph, plan, target, placements)
+    for name in graph.inputs:
+        emitter.buffer(emitter.place_of(name).buffer, 0, pinned=True)
+
+    def lower_step(step: Step) -> None:
+        emitter.layer = step.op
+        _step(emitter, graph.ops[step.op], step, parts)
+
+    for stage in plan.stages:
+        emitter.run(stage, lower_step)
+    emitter.layer = max(len(graph.ops) - 1, 0)
+    inputs = tuple(_port(emitter, name) for name in graph.inputs)
+    outputs = tuple(_port(emitter, name) for name in graph.outputs)
+    program = Program(
+        tuple(emitter.calls),
+        tuple(emitter.buffers.values()),
+        emitter.constants,
+        inputs,
+        outputs,
+        tuple(op.name for op in graph.ops) or ("nothing",),
+        tuple(emitter.stages) if plan.strips > 1 else (),
+        strips=plan.strips,
+    )
+    objects = tuple(dict.fromkeys(code for part in parts.values() for code in part.objects))
+    return Lowered(program, emitter.kernels, objects)
+
+
+def _step(emitter: _Lowering, op: Op, step: Step, parts: Mapping[str, Part]) -> None:
+    if isinstance(op, Conv):
+        emitter.conv(op, step)
+    elif isinstance(op, Pooling):
+        emitter.pooling(op, step)
+    elif isinstance(op, Elementwise):
+        emitter.elementwise(op, step)
+    elif isinstance(op, Concat):
+        emitter.concat(op, step)
+    elif isinstance(op, GlobalPooling):
+        emitter.global_pooling(op)
+    elif isinstance(op, Linear):
+        lower_linear(emitter, op, emitter.product)
+    elif isinstance(op, LayerNorm):
+        lower_norm(emitter, op)
+    elif isinstance(op, Recurrence):
+        lower_recurrence(emitter, op, emitter.product)
+    elif isinstance(op, Interleave):
+        lower_interleave(emitter, op)
+    elif isinstance(op, TopK):
+        emitter.topk(op)
+    elif isinstance(op, View):
+        emitter.view(op)
+    elif isinstance(op, Fallback):
+        emitter.fallback(op, parts[op.name])
+
+
+def _port(emitter: _Lowering, name: str) -> Port:
+    """An input or output in ONNX's layout, in a buffer that lives through the whole run."""
+    value = emitter.graph.values[name]
+    buffer = emitter.plain(name)
+    known = emitter.buffers[buffer]
+    emitter.buffers[buffer] = replace(known, pinned=True)
+    return Port(name, value.dtype, value.shape, buffer)

@@ -1,0 +1,216 @@
+"""A bench in a JavaScript engine or wasmtime: sparse, dense by the same compiler and onnxruntime-web, in one process.
+
+All take turns. Times are taken inside of the engine, around one run with its inputs and outputs copied; asking for a
+run is outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgesparse import environment
+from edgesparse.artifacts.feeds import random_feeds
+from edgesparse.artifacts.manifest import TensorInfo
+from edgesparse.errors import EdgesparseError, UnsupportedError
+from edgesparse.measuring.bench import Contender, Plan, Progress, measure
+from edgesparse.measuring.masks import mask_pictures
+from edgesparse.measuring.memory import Memory
+from edgesparse.measuring.report import LayerTime, Report, layer_times
+from edgesparse.measuring.session import DENSE, PROFILE_RUNS, SPARSE
+from edgesparse.recipe import Recipe
+from edgesparse.runtimes.engines import Engine, EngineModel, find_package
+from edgesparse.runtimes.wasm import Wasmtime, WasmtimeModel
+from edgesparse.web.bundle import Bundle, bundle_model, probe
+
+ORT_WEB = "onnxruntime-web"
+"""Name of that contender in reports, and of its npm package."""
+
+_BATCH_SECONDS, _MOST_RUNS = 0.001, 100
+
+
+class EngineContender:
+    """One model of an engine under the name that reports call it by.
+
+    Asking for a run takes about a millisecond, so runs that are shorter are asked for a few at a time.
+    """
+
+    def __init__(self, name: str, model: EngineModel | WasmtimeModel) -> None:
+        self.name = name
+        self.model = model
+        self.load_seconds = model.load_seconds
+        model.load(random_feeds(model.inputs))
+        self._ahead: list[float] = []
+        self._batch = 1
+        self._interrupted = 0
+        self._disturbed = False
+
+    def run_once(self) -> float:
+        """Run once and return the seconds it took."""
+        if not self._ahead:
+            before = self.model.engine.preemptions()
+            self._ahead = self.model.step(self._batch)
+            self._disturbed = self.model.engine.preemptions() != before
+            self._batch = min(max(int(_BATCH_SECONDS / max(min(self._ahead), 1e-6)), 1), _MOST_RUNS)
+        self._interrupted += self._disturbed
+        return self._ahead.pop()
+
+    def interruptions(self) -> int:
+        """Return in how many runs the system took the core away; all of those that were asked for at once count."""
+        return self._interrupted
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a bench compares: the bundle, its dense form, and the ONNX model that both compute."""
+
+    sparse: Bundle
+    dense: Bundle | None
+    portable: Path
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        return _tensors(self.sparse, "inputs")
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        return _tensors(self.sparse, "outputs")
+
+
+@contextlib.contextmanager
+def built(
+    model: Path,
+    recipe: Recipe | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    dense: bool = True,
+    threads: int = 1,
+    progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> Iterator[Built]:
+    """Bundle a model, and its dense form, into a folder that is gone afterwards. Raises EdgesparseError."""
+    with tempfile.TemporaryDirectory(prefix="edgesparse-") as room:
+        portable = Path(room) / "portable.onnx"
+        sparse = bundle_model(
+            model,
+            output=Path(room) / "sparse",
+            recipe=recipe,
+            shapes=shapes,
+            progress=progress,
+            notice=notice,
+            portable=portable,
+            threads=threads,
+        )
+        plain = None
+        if dense:
+            plain = bundle_model(portable, output=Path(room) / "dense", dense=True, threads=threads, progress=progress)
+        yield Built(sparse, plain, portable)
+
+
+def bench_engine(
+    engine: Engine | Wasmtime,
+    it: Built,
+    plan: Plan,
+    *,
+    onnxruntime: bool = True,
+    layers: bool = False,
+    masks: bool = False,
+    peak: float | None = None,
+    variant: str | None = None,
+    progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> Report:
+    """Measure a bundle against its dense form and onnxruntime-web in one engine, on `plan.threads` threads.
+
+    Parameters
+    ----------
+    variant:
+        Which code to run; by default the one that a session picks.
+
+    Raises
+    ------
+    EdgesparseError
+        The bundle cannot run there. What cannot be measured of the others is told through `notice`.
+    """
+    say = notice or (lambda text: None)
+    options: dict[str, Any] = {"variant": variant} if variant else {}
+    if isinstance(engine, Wasmtime):
+        options.setdefault("variant", engine.pick(probe()))
+    else:
+        options["threads"] = plan.threads
+    sparse = EngineContender(SPARSE, engine.load_bundle(it.sparse.path, it.inputs, it.outputs, **options))
+    if sparse.model.told["threads"] != plan.threads:
+        raise UnsupportedError(
+            f"the bundle runs on {sparse.model.told['threads']} threads here, not {plan.threads}",
+            why=f"it was made for at most {it.sparse.manifest['threads']}, and the engine must allow them",
+        )
+    contenders: list[Contender] = [sparse]
+    if it.dense is not None:
+        dense = engine.load_bundle(it.dense.path, it.inputs, it.outputs, **options)
+        contenders.append(EngineContender(DENSE, dense))
+    if onnxruntime and isinstance(engine, Wasmtime):
+        say(f"{ORT_WEB} needs a JavaScript engine: it is left out")
+    elif onnxruntime and isinstance(engine, Engine):
+        try:
+            other = engine.load_onnx(find_package(ORT_WEB), it.portable, it.inputs, it.outputs, plan.threads)
+            contenders.append(EngineContender(ORT_WEB, other))
+        except EdgesparseError as error:
+            say(str(error))
+    outcome = measure(contenders, plan, progress=progress)
+    found = _layers(sparse.model, it.sparse) if layers else ()
+    before = _layers(dense, it.dense) if layers and it.dense is not None else ()
+    subject = {
+        "artifact": it.sparse.manifest["name"],
+        "artifact_sha256": environment.sha256(it.sparse.path / "manifest.json"),
+        "model_sha256": environment.sha256(it.portable),
+        "target": f"{engine.kind}, {sparse.model.told['variant']} SIMD",
+        "recipe": it.sparse.manifest["recipe"],
+        "info": {**it.sparse.manifest["info"], "engine": engine.told["engine"], "isolated": engine.told["isolated"]},
+    }
+    bundles = {SPARSE: it.sparse} | ({DENSE: it.dense} if it.dense is not None else {})
+    memory = {name: _memory(bundle) for name, bundle in bundles.items()}
+    sizes = {SPARSE: size_of(it.sparse), ORT_WEB: it.portable.stat().st_size}
+    if it.dense is not None:
+        sizes[DENSE] = size_of(it.dense)
+    return Report(
+        outcome,
+        subject,
+        environment.record(),
+        memory,
+        sizes,
+        found,
+        peak,
+        dense_layers=before,
+        masks=mask_pictures(it.portable) if masks else (),
+    )
+
+
+def check_engine(kind: str, threads: int) -> None:
+    """Raise UnsupportedError for what cannot be measured in an engine."""
+    if kind == Wasmtime.kind and threads > 1:
+        raise UnsupportedError(
+            f"bundles run on one thread in wasmtime, not {threads}", fix="--device node or chromium have threads"
+        )
+
+
+def size_of(bundle: Bundle) -> int:
+    """Bytes that a visitor downloads: the weights, and the larger variant's code with the scripts, gzipped."""
+    return int(bundle.manifest["files"]["weights.bin"]["size"]) + bundle.code_gzipped
+
+
+def _memory(bundle: Bundle) -> Memory:
+    """What a bundle tells of itself: no engine tells what one model of several keeps resident."""
+    weights = int(bundle.manifest["files"]["weights.bin"]["size"])
+    return Memory(None, None, bundle.manifest["info"].get("arena_bytes"), weights)
+
+
+def _layers(model: EngineModel | WasmtimeModel, bundle: Bundle) -> tuple[LayerTime, ...]:
+    return layer_times([model.profile() for _ in range(PROFILE_RUNS)], bundle.manifest["layers"])
+
+
+def _tensors(bundle: Bundle, kind: str) -> tuple[TensorInfo, ...]:
+    return tuple(TensorInfo(item["name"], item["dtype"], tuple(item["shape"])) for item in bundle.manifest[kind])

@@ -1,0 +1,297 @@
+"""Placement: which kernel and tile runs each layer, why, and what it should cost.
+
+A layer's weights may keep groups of any size; a kernel for groups of N runs them as the union of N rows. So every layer
+has a few candidates (group, tile, or the dense kernel), ranked by a cost model and, where the host is the target,
+measured (`edgesparse.planning.tune`). The choice, the runner-up and the reason go into the artifact.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edgesparse.costing.costs import table_for
+from edgesparse.costing.counts import Terms, count
+from edgesparse.errors import Reason
+from edgesparse.graph.ops import Conv, Fallback, Graph, Linear, Op, Recurrence
+from edgesparse.kernels import Spmm
+from edgesparse.pattern import SparsePattern, find_pattern
+from edgesparse.planning.packing import Size, sizes
+from edgesparse.planning.plan import Plan
+from edgesparse.target import Target
+
+#: Group sizes the product kernel is built for.
+GROUPS = (1, 2, 4, 8, 16)
+
+#: Candidates that are worth measuring: those the model puts within this factor of the best, and at most so many.
+_CLOSE, _MOST = 1.35, 4
+
+
+@dataclass(frozen=True)
+class Product:
+    """How a weight matrix is run: groups of `group` rows, tiles of `vectors` vectors, dense or by its non-zeros."""
+
+    group: int
+    vectors: int
+    dense: bool
+
+    def __str__(self) -> str:
+        return f"{'dense' if self.dense else 'group'}:{self.group} tile {self.vectors}"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What was decided for one operation.
+
+    Attributes
+    ----------
+    op, nodes, kind:
+        The layer's name, its ONNX nodes, and its family ("conv1x1", "conv", "depthwise", "linear", ..).
+    pattern, density:
+        Found in the weights; None for operations without.
+    product, runner_up:
+        The chosen way to run the weight matrix and the second best, with times in microseconds where measured.
+    macs:
+        Multiply-adds of the dense operation.
+    stored:
+        Bytes of packed weights and indices.
+    predicted, measured_us:
+        What the product costs by the cost model, in the unit of the target's price table; microseconds as measured when
+        tuning.
+    unit:
+        Of `predicted`: "ns" or "cycles".
+    reason:
+        Why the layer is not sparse, or not in its own pattern.
+    """
+
+    op: str
+    nodes: tuple[str, ...]
+    kind: str
+    shape: tuple[int, ...] = ()
+    pattern: SparsePattern | None = None
+    density: float | None = None
+    product: Product | None = None
+    runner_up: Product | None = None
+    macs: int = 0
+    stored: int = 0
+    predicted: float = 0.0
+    unit: str = "cycles"
+    measured_us: float | None = None
+    runner_up_us: float | None = None
+    reason: Reason | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The placement as JSON values, for the manifest and `inspect`."""
+        return {
+            "name": self.op,
+            "nodes": list(self.nodes),
+            "kind": self.kind,
+            "shape": list(self.shape),
+            "pattern": str(self.pattern) if self.pattern else None,
+            "density": self.density,
+            "kernel": str(self.product) if self.product else self.kind,
+            "runner_up": str(self.runner_up) if self.runner_up else None,
+            "macs": self.macs,
+            "bytes": self.stored,
+            "predicted_us": round(self.predicted / 1000, 2) if self.unit == "ns" else None,
+            "predicted_cycles": round(self.predicted) if self.unit == "cycles" else None,
+            "measured_us": self.measured_us,
+            "runner_up_us": self.runner_up_us,
+            "reason": str(self.reason) if self.reason else None,
+        }
+
+
+@dataclass(frozen=True)
+class Job:
+    """A weight matrix ``[N, K]`` and the bands it meets: pixels of a band, and how many such bands."""
+
+    weight: np.ndarray
+    pixels: int
+    bands: int
+    epilogue: Any
+    _sizes: dict[tuple[int, bool], tuple[Size, ...]] = field(default_factory=dict, compare=False, repr=False)
+
+    @functools.cached_property
+    def used(self) -> np.ndarray:
+        """Where the weights are not zero."""
+        used: np.ndarray = self.weight != 0
+        return used
+
+    def sizes(self, product: Product) -> tuple[Size, ...]:
+        """What the weights take when packed for a product."""
+        key = (product.group, product.dense)
+        if key not in self._sizes:
+            self._sizes[key] = sizes(self.used, product.group, dense=product.dense)
+        return self._sizes[key]
+
+
+def kind_of(op: Op) -> str:
+    """The family an operation belongs to, in the words of `inspect`."""
+    if isinstance(op, Conv):
+        if op.depthwise:
+            return "depthwise"
+        return "conv1x1" if op.pointwise else "conv"
+    return {"GlobalPooling": "global-pool", "Fallback": "relax"}.get(type(op).__name__, type(op).__name__.lower())
+
+
+def job_of(op: Op, plan: Plan) -> Job | None:
+    """The product that an operation comes down to, if it does (one group of a grouped convolution)."""
+    if isinstance(op, Linear):
+        return Job(op.weight[:, :, 0], op.rows, 1, op.epilogue)
+    if isinstance(op, Recurrence):
+        return Job(op.weight[:, :, 0], 1, op.steps * op.batch, op.epilogue)
+    if isinstance(op, Conv) and not op.depthwise:
+        layout = plan.layouts[op.output]
+        rows = op.weight.shape[0] // op.groups
+        matrix = op.weight.reshape(op.weight.shape[0], -1)[:rows]
+        bands = layout.bands * layout.images * op.groups
+        return Job(matrix, layout.rows * layout.width, bands, op.epilogue)
+    return None
+
+
+def candidates(job: Job, target: Target, *, dense_only: bool) -> list[Product]:
+    """Ways to run a product on a target, best first by the cost model."""
+    found = []
+    most = accumulators(target)
+    groups = [4 * target.lanes, 2 * target.lanes, target.lanes] if job.pixels == 1 else [4, 8, 16]
+    for group in groups:
+        if group <= most or job.pixels == 1:
+            found += [Product(group, vectors, True) for vectors in tile_widths(group, most)]
+    if not dense_only and job.used.mean() < 0.95:
+        for group in GROUPS:
+            if group <= most or job.pixels == 1:
+                found += [Product(group, vectors, False) for vectors in tile_widths(group, most)]
+    costs = {product: cost(job, product, target) for product in found}
+    return sorted(found, key=lambda product: (costs[product], product.group, product.vectors))
+
+
+def tile_widths(group: int, most: int) -> list[int]:
+    """Vectors per tile worth trying for a group: what fills the accumulators, at most 8, and one less."""
+    widest = max(1, min(most // group, 6))
+    return [widest, widest - 1] if widest > 2 else [widest]
+
+
+def accumulators(target: Target) -> int:
+    """Vector registers that may hold sums: the rest are for the loaded vectors and a weight."""
+    return target.accumulators or target.registers * 3 // 4
+
+
+def cost(job: Job, product: Product, target: Target) -> float:
+    """What the product of a whole layer costs, in the unit of the target's price table."""
+    terms = Terms()
+    for part in job.sizes(product):
+        spec = Spmm(part.group, job.pixels, product.vectors, target.lanes, product.dense, job.epilogue, target.by_lane)
+        terms.update(count(spec, target, part.groups, part.nnz))
+    return table_for(target).price(terms) * job.bands
+
+
+Jobs = Mapping[str, tuple[Job, list[Product]]]
+"""By layer: its product, and the candidates for it."""
+
+Measure = Callable[[Jobs], Mapping[str, list[float]]]
+"""Gives the seconds of every candidate, by layer."""
+
+
+def place(
+    graph: Graph, plan: Plan, target: Target, *, dense: bool = False, measure: Measure | None = None
+) -> dict[str, Placement]:
+    """Decide for every operation.
+
+    Parameters
+    ----------
+    dense:
+        Use the dense kernels everywhere, as the baseline of `bench` does.
+    measure:
+        Gives the seconds of the candidates; without it the cost model decides.
+    """
+    jobs: dict[str, tuple[Job, list[Product]]] = {}
+    for op in graph.ops:
+        job = job_of(op, plan)
+        if job is not None:
+            ranked = candidates(job, target, dense_only=dense)
+            best = cost(job, ranked[0], target)
+            close = [product for product in ranked if cost(job, product, target) <= best * _CLOSE][:_MOST]
+            jobs[op.name] = (job, close if len(close) > 1 else ranked[:2])
+    times = measure(jobs) if measure is not None else {}
+    return {
+        op.name: _placement(op, graph, plan, target, dense, jobs.get(op.name), times.get(op.name)) for op in graph.ops
+    }
+
+
+def _placement(
+    op: Op,
+    graph: Graph,
+    plan: Plan,
+    target: Target,
+    dense: bool,
+    choice: tuple[Job, list[Product]] | None,
+    times: list[float] | None,
+) -> Placement:
+    kind = kind_of(op)
+    if choice is None:
+        return _plain_placement(op, graph, kind)
+    job, ranked = choice
+    order = list(range(len(ranked)))
+    if times is not None:
+        order.sort(key=lambda index: times[index])
+    first, second = order[0], (order[1] if len(order) > 1 else None)
+    assert isinstance(op, (Conv, Linear, Recurrence))
+    pattern, density = find_pattern(op.weight)
+    groups = op.groups if isinstance(op, Conv) else 1
+    product = ranked[first]
+    return Placement(
+        op.name,
+        op.nodes,
+        kind,
+        op.weight.shape,
+        pattern,
+        density,
+        product,
+        ranked[second] if second is not None else None,
+        op.weight.size * (job.pixels * job.bands // groups if not isinstance(op, Conv) else _pixels(graph, op)),
+        groups * sum(part.nbytes for part in job.sizes(product)),
+        cost(job, product, target),
+        table_for(target).unit,
+        round(times[first] * 1e6, 2) if times is not None else None,
+        round(times[second] * 1e6, 2) if times is not None and second is not None else None,
+        _reason(op, pattern, product, dense),
+    )
+
+
+def _pixels(graph: Graph, op: Op) -> int:
+    shape = graph.values[op.output].shape
+    return shape[0] * shape[2] * shape[3]
+
+
+def _reason(op: Op, pattern: SparsePattern, product: Product, dense: bool) -> Reason | None:
+    """Why a layer runs as it does, where that is not plainly its own pattern."""
+    if dense:
+        return Reason("dense-asked", "compiled as the dense baseline", op.name)
+    if product.dense:
+        if pattern.kind == "dense":
+            return Reason("weights-dense", "the weights have too few zeros to skip", op.name)
+        return Reason("dense-faster", f"the dense kernel is faster than the sparse ones for this {pattern}", op.name)
+    if pattern.kind == "unstructured":
+        return Reason("row-union", f"unstructured weights run as the union of {product.group} rows", op.name)
+    return None
+
+
+def _plain_placement(op: Op, graph: Graph, kind: str) -> Placement:
+    macs, stored, shape = 0, 0, graph.values[op.output].shape
+    density = pattern = None
+    if isinstance(op, Conv):
+        macs, stored, shape = op.weight.size * _pixels(graph, op), op.weight.nbytes, op.weight.shape
+        pattern, density = find_pattern(op.weight)
+    if isinstance(op, Fallback):
+        operators = sorted({node.op_type for node in op.model.graph.node})
+        reason = Reason("relax", f"no kernel of ours for {', '.join(operators)}: lowered through Relax", op.name)
+    else:
+        reason = Reason("no-weights" if macs == 0 else "depthwise", _WHY.get(kind, "has no weights to skip"), op.name)
+    return Placement(op.name, op.nodes, kind, shape, pattern, density, macs=macs, stored=stored, reason=reason)
+
+
+_WHY = {"depthwise": "depthwise kernels use every weight: a channel has only its own few taps"}

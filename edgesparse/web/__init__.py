@@ -1,0 +1,1 @@
+"""Bundles for the web: packages of one model, and their demo page."""
