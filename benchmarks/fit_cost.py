@@ -1,18 +1,18 @@
 """Fit the cost model's prices to whole networks, layer by layer, on this machine.
 
-    python benchmarks/fit_cost.py measure -o out/cost.jsonl     # compiles and profiles; goes on where it stopped
+    python benchmarks/fit_cost.py build -o out/cost                 # compiles; goes on where it stopped
+    python benchmarks/fit_cost.py measure out/cost -o out/cost.jsonl    # profiles; more rounds are appended
     python benchmarks/fit_cost.py fit out/cost.jsonl --write    # prices and errors, into edgesparse/costing/prices/
 
-A layer's time is its lower quintile over many profile runs: other work on the machine only ever adds. Prices are the
-non-negative least squares of relative errors over all layers. Errors are told for each network from prices that were
-fitted to the other networks alone, so a network is never judged by what it taught.
+A layer's time is the lower quartile of the profile runs of a round, and of that the median over rounds. All artifacts
+have their turn in each round: a spell of other work, or of another clock, touches all networks and no layer for good.
+Prices are the non-negative least squares of relative errors over all layers. Errors are told for each network from
+prices that were fitted to the other networks alone, so a network is never judged by what it taught.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ import numpy as np
 from scipy.optimize import nnls
 
 from edgesparse import environment
+from edgesparse.artifacts.artifact import Artifact, open_artifact
 from edgesparse.costing.costs import SCHEMA, counted
 from edgesparse.costing.counts import GROUPS, Terms
 from edgesparse.costing.forecast import layer_terms, lowered, placed_as
 from edgesparse.graph.recognise import recognise
+from edgesparse.measuring.cores import pinned
 from edgesparse.measuring.roofline import host_l3
 from edgesparse.measuring.session import first_sample
 from edgesparse.models import model_path
@@ -52,7 +54,7 @@ VARIANTS = (
 )
 #: Layers below this many nanoseconds are timed by the clock's own cost, and left out.
 _SHORTEST = 3000.0
-_RUNS = 80
+_RUNS = 20
 #: How hard prices are drawn to the declared ones, against all layers' errors.
 _PULL = 1e-3
 
@@ -65,27 +67,55 @@ def main() -> None:
 @main.command()
 @click.option("--target", default="native", show_default=True)
 @click.option("--networks", default=",".join((*JUDGED, *TEACHING)), show_default=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-def measure(target: str, networks: str, output: Path) -> None:
-    """Compile every network in every variant, and keep the time of every layer."""
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the artifacts.")
+def build(target: str, networks: str, output: Path) -> None:
+    """Compile every network in every variant; what is there already stays."""
     chosen = Target.parse(target)
-    done = {(row["network"], row["variant"], row["target"]) for row in _rows(output)}
-    output.parent.mkdir(parents=True, exist_ok=True)
     for network in networks.split(","):
         for variant in VARIANTS:
-            if (network, variant, str(chosen)) in done:
+            place = output / network / variant.replace(":", "-").replace(" ", "-")
+            if place.is_dir():
                 continue
-            row = {"network": network, "variant": variant, "target": str(chosen)}
-            row |= _profiled(network, variant, chosen)
-            with output.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            click.echo(f"{network} {variant}: {sum(row['ns']) / 1e6:.2f} ms", err=True)
+            made = compile_model(
+                model_path(network),
+                target=chosen,
+                output=place,
+                recipe=_recipe(variant),
+                shapes=_shapes(network),
+                tune=False,
+                dense=variant == "dense",
+            )
+            assert made is not None
+            click.echo(f"{network} {variant}", err=True)
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            yield json.loads(line)
+@main.command()
+@click.argument("artifacts", type=click.Path(path_type=Path, exists=True))
+@click.option("--networks", default=",".join((*JUDGED, *TEACHING)), show_default=True)
+@click.option("--rounds", default=3, show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+def measure(artifacts: Path, networks: str, rounds: int, output: Path) -> None:
+    """Time every layer of every artifact, all artifacts in turn in each round; more rounds are appended."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with pinned(1):
+        for _ in range(rounds):
+            for network in networks.split(","):
+                for variant in VARIANTS:
+                    made = open_artifact(artifacts / network / variant.replace(":", "-").replace(" ", "-"))
+                    row = {"network": network, "variant": variant, "target": str(made.manifest.target)}
+                    row |= _profiled(made)
+                    with output.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(row) + "\n")
+            click.echo("a round is done", err=True)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """One row for each artifact: of each layer the median over all rounds."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        found.setdefault((row["network"], row["variant"]), []).append(row)
+    return [rows[0] | {"ns": np.median([row["ns"] for row in rows], axis=0).tolist()} for rows in found.values()]
 
 
 def _recipe(variant: str) -> Recipe | None:
@@ -100,26 +130,15 @@ def _shapes(network: str) -> dict[str, tuple[int, ...]]:
     return {found.input_name: found.input_shape} if found.dynamic else {}
 
 
-def _profiled(network: str, variant: str, target: Target) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="edgesparse-fit-") as room:
-        artifact = compile_model(
-            model_path(network),
-            target=target,
-            output=Path(room) / "a",
-            recipe=_recipe(variant),
-            shapes=_shapes(network),
-            tune=False,
-            dense=variant == "dense",
-        )
-        assert artifact is not None
-        with LocalRunner(artifact) as runner:
-            feeds = first_sample(artifact)
-            assert feeds is not None
-            for _ in range(5):
-                runner.run(feeds)
-            taken = [[ns for _, ns in runner.profile()] for _ in range(_RUNS)]
-        layers = [{"name": layer["name"], "kernel": layer["kernel"]} for layer in artifact.manifest.layers]
-    return {"layers": layers, "ns": np.percentile(np.array(taken), 20, axis=0).tolist()}
+def _profiled(artifact: Artifact) -> dict[str, Any]:
+    with LocalRunner(artifact) as runner:
+        feeds = first_sample(artifact)
+        assert feeds is not None
+        for _ in range(4):
+            runner.run(feeds)
+        taken = [[ns for _, ns in runner.profile()] for _ in range(_RUNS)]
+    layers = [{"name": layer["name"], "kernel": layer["kernel"]} for layer in artifact.manifest.layers]
+    return {"layers": layers, "ns": np.percentile(np.array(taken), 25, axis=0).tolist()}
 
 
 @main.command()
@@ -128,7 +147,7 @@ def _profiled(network: str, variant: str, target: Target) -> dict[str, Any]:
 @click.option("--show", type=int, default=0, help="Show so many of the layers that are missed most.")
 def fit(samples: Path, write: bool, show: int) -> None:
     """Fit prices, and print how far they are off."""
-    rows = list(_rows(samples))
+    rows = _rows(samples)
     targets = {row["target"] for row in rows}
     if len(targets) != 1:
         raise click.ClickException(f"the samples are of several targets: {', '.join(sorted(targets))}")

@@ -280,6 +280,39 @@ def test_positions_on_a_logarithmic_axis() -> None:
     assert svg.shorten("a" * 50, 20) == "a" * 8 + ".." + "a" * 10
 
 
+def test_layers_that_lie_on_each_other_share_a_label() -> None:
+    drawn = svg.roofline([(1, 1.0, 50.0), (2, 1.01, 50.5), (7, 1.0, 5.0), (12, 9.9, 99.0)], 100.0, {"memory": 10.0})
+    labels = {
+        item.text: item.get("text-anchor")
+        for item in ET.fromstring(drawn).iter("text")
+        if item.get("font-size") == "10"
+    }
+    assert labels == {"1 2": "start", "7": "start", "12": "start"}
+    crowd = svg.roofline([(index, 10.0, 60.0) for index in range(20, 29)], 100.0, {})
+    assert '<text x="' in crowd
+    assert 'text-anchor="end" font-size="10"' in crowd, "what would pass the edge stands to the left"
+
+
+def test_short_bars_stand_stretched_below() -> None:
+    root = ET.fromstring(svg.stacked([("sparse", [("a", 1.0), ("b", 1.0)]), ("dense", [("a", 6.0), ("b", 2.0)])]))
+    wide = [float(item.get("width", 0)) for item in root.iter("rect")]
+    assert wide[0] + wide[1] == pytest.approx((wide[2] + wide[3]) / 4, rel=1e-3)
+    assert wide[4] == pytest.approx((wide[2] + wide[3]) / 2, rel=1e-3)
+    words = [item.text for item in root.iter("text")]
+    assert "sparse, stretched" in words
+    assert "4.00 times" in words
+    alike = ET.fromstring(svg.stacked([("sparse", [("a", 5.0)]), ("dense", [("a", 6.0)])]))
+    assert len(list(alike.iter("rect"))) == 2
+
+
+def test_reasons_stand_once_below_the_layers() -> None:
+    data = plain(made())
+    data["layers"] = [{**data["layers"][0], "name": f"l{index}", "reason": "too dense [why]"} for index in range(3)]
+    page = Reader(bench_page(data)).words
+    assert page.count("too dense") == 1
+    assert page.count("why") == 4
+
+
 def test_a_mask_is_pictured() -> None:
     weight = np.zeros((100, 200, 1))
     weight[:50, :100] = 1

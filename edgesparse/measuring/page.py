@@ -21,6 +21,7 @@ h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #8a8a8a }
 p { margin: .5rem 0 } table { border-collapse: collapse; font-size: .85rem; width: 100% }
 th, td { padding: .2rem .5rem; border-bottom: 1px solid #d8d8d8; text-align: right; vertical-align: top }
 th { border-bottom: 1px solid #111 } .words { text-align: left; overflow-wrap: anywhere }
+.label { text-align: left; white-space: nowrap }
 svg { max-width: 100%; height: auto; display: block; margin: .5rem 0 } svg text { font-family: system-ui, sans-serif }
 .warning { border: 2px solid #111; padding: .5rem .8rem } .warning b { text-transform: uppercase }
 .masks { display: flex; flex-wrap: wrap; gap: 1rem } figure { margin: 0; width: 13rem }
@@ -66,9 +67,17 @@ def document(title: str, body: str) -> str:
     )
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str] = ()) -> str:
-    """Return a table; columns named in `words` are set to the left. Everything is escaped."""
-    kinds = [' class="words"' if column in words else "" for column in columns]
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str] = (), labels: Sequence[str] = ()
+) -> str:
+    """Return a table. Everything is escaped.
+
+    Columns named in `words` are set to the left and break where they must, those in `labels` are set to the left and
+    never break; the others are numbers.
+    """
+    kinds = [
+        ' class="words"' if column in words else ' class="label"' if column in labels else "" for column in columns
+    ]
     head = "".join(f"<th{kind}>{escape(column)}</th>" for kind, column in zip(kinds, columns, strict=True))
     body = "".join(
         "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
@@ -151,7 +160,7 @@ def _latency(data: Data) -> str:
                 _megabytes(item["size_bytes"]),
             )
         )
-    return (svg.distributions(drawn) if drawn else "") + table(columns, rows, ("",))
+    return (svg.distributions(drawn) if drawn else "") + table(columns, rows, labels=("",))
 
 
 def _layers(data: Data) -> str:
@@ -162,6 +171,8 @@ def _layers(data: Data) -> str:
     if dense:
         bars.append(("dense", [(item["name"], item["seconds"]) for item in dense]))
     before = {item["name"]: item["seconds"] for item in dense}
+    codes = {item["reason"]: _code(item["reason"]) for item in layers if item["reason"]}
+    legend = "".join(f"<li>{escape(reason)}</li>" for reason in codes)
     columns = ("", "layer", "us", "dense us", "gain", "pattern", "density", "GFLOP/s", "of peak", "kernel", "reason")
     rows = []
     for index, item in enumerate(layers, 1):
@@ -178,13 +189,21 @@ def _layers(data: Data) -> str:
                 "" if item["gflops"] is None else f"{item['gflops']:.1f}",
                 "" if item["peak_share"] is None else f"{100 * item['peak_share']:.0f} %",
                 item["kernel"],
-                item["reason"],
+                codes.get(item["reason"], ""),
             )
         )
     told = "A run of its own, whose clock calls cost time: the sum may exceed the latency."
     return (
-        svg.stacked(bars) + table(columns, rows, ("layer", "pattern", "kernel", "reason")) + _paragraph(told, "quiet")
+        svg.stacked(bars)
+        + table(columns, rows, ("layer", "reason"), ("pattern", "kernel"))
+        + _paragraph(told, "quiet")
+        + (f'<p class="quiet">Reasons for dense kernels:</p><ul class="quiet">{legend}</ul>' if legend else "")
     )
+
+
+def _code(reason: str) -> str:
+    """The code at the end of a reason, `words [code]`; reasons without one stand as they are."""
+    return reason.rpartition("[")[2].removesuffix("]") if reason.endswith("]") else reason
 
 
 def _roofline(data: Data) -> str:
@@ -222,7 +241,7 @@ def _masks(data: Data) -> str:
 
 def _accuracy(data: Data) -> str:
     rows = [(name, f"{value:.4g}") for name, value in (data.get("accuracy") or {}).items()]
-    return table(("", "value"), rows, ("",)) if rows else ""
+    return table(("", "value"), rows, labels=("", "value")) if rows else ""
 
 
 def _environment(here: Data, data: Data) -> str:

@@ -30,9 +30,12 @@ def tag(name: str, content: str = "", **attributes: Any) -> str:
     return f"<{name}{''.join(parts)}>{content}</{name}>" if content else f"<{name}{''.join(parts)}/>"
 
 
-def text(x: float, y: float, words: str, *, anchor: str = "start", size: float = 12, fill: str = INK) -> str:
-    """Return words at a place; what does not fit is the caller's to shorten."""
-    return tag("text", escape(words), x=x, y=y, text_anchor=anchor, font_size=size, fill=fill)
+def text(
+    x: float, y: float, words: str, *, anchor: str = "start", size: float = 12, fill: str = INK, turned: float = 0
+) -> str:
+    """Return words at a place, `turned` degrees clockwise; what does not fit is the caller's to shorten."""
+    more = {"transform": f"rotate({number(turned)} {number(x)} {number(y)})"} if turned else {}
+    return tag("text", escape(words), x=x, y=y, text_anchor=anchor, font_size=size, fill=fill, **more)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, *, stroke: str = DARK, width: float = 1, dash: str = "") -> str:
@@ -133,40 +136,39 @@ def distributions(rows: Sequence[tuple[str, Sequence[float]]]) -> str:
 
 
 def stacked(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> str:
-    """Draw bars of the same scale, each of its layers one after the other: rows of name and (layer, seconds).
+    """Draw bars of layers, one after the other: rows of name and (layer, seconds).
 
+    Bars are of one scale; those of less than two thirds of the longest stand once more below, stretched to its length.
     Layers are numbered in the order of the first row; wide ones carry their number.
     """
-    longest = max((sum(seconds for _, seconds in layers) for _, layers in rows), default=0.0) or 1.0
-    numbers = {
-        name: index for index, name in enumerate(dict.fromkeys(name for _, layers in rows for name, _ in layers), 1)
-    }
-    parts, height, room = [], 20 + 56 * len(rows), WIDTH - 230.0
-    for index, (title, layers) in enumerate(rows):
-        y, x = 12 + 56 * index, 140.0
+    totals = [sum(seconds for _, seconds in layers) for _, layers in rows]
+    longest = max(totals, default=0.0) or 1.0
+    names = dict.fromkeys(name for _, layers in rows for name, _ in layers)
+    numbers = {name: index for index, name in enumerate(names, 1)}
+    room = WIDTH - 230.0
+    bars = [
+        (title, f"{1e3 * total:.3g} ms", room / longest, layers)
+        for (title, layers), total in zip(rows, totals, strict=True)
+    ]
+    bars += [
+        (f"{title}, stretched", f"{longest / total:.2f} times", room / total, layers)
+        for (title, layers), total in zip(rows, totals, strict=True)
+        if 0 < total < longest * 2 / 3
+    ]
+    parts = []
+    for index, (title, told, scale, layers) in enumerate(bars):
+        y, x = 12 + 48 * index, 140.0
+        parts.append(text(132, y + 22, shorten(title, 20), anchor="end"))
         for name, seconds in layers:
-            wide = room * seconds / longest
-            dark = numbers[name] % 2
-            mark = tag("title", escape(f"{numbers[name]} {name}: {1e6 * seconds:.1f} us"))
-            parts.append(
-                tag(
-                    "rect",
-                    mark,
-                    x=x,
-                    y=y,
-                    width=wide,
-                    height=34,
-                    fill=MID if dark else LIGHT,
-                    stroke=INK,
-                    stroke_width=0.6,
-                )
-            )
+            wide, place = scale * seconds, numbers[name]
+            mark = tag("title", escape(f"{place} {name}: {1e6 * seconds:.1f} us"))
+            box = {"x": x, "y": y, "width": wide, "height": 34, "stroke": INK, "stroke_width": 0.6}
+            parts.append(tag("rect", mark, **box, fill=MID if place % 2 else LIGHT))
             if wide > 16:
-                parts.append(text(x + wide / 2, y + 22, str(numbers[name]), anchor="middle", size=11))
+                parts.append(text(x + wide / 2, y + 22, str(place), anchor="middle", size=11))
             x += wide
-        total = sum(seconds for _, seconds in layers)
-        parts += [text(132, y + 22, shorten(title, 20), anchor="end"), text(x + 6, y + 22, f"{1e3 * total:.3g} ms")]
-    return picture("Time of each layer, stacked", height, parts)
+        parts.append(text(x + 6, y + 22, told))
+    return picture("Time of each layer, stacked", 10 + 48 * len(bars), parts)
 
 
 def roofline(points: Sequence[tuple[int, float, float]], peak: float, bandwidth: Mapping[str, float]) -> str:
@@ -198,16 +200,38 @@ def roofline(points: Sequence[tuple[int, float, float]], peak: float, bandwidth:
         parts.append(
             line(x(start), y(start * value), x(corner), y(peak), width=1.5, dash=DASHES[(index + 1) % len(DASHES)])
         )
-        parts.append(text(x(start) + 4, y(start * value) - 6, f"{level} {value:.0f} GB/s", size=11))
-    for index, intensity, gflops in points:
-        parts += [
-            tag("circle", cx=x(intensity), cy=y(gflops), r=3.5, fill=DARK),
-            text(x(intensity) + 5, y(gflops) + 4, str(index), size=10),
-        ]
-    parts.append(
-        text((left + right) / 2, bottom + 36, "operations per byte (at most); upwards: GFLOP/s", anchor="middle")
-    )
+        rise = math.degrees(math.atan2(y(start * value) - y(peak), x(corner) - x(start)))
+        far = min(30.0, (x(corner) - x(start)) / 4)  # along the line, clear of the axis
+        spot = (x(start) + far, y(start * value) - far * math.tan(math.radians(rise)) - 5)
+        parts.append(text(*spot, f"{level} {value:.0f} GB/s", size=11, turned=-rise))
+    placed = [(index, x(intensity), y(gflops)) for index, intensity, gflops in points]
+    parts += [tag("circle", cx=across, cy=down, r=3.5, fill=DARK) for _, across, down in placed]
+    for numbers, first, last, down in _together(placed):
+        fits = last + 6 + 6 * len(numbers) < right
+        parts.append(text(last + 6 if fits else first - 6, down, numbers, anchor="start" if fits else "end", size=10))
+    parts += [
+        text((left + right) / 2, bottom + 36, "operations per byte (at most)", anchor="middle"),
+        text(16, (top + bottom) / 2, "GFLOP/s", anchor="middle", turned=-90),
+    ]
     return picture("Roofline: layers under the limits of the machine", height, parts)
+
+
+def _together(points: Sequence[tuple[int, float, float]]) -> list[tuple[str, float, float, float]]:
+    """Labels of numbered points: words, first and last x, and y. Points whose labels would overlap share one."""
+    groups: list[list[tuple[int, float, float]]] = []
+    for point in points:
+        near = [mine for mine in groups if any(abs(point[1] - x) < 24 and abs(point[2] - y) < 10 for _, x, y in mine)]
+        groups = [mine for mine in groups if mine not in near]
+        groups.append([each for mine in near for each in mine] + [point])
+    return [
+        (
+            shorten(" ".join(str(index) for index, _, _ in sorted(mine)), 40),
+            min(x for _, x, _ in mine),
+            max(x for _, x, _ in mine),
+            sum(y for _, _, y in mine) / len(mine) + 4,
+        )
+        for mine in groups
+    ]
 
 
 def grid(rows: Sequence[str], levels: int, title: str, side: float = 190) -> str:
