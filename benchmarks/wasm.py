@@ -1,30 +1,42 @@
-"""MobileNet-v1 in a JavaScript engine: both variants of the code at some densities, against onnxruntime-web.
+"""MobileNet-v1 in a JavaScript engine: speed against onnxruntime-web, two threads against one, start, and sizes.
 
     python benchmarks/wasm.py chromium            # or node
     python benchmarks/wasm.py node --program /path/to/node24/bin/node
 
-Needs `npm install onnxruntime-web` here (`make test` puts it into build/web). All contenders are timed in turn in one
-process; the speedup is the median of the paired ratios with its 95 % interval. Where other work goes on, the least
-times are the better guide: noise only adds.
+Needs `npm install onnxruntime-web` here (`make test` puts it into build/web). All contenders of a table are timed in
+turn in one process; a speedup is the median of the paired ratios with its 95 % interval. Where other work goes on, the
+least times are the better guide: noise only adds. A start is timed in a process of its own, from files that are in
+memory to the first result, the choice of the variant included.
 """
 
 from __future__ import annotations
 
 import contextlib
+import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from edgesparse.commands.common import read_recipe
-from edgesparse.measuring.bench import Contender, Measured, Plan, measure
-from edgesparse.measuring.webbench import ORT_WEB, Built, EngineContender, built, size_of
+from edgesparse.measuring.bench import Contender, Measured, Outcome, Plan, measure
+from edgesparse.measuring.stats import Comparison, compare
+from edgesparse.measuring.webbench import ORT_WEB, Built, EngineContender, size_of
 from edgesparse.models.exporting import export
 from edgesparse.runtimes.engines import Engine, find_package
+from edgesparse.web.bundle import THREADS, VARIANTS, Bundle, bundle_model, open_bundle
 
 #: Speedups over onnxruntime-web that the project set itself, by variant and density.
 TARGETS = {("relaxed", 1.0): 1.6, ("relaxed", 0.3): 4.5, ("relaxed", 0.1): 8.0}
 TARGETS |= {("simd", 1.0): 1.1, ("simd", 0.3): 3.2, ("simd", 0.1): 6.0}
+
+PARTS = ("speed", "threads", "start", "size")
+
+#: Starts that are timed of each bundle.
+STARTS = 9
+
+Bundles = dict[float, Bundle]
 
 
 @click.command()
@@ -34,64 +46,152 @@ TARGETS |= {("simd", 1.0): 1.1, ("simd", 0.3): 3.2, ("simd", 0.1): 6.0}
 @click.option("--pattern", default="group:8x1", show_default=True)
 @click.option("--density", "densities", type=float, multiple=True, default=(0.3, 0.1), show_default=True)
 @click.option("--seconds", type=float, default=10.0, show_default=True)
+@click.option("--runs", type=int, default=100, show_default=True, help="Of each contender at least.")
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, default=PARTS, show_default=True)
+@click.option("--bundles", "place", type=click.Path(path_type=Path), help="Keep the bundles here, or take those there.")
 def main(
-    kind: str, program: str | None, model: str, pattern: str, densities: tuple[float, ...], seconds: float
+    kind: str,
+    program: str | None,
+    model: str,
+    pattern: str,
+    densities: tuple[float, ...],
+    seconds: float,
+    runs: int,
+    parts: tuple[str, ...],
+    place: Path | None,
 ) -> None:
-    """Print the table."""
+    """Print the tables."""
     with contextlib.ExitStack() as stack:
-        room = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        onnx = export(model, room / "model.onnx")
-        made: dict[float, Built] = {}
-        for density in densities:
-            recipe = read_recipe(None, pattern, density, None)
-            made[density] = stack.enter_context(built(onnx, recipe, dense=not made))
-        engine = stack.enter_context(Engine(kind, program=program))
-        found = _contenders(engine, made)
-        outcome = measure([item for _, _, item in found], Plan(seconds=seconds))
-        click.echo(f"{engine.told['engine']}; {model}, {pattern}; one thread")
-        click.echo("| variant | density | p50 ms | min ms | speedup, paired [95 %] | by the least | aim |")
-        click.echo("|---|---|---|---|---|---|---|")
-        base = outcome[ORT_WEB]
-        for (variant, density, item), comparison in zip(found, (None, *outcome.comparisons), strict=True):
-            it = outcome[item.name]
-            paired = "1"
-            if comparison:  # of onnxruntime-web over this one
-                paired = f"{1 / comparison.ratio:.2f} [{1 / comparison.high:.2f}, {1 / comparison.low:.2f}]"
-            least = min(_times(base)) / min(_times(it))
-            aim = TARGETS.get((variant, density), "")
-            p50, fastest = it.stats.p50 * 1e3, min(_times(it)) * 1e3
-            click.echo(f"| {variant} | {density:g} | {p50:.2f} | {fastest:.2f} | {paired} | {least:.2f} | {aim} |")
-        for density, each in made.items():
-            weights = each.sparse.manifest["files"]["weights.bin"]["size"]
-            share = weights / onnx.stat().st_size
-            click.echo(
-                f"density {density:g}: code {each.sparse.code_gzipped / 1e3:.1f} kB gzipped, weights {share:.3f} of "
-                f"the dense file, download {size_of(each.sparse) / 1e6:.2f} MB"
-            )
+        room = place or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        room.mkdir(parents=True, exist_ok=True)
+        onnx = room / "model.onnx"
+        if not onnx.exists():
+            export(model, onnx)
+        bundles = _bundles(onnx, room, pattern, densities)
+        with Engine(kind, program=program) as engine:
+            plan = Plan(seconds=seconds, runs=runs)
+            click.echo(f"{engine.told['engine']}; {model}, {pattern}")
+            if "speed" in parts:
+                portable = room / f"portable-{densities[0]:g}.onnx"
+                _speed(engine, bundles, portable, plan)
+            if "threads" in parts:
+                _threads(engine, bundles, plan)
+        if "start" in parts:
+            _starts(kind, program, bundles)
+        if "size" in parts:
+            _sizes(bundles, onnx.stat().st_size)
 
 
-def _contenders(engine: Engine, made: dict[float, Built]) -> list[tuple[str, float, Contender]]:
-    """onnxruntime-web first: variant, density, contender."""
-    first = next(iter(made.values()))
-    other = engine.load_onnx(find_package(ORT_WEB), first.portable, first.inputs, first.outputs)
-    found: list[tuple[str, float, Contender]] = [(ORT_WEB, 1.0, EngineContender(ORT_WEB, other))]
-    told = engine.load_bundle(first.sparse.path, first.inputs, first.outputs).told["variant"]
-    click.echo(f"a session picks {told} SIMD here", err=True)
-    for variant in ("relaxed", "simd"):
-        bundles = {1.0: first.dense, **{density: it.sparse for density, it in made.items()}}
+def _bundles(onnx: Path, room: Path, pattern: str, densities: Sequence[float]) -> Bundles:
+    """The bundles by density; 1 is dense, the same model that the first density makes."""
+
+    def made(name: str, source: Path, **options: object) -> Bundle:
+        path = room / name
+        return open_bundle(path) if path.exists() else bundle_model(source, output=path, **options)  # type: ignore[arg-type]
+
+    found: Bundles = {}
+    for density in densities:
+        recipe, portable = read_recipe(None, pattern, density, None), room / f"portable-{density:g}.onnx"
+        found[density] = made(f"density-{density:g}", onnx, recipe=recipe, portable=portable)
+    first = room / f"portable-{densities[0]:g}.onnx"
+    return {1.0: made("dense", first, dense=True), **found}
+
+
+def _speed(engine: Engine, bundles: Bundles, portable: Path, plan: Plan) -> None:
+    """One thread: both variants at each density, against onnxruntime-web and against the own dense form."""
+    dense = bundles[1.0]
+    built = Built(dense, None, portable)
+    found: dict[tuple[str, float], Contender] = {}
+    base = engine.load_onnx(find_package(ORT_WEB), portable, built.inputs, built.outputs)
+    told = _load(engine, dense, threads=1).model.told["variant"]
+    for variant in reversed(VARIANTS):
         for density, bundle in bundles.items():
-            assert bundle is not None
             try:
-                loaded = engine.load_bundle(bundle.path, first.inputs, first.outputs, variant=variant)
+                found[variant, density] = _load(engine, bundle, variant=variant, threads=1)
             except Exception as error:
                 click.echo(f"{variant}: {error}", err=True)
                 break
-            found.append((variant, density, EngineContender(f"{variant} {density:g}", loaded)))
-    return found
+    outcome = measure([EngineContender(ORT_WEB, base), *found.values()], plan)
+    click.echo(f"\nOne thread; a session picks {told} SIMD here\n")
+    click.echo("| variant | density | p50 ms | min ms | speedup, paired [95 %] | by the least | aim | over own dense |")
+    click.echo("|---|---|---|---|---|---|---|---|")
+    least = outcome[ORT_WEB].stats
+    click.echo(f"| {ORT_WEB} | 1 | {least.p50 * 1e3:.2f} | {_least(outcome[ORT_WEB]) * 1e3:.2f} | 1 | 1 | | |")
+    for (variant, density), item in found.items():
+        own = f"{_over(outcome, found[variant, 1.0].name, item.name).ratio:.2f}" if density != 1 else ""
+        aim = TARGETS.get((variant, density), "")
+        click.echo(f"| {variant} | {density:g} | {_row(outcome, ORT_WEB, item.name)} | {aim} | {own} |")
 
 
-def _times(measured: Measured) -> list[float]:
-    return [float(value) for value in measured.samples.flat]
+def _threads(engine: Engine, bundles: Bundles, plan: Plan) -> None:
+    """Two threads against one, with the code that a session picks."""
+    pairs = {
+        density: (_load(engine, bundle, threads=1), _load(engine, bundle, threads=2))
+        for density, bundle in bundles.items()
+    }
+    click.echo("\nTwo threads against one\n")
+    click.echo("| density | p50 ms on one | p50 ms | min ms | speedup, paired [95 %] | by the least |")
+    click.echo("|---|---|---|---|---|---|")
+    for density, (one, two) in pairs.items():
+        assert two.model.told["threads"] == 2, "no threads here"
+        outcome = measure([one, two], plan)
+        alone = outcome[one.name].stats.p50 * 1e3
+        click.echo(f"| {density:g} | {alone:.2f} | {_row(outcome, one.name, two.name)} |")
+
+
+def _starts(kind: str, program: str | None, bundles: Bundles) -> None:
+    """From files in memory to the first result, each time in a fresh process."""
+    click.echo(f"\nFrom the files to the first result, one thread, {STARTS} fresh processes each\n")
+    click.echo("| density | session ms | first run ms | both: median ms | both: worst ms |")
+    click.echo("|---|---|---|---|---|")
+    for density, bundle in bundles.items():
+        made, run = [], []
+        for _ in range(STARTS):
+            with Engine(kind, program=program) as engine:
+                job = {"deed": "start", "url": engine.address(bundle.path), "names": bundle.manifest["modules"]}
+                told = engine.ask({**job, "options": {"threads": 1}})
+            made.append(told["made"] * 1e3)
+            run.append(told["run"] * 1e3)
+        both = [sum(pair) for pair in zip(made, run, strict=True)]
+        click.echo(
+            f"| {density:g} | {statistics.median(made):.1f} | {statistics.median(run):.1f} | "
+            f"{statistics.median(both):.1f} | {max(both):.1f} |"
+        )
+
+
+def _sizes(bundles: Bundles, onnx_bytes: int) -> None:
+    click.echo(f"\nSizes; the ONNX file has {onnx_bytes / 1e6:.2f} MB; made for {THREADS} threads\n")
+    click.echo("| density | code kB, gzipped | weights MB | of the ONNX file | download MB |")
+    click.echo("|---|---|---|---|---|")
+    for density, bundle in bundles.items():
+        weights = bundle.manifest["files"]["weights.bin"]["size"]
+        click.echo(
+            f"| {density:g} | {bundle.code_gzipped / 1e3:.1f} | {weights / 1e6:.2f} | {weights / onnx_bytes:.3f} | "
+            f"{size_of(bundle) / 1e6:.2f} |"
+        )
+
+
+def _load(engine: Engine, bundle: Bundle, **options: object) -> EngineContender:
+    built = Built(bundle, None, bundle.path)
+    model = engine.load_bundle(bundle.path, built.inputs, built.outputs, **options)
+    return EngineContender(model.name, model)
+
+
+def _row(outcome: Outcome, base: str, name: str) -> str:
+    """Median and least time in ms, and how many times as fast as the base."""
+    it, ratio = outcome[name], _over(outcome, base, name)
+    least = _least(outcome[base]) / _least(it)
+    paired = f"{ratio.ratio:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+    return f"{it.stats.p50 * 1e3:.2f} | {_least(it) * 1e3:.2f} | {paired} | {least:.2f}"
+
+
+def _over(outcome: Outcome, base: str, name: str) -> Comparison:
+    """How many times as fast as the base a contender is."""
+    return compare(outcome[name].samples, outcome[base].samples, seed=outcome.plan.seed)
+
+
+def _least(measured: Measured) -> float:
+    return min(float(value) for value in measured.samples.flat)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from edgesparse.artifacts import artifact, samples
 from edgesparse.artifacts.artifact import Artifact
 from edgesparse.artifacts.manifest import Manifest, TensorInfo
 from edgesparse.building.build import build_kernels
-from edgesparse.building.modules import APART, TWINS, link_module
+from edgesparse.building.modules import APART, TWINS, Table, link_module, strip_counts
 from edgesparse.errors import CompileError, EdgesparseError, ModelError
 from edgesparse.graph.ops import Fallback, Graph
 from edgesparse.graph.recognise import recognise
@@ -129,13 +129,15 @@ def compile_model(
             twin = lower(graph, layout, place(graph, layout, target, dense=True), parts, target)
             lowered = replace(lowered, kernels={**lowered.kernels, **twin.kernels})
             programs.append(arena.assign(twin.program))
-        if apart:
-            cut = plan(graph, target, depth_first=layout.depth_first, strips=threads, band_pixels=layout.band_pixels)
+        for strips in strip_counts(threads) if apart else ():
+            cut = plan(graph, target, depth_first=layout.depth_first, strips=strips, band_pixels=layout.band_pixels)
             wide = lower(graph, cut, placements, parts, target)
             lowered = replace(lowered, kernels={**lowered.kernels, **wide.kernels})
-            # One weights file serves both.
-            constants = {**program.constants, **wide.program.constants}
-            programs = [replace(each, constants=constants) for each in (program, arena.assign(wide.program))]
+            programs.append(arena.assign(wide.program))
+        if apart:
+            # One weights file serves all.
+            constants = {name: value for each in programs for name, value in each.constants.items()}
+            programs = [replace(each, constants=constants) for each in programs]
         objects = _objects(lowered, target, tick)
         manifest = _manifest(Path(path), target, recipe, program, [placements[op.name] for op in graph.ops])
         manifest = replace(
@@ -184,7 +186,7 @@ def _write(
     """Link, take sample outputs, and put all files in their place at once; a second program is the dense twin."""
     tick(0.93, "linking")
     with tempfile.TemporaryDirectory(prefix="edgesparse-") as folder:
-        tables = [emit.emit(each).program_c for each in programs]
+        tables = [Table(emit.emit(each).program_c, each.strips) for each in programs]
         module, files = link_module(objects, tables, Path(folder), target)
         portable = Path(folder) / PORTABLE
         save_model(model, portable)

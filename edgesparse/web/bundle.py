@@ -20,7 +20,7 @@ from typing import Any
 from edgesparse import cache
 from edgesparse.artifacts.artifact import Artifact
 from edgesparse.building.link import compile_probe, native_folder, zig_version
-from edgesparse.building.modules import THREADED
+from edgesparse.building.modules import strip_counts, threaded
 from edgesparse.errors import CompileError, UsageError
 from edgesparse.pipeline import PORTABLE, compile_model
 from edgesparse.recipe import Recipe
@@ -91,8 +91,8 @@ def bundle_model(
     portable:
         Where to write the ONNX model that the bundle computes, if that is wanted too.
     threads:
-        The most threads that the bundle can use. With more than one, each variant has a second module for pages that
-        allow threads.
+        The most threads that the bundle can use. With more than one, each variant has further modules for pages that
+        allow threads, of which a session loads one: see `strip_counts`.
 
     Raises
     ------
@@ -179,9 +179,12 @@ def _write(package: str, artifacts: Mapping[str, Artifact], output: Path, model:
     if any(item.manifest.files["weights.bin"] != weights for item in artifacts.values()):
         raise CompileError("the variants' weights differ", fix="this is a bug in edgesparse; please report it")
     modules = {variant: (f"model.{variant}.wasm", item.module) for variant, item in artifacts.items()}
-    if threads > 1:
+    pages = {}
+    for strips in strip_counts(threads):
         for variant, item in artifacts.items():
-            modules[f"{variant}.threads"] = (f"model.{variant}.threads.wasm", item.file(THREADED))
+            key = f"{variant}.threads{strips}"
+            modules[key] = (f"model.{key}.wasm", item.file(threaded(strips)))
+            pages[key] = _pages(item, strips)
     layers = [dict(layer) for layer in manifest.layers]
     it = Description(
         package,
@@ -195,7 +198,9 @@ def _write(package: str, artifacts: Mapping[str, Artifact], output: Path, model:
         layers,
         density(layers),
         threads,
-        {variant: _pages(item, threads) for variant, item in artifacts.items()},
+        tuple(VARIANTS),
+        strip_counts(threads),
+        pages,
     )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -226,13 +231,11 @@ def _write(package: str, artifacts: Mapping[str, Artifact], output: Path, model:
     return Bundle(output, values)
 
 
-def _pages(artifact: Artifact, threads: int) -> int:
-    """Pages of shared memory for a model with its threads; 0 where there is one thread."""
-    if threads == 1:
-        return 0
-    manifest = artifact.manifest
-    nbytes = manifest.files[THREADED].size + manifest.files["weights.bin"].size + int(manifest.info["arena_bytes"])
-    return -(-nbytes // _PAGE) + threads + _SPARE_PAGES
+def _pages(artifact: Artifact, strips: int) -> int:
+    """Pages of shared memory for a model with its threads."""
+    files, arena = artifact.manifest.files, int(artifact.manifest.info["arena_bytes"])
+    nbytes = files[threaded(strips)].size + files["weights.bin"].size + arena
+    return -(-nbytes // _PAGE) + strips + _SPARE_PAGES
 
 
 def density(layers: list[dict[str, Any]]) -> float:

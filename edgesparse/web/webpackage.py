@@ -42,7 +42,8 @@ class Description:
     inputs, outputs:
         The signature.
     modules:
-        File name of each variant's code, and of its code for threads under the variant's name with ".threads".
+        File name of each variant's code, and of its code for threads under the variant's name with ".threads" and the
+        number of strips.
     weights_sha256, weights_bytes:
         Of the file `weights.bin`.
     probe:
@@ -51,8 +52,10 @@ class Description:
         Name and kind of each layer, for profiles.
     density:
         Share of non-zero weights in the layers that have weights.
-    threads, pages:
-        The most threads, and the pages of 64 KiB of shared memory that each variant needs for them; 0 for one thread.
+    threads, variants, strips:
+        The most threads, the names of the variants, and the numbers of strips that there are modules for.
+    pages:
+        The pages of 64 KiB of shared memory that each module for threads needs.
     """
 
     name: str
@@ -66,6 +69,8 @@ class Description:
     layers: Sequence[Mapping[str, Any]]
     density: float
     threads: int
+    variants: Sequence[str]
+    strips: Sequence[int]
     pages: Mapping[str, int]
 
 
@@ -105,6 +110,8 @@ const model = {{
   outputs: {_ports(it.outputs)},
   layers: {json.dumps([{"name": str(x.get("name")), "kind": str(x.get("kind"))} for x in it.layers])},
   threads: {it.threads},
+  variants: {json.dumps(list(it.variants))},
+  strips: {json.dumps(list(it.strips))},
   pages: {json.dumps(dict(it.pages))},
   modules: {{
 {modules}  }},
@@ -124,7 +131,7 @@ export const {{ inputs, outputs, layers }} = model;
 
 def index_dts(it: Description) -> str:
     """The types: this model's names and shapes as literals."""
-    variants = " | ".join(map(json.dumps, it.pages))
+    variants = " | ".join(map(json.dumps, it.variants))
     modules = " | ".join(map(json.dumps, it.modules))
     return f"""// Made by edgesparse. Do not edit.
 
@@ -157,7 +164,7 @@ export declare const layers: readonly Layer[];
 
 export type Variant = {variants};
 
-/** Variants, and what they are called with the code for threads. */
+/** Variants, and their code for up to so many threads. */
 export type Module = {modules};
 
 export interface Options {{

@@ -140,6 +140,21 @@ const DEEDS = {
   async call({ url, args }) {
     return { result: await (await import(url)).default(...args) };
   },
+  /** Make a session of a bundle whose files are here already, and run it once on zeros: the seconds of both. */
+  async start({ url, names, options }) {
+    const { createSession, inputs } = await import(`${url}/index.mjs`);
+    const weights = await bytesOf(`${url}/weights.bin`), modules = {};
+    for (const [name, file] of Object.entries(names)) modules[name] = await bytesOf(`${url}/${file}`);
+    const zeros = Object.fromEntries(Object.entries(inputs).map(([name, { type, dims }]) =>
+      [name, new ARRAYS[type](dims.reduce((product, dim) => product * dim, 1))]));
+    const began = performance.now();
+    const session = await createSession({ ...options, weights, modules });
+    const made = performance.now();
+    session.runSync(zeros);
+    const ended = performance.now();
+    session.dispose();
+    return { made: (made - began) / 1e3, run: (ended - made) / 1e3, variant: session.variant };
+  },
   /** Show a page of the same server until it says that it is ready: its text. */
   async visit({ url }) {
     const frame = Object.assign(document.createElement("iframe"), { src: url, width: 1000, height: 800 });

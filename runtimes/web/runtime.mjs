@@ -34,9 +34,10 @@ export async function createSession(model, options = {}) {
   const weights = openWeights(model, options);
   weights.catch(() => {});
   const variant = options.variant ?? (await pickVariant(model));
-  const name = threads > 1 ? `${variant}.threads` : variant;
+  // Cut into as many strips as there are threads, or a few more.
+  const name = threads > 1 ? `${variant}.threads${model.strips.find((strips) => strips >= threads)}` : variant;
   const module = await compile(options.modules?.[name] ?? model.modules[name]);
-  const { code, memory } = await instantiate(module, threads > 1 ? model.pages[variant] : 0);
+  const { code, memory } = await instantiate(module, model.pages[name] ?? 0);
   const bytes = await fill(await weights, model, code, memory, options);
   const status = code.create(bytes.byteOffset, bytes.byteLength);
   if (status) throw new Error(`the model cannot be made: ${STATUS[status] ?? status}`);
@@ -119,7 +120,7 @@ function checkOptions(model, options) {
   if (threads !== undefined && !(Number.isInteger(threads) && threads >= 1)) {
     throw new TypeError(`threads must be a whole number from 1 on, not ${String(threads)}`);
   }
-  const variants = Object.keys(model.pages);
+  const { variants } = model;
   if (variant !== undefined && !variants.includes(variant)) {
     throw new TypeError(`unknown variant "${String(variant)}"; variants are ${variants.join(", ")}`);
   }

@@ -18,7 +18,8 @@ export async function load(url, signal, cache = "default") {
 /** Ask for the weights: what `fill` takes. */
 export async function openWeights(model, options) {
   const source = options.weights ?? model.weights.url;
-  if (source instanceof ArrayBuffer || ArrayBuffer.isView(source)) return { response: new Response(source) };
+  if (source instanceof ArrayBuffer) return { given: new Uint8Array(source) };
+  if (ArrayBuffer.isView(source)) return { given: new Uint8Array(source.buffer, source.byteOffset, source.byteLength) };
   const key = `${new URL(source).href}#${model.weights.sha256}`;
   const cache = options.cache === false ? null : await openCache(key);
   const known = await cache?.match(cacheKey(model, key)).catch(() => undefined);
@@ -44,12 +45,12 @@ function cacheKey(model, key) {
 }
 
 /** Stream the weights into the model's memory, and check them there; what the cache has damaged is fetched again. */
-export async function fill({ response, cache, key, again }, model, code, memory, options) {
+export async function fill({ given, response, cache, key, again }, model, code, memory, options) {
   const { bytes: total } = model.weights;
   const at = code.allocate(total) >>> 0;
   if (!at) throw new Error(`not enough memory for ${total} bytes of weights`);
   const bytes = new Uint8Array(memory.buffer, at, total);
-  let wrong = await stream(response, model, bytes, options);
+  let wrong = given ? await copy(given, model, bytes, options) : await stream(response, model, bytes, options);
   if (wrong && again) {
     await cache.delete(cacheKey(model, key)).catch(() => false);
     wrong = await stream(await again(), model, bytes, options);
@@ -69,13 +70,28 @@ async function stream(response, model, bytes, options) {
   for (let part = await reader.read(); !part.done; part = await reader.read()) {
     if (loaded + part.value.length > total) {
       await reader.cancel();
-      return `the weights have more than their ${total} bytes`;
+      return tooMany(total);
     }
     bytes.set(part.value, loaded);
     loaded += part.value.length;
     options.onProgress?.(loaded, total);
   }
-  if (loaded !== total) return `the weights have ${loaded} bytes, not ${total}: the download broke off`;
+  return await check(bytes, loaded, sha256);
+}
+
+/** The same for weights that are here already: a stream of them would take longer than all else. */
+async function copy(given, model, bytes, options) {
+  const { bytes: total, sha256 } = model.weights;
+  if (given.length > total) return tooMany(total);
+  bytes.set(given);
+  options.onProgress?.(given.length, total);
+  return await check(bytes, given.length, sha256);
+}
+
+const tooMany = (total) => `the weights have more than their ${total} bytes`;
+
+async function check(bytes, loaded, sha256) {
+  if (loaded !== bytes.length) return `the weights have ${loaded} bytes, not ${bytes.length}: they are cut short`;
   if ((await digest(bytes)) === sha256) return null;
   return "the weights are damaged, or those of another build: their SHA-256 is not the model's";
 }

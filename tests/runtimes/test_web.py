@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from webtools import MODELS, check, load, needs, said_by, tool
 
+from edgesparse.building.modules import strip_counts
 from edgesparse.cli import main
 from edgesparse.errors import DeviceError, UnsupportedError, UsageError
 from edgesparse.kernels import Epilogue
@@ -78,6 +79,16 @@ def test_the_package_is_whole(made: dict[str, Bundle]) -> None:
     listed = it.manifest["files"]
     assert listed.keys() == {path.name for path in it.path.iterdir()} - {"manifest.json"}
     assert bundle.open_bundle(it.path).manifest == it.manifest
+
+
+def test_modules_for_threads(made: dict[str, Bundle]) -> None:
+    """A session of two threads does not run what is cut for four."""
+    counts = {threads: strip_counts(threads) for threads in (1, 2, 3, 4, 6, 8)}
+    assert counts == {1: (), 2: (2,), 3: (2, 3), 4: (2, 4), 6: (2, 4, 6), 8: (2, 4, 8)}
+    assert {*made["pruned"].manifest["modules"]} == {
+        *bundle.VARIANTS,
+        *(f"{variant}.threads{strips}" for variant in bundle.VARIANTS for strips in (2, 3)),
+    }
 
 
 def test_publint_finds_nothing(made: dict[str, Bundle]) -> None:
@@ -196,8 +207,8 @@ def test_bench_on_threads(node: Engine, made: dict[str, Bundle]) -> None:
     plan = Plan(seconds=0.01, runs=4, warm_up=0.01, turn=0.001, threads=2)
     report = webbench.bench_engine(node, built, plan, onnxruntime=False)
     assert report.outcome.plan.threads == 2
-    with pytest.raises(UnsupportedError, match="runs on 2 threads here, not 3"):
-        webbench.bench_engine(node, built, replace(plan, threads=3), onnxruntime=False)
+    with pytest.raises(UnsupportedError, match="runs on 3 threads here, not 4"):
+        webbench.bench_engine(node, built, replace(plan, threads=4), onnxruntime=False)
 
 
 @pytest.mark.parametrize("variant", bundle.VARIANTS)

@@ -14,7 +14,7 @@ import networks
 import numpy as np
 import onnx
 import pytest
-from webtools import THREADS, check, needs, said_by, tool
+from webtools import MORE, THREADS, check, needs, said_by, tool
 
 from edgesparse.runtimes.engines import Engine
 from edgesparse.web.bundle import VARIANTS, Bundle
@@ -38,16 +38,17 @@ def ask(engine: Engine, name: str, made: Bundle, *args: object) -> Any:
     ]
 
 
-@pytest.mark.parametrize("name", ["pruned", "random0"])
-def test_threads_compute_the_same_bits(chromium: Engine, made: dict[str, Bundle], name: str) -> None:
-    told = ask(chromium, "threads", made[name], THREADS)
-    assert told == {**{variant: {"threads": THREADS, "equal": True} for variant in VARIANTS}, "warnings": []}
+@pytest.mark.parametrize(("name", "threads"), [("pruned", THREADS), ("pruned", MORE), ("random0", THREADS)])
+def test_threads_compute_the_same_bits(chromium: Engine, made: dict[str, Bundle], name: str, threads: int) -> None:
+    told = ask(chromium, "threads", made[name], threads)
+    assert told == {**{variant: {"threads": threads, "equal": True} for variant in VARIANTS}, "warnings": []}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_threads_agree_with_onnxruntime(chromium: Engine, made: dict[str, Bundle], variant: str) -> None:
-    loaded = check(chromium, made["pruned"], variant=variant, threads=THREADS)
-    assert loaded.told["threads"] == THREADS
+@pytest.mark.parametrize("threads", [THREADS, MORE])
+def test_threads_agree_with_onnxruntime(chromium: Engine, made: dict[str, Bundle], variant: str, threads: int) -> None:
+    loaded = check(chromium, made["pruned"], variant=variant, threads=threads)
+    assert loaded.told["threads"] == threads
     loaded.close()
 
 
@@ -64,7 +65,7 @@ def test_a_page_without_special_headers(plain_page: Engine, made: dict[str, Bund
 
 def test_threads_that_nobody_asked_for(chromium: Engine, plain_page: Engine, made: dict[str, Bundle]) -> None:
     """Half of the cores, where that is allowed and the package was made for it."""
-    assert [ask(chromium, "byItself", made["pruned"], cores) for cores in (1, 2, 4, 16)] == [1, 1, 2, THREADS]
+    assert [ask(chromium, "byItself", made["pruned"], cores) for cores in (1, 2, 4, 16)] == [1, 1, 2, MORE]
     assert ask(plain_page, "byItself", made["pruned"], 16) == 1
 
 

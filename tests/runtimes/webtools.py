@@ -19,8 +19,8 @@ from edgesparse.runtimes.wasm import Wasmtime, WasmtimeModel
 from edgesparse.web.bundle import Bundle
 
 SEEDS = (0, 5)
-#: Threads that the bundles are made for.
-THREADS = 2
+#: Threads that the bundles are made for, and those that the bundle "pruned" is made for.
+THREADS, MORE = 2, 3
 
 
 def pruned_network() -> onnx.ModelProto:
