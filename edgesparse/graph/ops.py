@@ -110,6 +110,38 @@ class LayerNorm(Op):
 
 
 @dataclass(frozen=True)
+class Attention(Op):
+    """``softmax(scale * q k^T + mask) v`` of every head, over rows of features.
+
+    Inputs: the matrices ``[batch * rows, features]`` that hold q, k and v, and a mask ``[batch or 1, keys]`` where
+    there is one. Output: ``[batch * queries, heads * depth]``.
+
+    Attributes
+    ----------
+    starts:
+        For q, k and v: the first feature of the first head, and features from head to head.
+    queries, keys:
+        Rows of an image in q, and in k and v.
+    width, depth:
+        Features of a head in q and k, and in v.
+    """
+
+    starts: tuple[tuple[int, int], ...]
+    batch: int
+    heads: int
+    queries: int
+    keys: int
+    width: int
+    depth: int
+    scale: float
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of both products."""
+        return self.batch * self.heads * self.queries * self.keys * (self.width + self.depth)
+
+
+@dataclass(frozen=True)
 class Pooling(Op):
     """Max or average pooling; `mode` as in `kernels.Pool`."""
 

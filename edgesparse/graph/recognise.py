@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgesparse.errors import UnsupportedError
+from edgesparse.graph.attention import attentions
 from edgesparse.graph.attributes import constant_of, integer, ints, is_float, name_of, node_name, number, pads_of, pair
 from edgesparse.graph.carve import carve, held
 from edgesparse.graph.fusion import Fusion
@@ -61,6 +62,7 @@ class _Walk:
         self.graph = model.graph
         self.values: dict[str, Value] = {}
         self.fusion = Fusion(self.graph)
+        self.attentions = {id(found.last): found for found in attentions(self.graph)}
         self.ops: list[Op] = []
         self.loose: list[ir.Node] = []
         self.rules: dict[str, Callable[[ir.Node], Op | None]] = {
@@ -85,7 +87,12 @@ class _Walk:
         inputs = [value for value in self.graph.inputs if value.name not in self.graph.initializers]
         for value in inputs:
             self._declare(value, "the model")
+        self.fusion.taken.update(id(node) for found in self.attentions.values() for node in found.nodes)
         for node in self.graph:
+            if id(node) in self.attentions:
+                self._flush()
+                self._declare_outputs(node)
+                self.ops.append(self.attentions[id(node)].op)
             if id(node) in self.fusion.taken:
                 continue
             rule = self.rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None

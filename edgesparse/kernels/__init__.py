@@ -1,10 +1,12 @@
 """The kernel families. An instance of a family is a frozen spec: it has a `symbol` (its C name) and `build()`s its TIR.
 
 Families: `Spmm` (sparse and dense products), `Depthwise`, `Pool`, `Panel` (windows), `Pointwise`, `GlobalPool`,
-`Transpose`, `Norm`, `Interleave` (pixels of several images), `Gates` (recurrences), `Largest` (TopK), `Probe` and
-`LoadProbe` (the roofline). A spec is all there is to know of a kernel: equal specs are one kernel, compiled once.
+`Transpose`, `Norm`, `Attention`, `Interleave` (pixels of several images), `Gates` (recurrences), `Largest` (TopK),
+`Probe` and `LoadProbe` (the roofline). A spec is all there is to know of a kernel: equal specs are one kernel,
+compiled once.
 """
 
+from edgesparse.kernels.attention import Attention
 from edgesparse.kernels.epilogue import Epilogue
 from edgesparse.kernels.interleave import Interleave
 from edgesparse.kernels.norm import Norm
@@ -24,6 +26,7 @@ KernelSpec = (
     | GlobalPool
     | Transpose
     | Norm
+    | Attention
     | Interleave
     | Gates
     | Largest
@@ -32,6 +35,7 @@ KernelSpec = (
 )
 
 __all__ = [
+    "Attention",
     "Depthwise",
     "Epilogue",
     "Gates",

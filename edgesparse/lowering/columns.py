@@ -11,10 +11,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edgesparse.graph.ops import LayerNorm, Linear, View
+from edgesparse.graph.ops import Attention, LayerNorm, Linear, View
+from edgesparse.kernels import Attention as Heads
 from edgesparse.kernels import Norm, Transpose
 from edgesparse.lowering.emitter import Emitter, Place
 from edgesparse.lowering.program import Ref
+from edgesparse.planning.place import accumulators
 from edgesparse.planning.plan import pitch_of
 
 Spot = tuple[Ref, int]
@@ -43,6 +45,43 @@ def lower_norm(emitter: Emitter, op: LayerNorm) -> None:
     scale = emitter.constant(f"{op.name}/scale", lambda: np.ascontiguousarray(op.scale, np.float32))
     shift = emitter.constant(f"{op.name}/shift", lambda: np.ascontiguousarray(op.shift, np.float32))
     emitter.call(spec, [x, scale, shift, y], [x_pitch, y_pitch, op.scale.size], spec.extent)
+    _settle_images(emitter, op.output)
+
+
+def lower_attention(emitter: Emitter, op: Attention) -> None:
+    """One call for each image of the batch; every thread has scores of its own."""
+    rows = (op.queries, op.keys, op.keys)
+    spots = [columns(emitter, name, op.batch * n) for name, n in zip(op.inputs[:3], rows, strict=True)]
+    y, y_pitch = _made(emitter, op.output, op.batch * op.queries)
+    mask = emitter.plain(op.inputs[3]) if len(op.inputs) > 3 else None
+    most, target = accumulators(emitter.target), emitter.target
+    block = 8 if most >= 16 else 4
+    spec = Heads(
+        op.queries,
+        op.keys,
+        op.width,
+        op.depth,
+        op.scale,
+        mask is not None,
+        block,
+        max(1, most // block),
+        target.lanes,
+    )
+    parts = emitter.plan.strips if emitter.shared else 1
+    scores = emitter.buffer(f"scores:{op.name}", 4 * spec.workspace * parts)
+    pitches = [pitch for _, pitch in spots]
+    steps = [step * pitch for (_, step), pitch in zip(op.starts, pitches, strict=True)]
+    args = [*pitches, y_pitch, *steps, op.depth * y_pitch, op.heads, parts]
+    for image in range(op.batch):
+        refs = [
+            Ref(ref.name, ref.offset + 4 * (first * pitch + image * n))
+            for (ref, pitch), (first, _), n in zip(spots, op.starts, rows, strict=True)
+        ]
+        if mask is not None:
+            whole = emitter.graph.values[op.inputs[3]].elements > op.keys
+            refs.append(Ref(mask, 4 * op.keys * image * whole))
+        refs += [Ref(scores), Ref(y.name, y.offset + 4 * image * op.queries)]
+        emitter.call(spec, refs, list(args), op.heads)
     _settle_images(emitter, op.output)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgesparse.errors import CompileError
 from edgesparse.graph.ops import (
+    Attention,
     Concat,
     Conv,
     Elementwise,
@@ -40,7 +41,7 @@ from edgesparse.kernels import (
     Spmm,
     Window,
 )
-from edgesparse.lowering.columns import lower_linear, lower_norm, lower_view
+from edgesparse.lowering.columns import lower_attention, lower_linear, lower_norm, lower_view
 from edgesparse.lowering.emitter import Emitter, Place
 from edgesparse.lowering.program import ARENA, Layout, Port, Program, Ref
 from edgesparse.lowering.recurrent import lower_recurrence
@@ -338,6 +339,8 @@ def _step(emitter: _Lowering, op: Op, step: Step, parts: Mapping[str, Part]) -> 
         lower_linear(emitter, op, emitter.product)
     elif isinstance(op, LayerNorm):
         lower_norm(emitter, op)
+    elif isinstance(op, Attention):
+        lower_attention(emitter, op)
     elif isinstance(op, Recurrence):
         lower_recurrence(emitter, op, emitter.product)
     elif isinstance(op, Interleave):

@@ -17,7 +17,7 @@ import numpy as np
 from edgesparse.costing.costs import table_for
 from edgesparse.costing.counts import Terms, count
 from edgesparse.errors import Reason
-from edgesparse.graph.ops import Conv, Fallback, Graph, Linear, Op, Recurrence
+from edgesparse.graph.ops import Attention, Conv, Fallback, Graph, Linear, Op, Recurrence
 from edgesparse.kernels import Spmm
 from edgesparse.pattern import SparsePattern, find_pattern
 from edgesparse.planning.packing import Size, sizes
@@ -286,12 +286,19 @@ def _plain_placement(op: Op, graph: Graph, kind: str) -> Placement:
     if isinstance(op, Conv):
         macs, stored, shape = op.weight.size * _pixels(graph, op), op.weight.nbytes, op.weight.shape
         pattern, density = find_pattern(op.weight)
+    if isinstance(op, Attention):
+        macs = op.macs
     if isinstance(op, Fallback):
         operators = sorted({node.op_type for node in op.model.graph.node})
         reason = Reason("relax", f"no kernel of ours for {', '.join(operators)}: lowered through Relax", op.name)
     else:
-        reason = Reason("no-weights" if macs == 0 else "depthwise", _WHY.get(kind, "has no weights to skip"), op.name)
+        reason = Reason(
+            "depthwise" if isinstance(op, Conv) else "no-weights", _WHY.get(kind, "has no weights to skip"), op.name
+        )
     return Placement(op.name, op.nodes, kind, shape, pattern, density, macs=macs, stored=stored, reason=reason)
 
 
-_WHY = {"depthwise": "depthwise kernels use every weight: a channel has only its own few taps"}
+_WHY = {
+    "depthwise": "depthwise kernels use every weight: a channel has only its own few taps",
+    "attention": "both factors of its products are activations: there are no weights to skip",
+}
