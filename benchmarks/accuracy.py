@@ -1,10 +1,13 @@
 """Accuracy after pruning without training: the tables of docs/accuracy.md in one command.
 
     python benchmarks/accuracy.py --calibration DIR --evaluation DIR --out out/accuracy.jsonl
+    python benchmarks/accuracy.py --calibration DIR --evaluation DIR --samples 64 --pictures 100 --compare
 
 EfficientNet-lite0 with its published weights, 1x1 convolutions pruned; pictures named by their ImageNet class. Labels
-are used for measuring only. Each row is written as soon as it is measured; rows that are there already are not measured
-again, so that a run can be cut short and goes on later. `--table` prints what is there.
+are used for measuring only. Without `--compare` the best stack alone; with it every criterion, reconstruction,
+allocation and order, each in place of the best stack's own. Each row is written as soon as it is measured; rows that
+are there already are not measured again, so that a run can be cut short and goes on later. `--table` prints what is
+there.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,9 @@ import click
 import numpy as np
 import onnx_ir as ir
 
-from edgesparse.advice.evaluate import evaluate, onnx_model
+from edgesparse.advice.evaluate import Model, evaluate, onnx_model
 from edgesparse.models import pictures
+from edgesparse.models.data import Sample
 from edgesparse.models.exporting import model_path
 from edgesparse.passes import allocate, weight_layers
 from edgesparse.passes.base import infer_shapes
@@ -54,14 +58,17 @@ class Stack:
         return Repair(self.criterion, self.method, self.recalibrate, self.recalibrate)
 
 
-CRITERIA = ("magnitude", "wanda", "obs")
-METHODS = ("none", "swap", "refit", "projected")
-ALLOCATIONS = ("uniform", "erk", "global", "sensitivity")
-STACKS = [
+BEST = Stack("obs", "refit", "sensitivity", "search")
+"""What `sparsify --calibrate` does. Patterns without groups have no order to search for."""
+STACKS = (
+    BEST,
+    *(replace(BEST, allocation=one) for one in ("uniform", "erk", "global")),
+    *(replace(BEST, criterion=one) for one in ("magnitude", "wanda")),
+    *(replace(BEST, method=one) for one in ("projected", "swap", "none")),
+    replace(BEST, recalibrate=False),
+    replace(BEST, order="given"),
     Stack("magnitude", "none", recalibrate=False),
-    Stack("obs", "refit", recalibrate=False),
-    *(Stack(c, m, a, o) for o in ("given", "search") for a in ALLOCATIONS for c in CRITERIA for m in METHODS),
-]
+)
 
 
 @click.command()
@@ -70,45 +77,59 @@ STACKS = [
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/accuracy.jsonl"), show_default=True)
 @click.option("--patterns", default="unstructured,group:4x1,group:8x1", show_default=True)
 @click.option("--sparsities", default="0.3,0.5,0.6,0.7", show_default=True)
-@click.option("--stacks", help="Only these, by their names, separated by ';'.  [default: all]")
+@click.option("--samples", default=128, show_default=True, help="Pictures to calibrate on.")
+@click.option("--pictures", "judges", default=200, show_default=True, help="Pictures to evaluate on.")
+@click.option("--compare", is_flag=True, help="All stacks, not the best one alone.")
 @click.option("--table", is_flag=True, help="Measure nothing; print what is there as Markdown.")
 def main(
-    calibration: Path, evaluation: Path, out: Path, patterns: str, sparsities: str, stacks: str | None, table: bool
+    calibration: Path,
+    evaluation: Path,
+    out: Path,
+    patterns: str,
+    sparsities: str,
+    samples: int,
+    judges: int,
+    compare: bool,
+    table: bool,
 ) -> None:
     """Measure and write every combination asked for that is not there yet."""
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else []
     if table:
         click.echo(markdown(rows))
         return
-    done = {(row["pattern"], row["sparsity"], row["stack"]) for row in rows}
-    wanted = set(stacks.split(";")) if stacks else {str(stack) for stack in STACKS}
-    if unknown := wanted - {str(stack) for stack in STACKS}:
-        raise click.BadParameter(f"no stack {sorted(unknown)[0]!r}; there are {'; '.join(map(str, STACKS))}")
+    done = {(row["pattern"], row["sparsity"], row["stack"], row["samples"], row["pictures"]) for row in rows}
     out.parent.mkdir(parents=True, exist_ok=True)
-    bench = Bench(calibration, evaluation)
-    for text in patterns.split(","):
+    bench = Bench(calibration, evaluation, samples, judges)
+    sizes = (len(bench.samples), len(bench.labelled))
+    wanted = [
+        (text, stack, sparsity)
+        for sparsity in map(float, sparsities.split(","))
+        for stack in (STACKS if compare else (BEST,))
+        for text in patterns.split(",")
+    ]
+    for text, stack, sparsity in wanted:
         pattern = SparsePattern.parse(text)
-        for stack in (one for one in STACKS if str(one) in wanted):
-            if stack.order == "search" and pattern.kind != "group":
-                continue
-            for sparsity in map(float, sparsities.split(",")):
-                if (text, sparsity, str(stack)) in done:
-                    continue
-                row = bench.measure(pattern, stack, sparsity)
-                with out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                click.echo(str(row))
+        if pattern.kind != "group":
+            stack = replace(stack, order="given")
+        if (text, sparsity, str(stack), *sizes) in done:
+            continue
+        done.add((text, sparsity, str(stack), *sizes))
+        row = bench.measure(pattern, stack, sparsity)
+        with out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        click.echo(str(row))
 
 
 class Bench:
     """Model and pictures, and what several rows share: rearranged networks and sensitivities."""
 
-    def __init__(self, calibration: Path, evaluation: Path) -> None:
-        self.samples: list[Feeds] = [{"input": value} for value, _ in pictures.samples(calibration, limit=256)]
-        self.labelled = [({"input": value}, label) for value, label in pictures.samples(evaluation)]
+    def __init__(self, calibration: Path, evaluation: Path, samples: int = 256, judges: int = 10_000) -> None:
+        self.samples: list[Feeds] = [{"input": value} for value, _ in some(pictures.samples(calibration), samples)]
+        self.labelled = [({"input": value}, label) for value, label in some(pictures.samples(evaluation), judges)]
         self.dense = prepare(model_path("efficientnet-lite0-imagenet"), None)
+        self.reference = remembered(onnx_model(self.dense))
         self.rearranged: dict[str, ir.Model] = {}
-        self.sensitivities: dict[tuple[str, Stack], list[allocate.Sensitivity]] = {}
+        self.sensitivities: dict[tuple[str, str], list[allocate.Sensitivity]] = {}
 
     def measure(self, pattern: SparsePattern, stack: Stack, sparsity: float) -> dict[str, Any]:
         """One row: accuracy in per cent, agreement with the dense network, and seconds on one thread."""
@@ -121,7 +142,7 @@ class Bench:
         choices = {name: Choice(pattern, share) for name, share in shares.items() if share < 1}
         repair_in_order(model, choices, self.samples, stack.repair)
         seconds = time.process_time() - started
-        found = evaluate(onnx_model(model), self.labelled, against=onnx_model(self.dense))
+        found = evaluate(onnx_model(model), self.labelled, against=self.reference)
         assert found.quality is not None
         assert found.dense is not None
         assert found.agreement is not None
@@ -135,6 +156,8 @@ class Bench:
             "kl": round(found.agreement.kl, 4),
             "real": real(model, layers),
             "cpu_seconds": round(seconds, 1),
+            "samples": len(self.samples),
+            "pictures": len(self.labelled),
         }
 
     def base(self, pattern: SparsePattern, order: str) -> ir.Model:
@@ -148,13 +171,31 @@ class Bench:
     def prepared(
         self, pattern: SparsePattern, stack: Stack, base: ir.Model, layers: Sequence[LayerInfo]
     ) -> list[allocate.Sensitivity]:
-        """Sensitivities, measured with the stack's own repair; one measurement serves all sparsities."""
+        """Sensitivities of the pattern and order, with the best stack's repair: one measurement serves all stacks."""
         if stack.allocation != "sensitivity":
             return []
-        key = (str(pattern), stack)
+        key = (str(pattern), stack.order)
         if key not in self.sensitivities:
-            self.sensitivities[key] = allocate.sensitivities(base, layers, pattern, self.samples, stack.repair)
+            self.sensitivities[key] = allocate.sensitivities(base, layers, pattern, self.samples, BEST.repair)
         return self.sensitivities[key]
+
+
+def some(items: Iterable[Sample], count: int) -> list[Sample]:
+    """At most `count` of the items, spread over all."""
+    found = list(items)
+    return [found[i] for i in np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)]
+
+
+def remembered(model: Model) -> Model:
+    """The same function of the same sample objects, each run once."""
+    found: dict[int, Any] = {}
+
+    def run(feeds: Feeds) -> Any:
+        if id(feeds) not in found:
+            found[id(feeds)] = model(feeds)
+        return found[id(feeds)]
+
+    return run
 
 
 def densities(
@@ -206,13 +247,16 @@ def real(model: ir.Model, layers: Sequence[LayerInfo]) -> float:
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a table: a line for each pattern and stack, a column for each sparsity; top-1."""
     columns = sorted({row["sparsity"] for row in rows})
-    lines: dict[tuple[str, str], dict[float, str]] = {}
+    lines: dict[tuple[int, int, str, str], dict[float, str]] = {}
     for row in rows:
-        lines.setdefault((row["pattern"], row["stack"]), {})[row["sparsity"]] = f"{row['top1']:.1f}"
-    head = ["pattern", "criterion, reconstruction, allocation, order", *(f"{share:.0%}" for share in columns)]
-    text = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    for (pattern, stack), cells in sorted(lines.items()):
-        text.append(f"| {' | '.join([pattern, stack, *(cells.get(share, '') for share in columns)])} |")
+        key = (row["samples"], row["pictures"], row["pattern"], row["stack"])
+        lines.setdefault(key, {})[row["sparsity"]] = f"{row['top1']:.1f}"
+    head = ["pictures", "pattern", "criterion, reconstruction, allocation, order"]
+    text = [f"| {' | '.join([*head, *(f'{share:.0%}' for share in columns)])} |"]
+    text.append(f"|{' --- |' * (len(head) + len(columns))}")
+    for (samples, judges, pattern, stack), cells in sorted(lines.items()):
+        start = [f"{samples} / {judges}", pattern, stack]
+        text.append(f"| {' | '.join([*start, *(cells.get(share, '') for share in columns)])} |")
     return "\n".join(text)
 
 

@@ -26,7 +26,7 @@ from edgesparse.passes.reconstruct import Repair, bias_of, prune_layer, store
 from edgesparse.pattern import SparsePattern
 from edgesparse.recipe import Choice
 
-PROBES = (0.15, 0.3, 0.5, 0.7)
+PROBES = (0.15, 0.3, 0.5, 0.7, 0.85)
 """Densities at which sensitivities are measured."""
 GRID = tuple(round(0.05 * i, 2) for i in range(2, 21))
 """Densities that a layer may get."""

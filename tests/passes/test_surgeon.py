@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +13,7 @@ from edgesparse import pattern as P
 from edgesparse.errors import UsageError
 from edgesparse.passes import weight_layers
 from edgesparse.passes.base import infer_shapes
+from edgesparse.passes.calibration import Samples
 from edgesparse.passes.layers import canonical_weight
 from edgesparse.passes.observe import Moments, Spread, advance, input_moments, output_spread, run_values
 from edgesparse.passes.reconstruct import Repair, bias_of, repair_in_order, uniform
@@ -165,3 +167,23 @@ def test_errors(net: ir.Model) -> None:
     bad = [{"x": np.full((1, 6, 7, 7), np.nan, np.float32)}]
     with pytest.raises(UsageError, match="NaN or infinite"):
         input_moments(net, weight_layers(net)[:1], bad)
+
+
+def test_memory_does_not_grow_with_the_samples(load) -> None:
+    """Three times as many samples, hardly any more memory: they are read one at a time, and only sums are kept."""
+    weight = {"w": RNG.normal(size=(6, 6, 1, 1)).astype(np.float32)}
+    model = load("g (float[1,6,64,64] x) => (float[1,6,64,64] y) { y = Conv(x, w) }", weight)
+    layers = weight_layers(model)
+
+    def peak(count: int) -> int:
+        made = Samples(lambda: ({"x": np.full((1, 6, 64, 64), i, np.float32)} for i in range(count)))
+        tracemalloc.start()
+        try:
+            input_moments(model, layers, made)
+            output_spread(model, layers, made)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(2)  # what is loaded once
+    assert peak(60) < peak(20) + 6 * 64 * 64 * 4, "forty samples more take less than one"
