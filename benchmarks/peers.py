@@ -1,6 +1,7 @@
 """edgesparse beside other engines, each at its best, all in one process on one core, in alternation.
 
     pip install openvino MNN ai-edge-litert     # whichever are wanted; all are optional
+    pip install --no-deps deepsparse==1.8.0     # the last one with an engine; Python up to 3.11
     python benchmarks/peers.py --model mobilenet-v1 --pattern group:8x1 --density 0.1 -o out/peers.json
 
 onnxruntime is always there. A peer that is not installed, or refuses the model, is told and left out. All run the
@@ -77,7 +78,7 @@ def mnn(model: Path, feeds: Feeds, threads: int, room: Path) -> Peer:
 
     converted = room / "peer.mnn"
     words = ["mnnconvert", "-f", "ONNX", "--modelFile", str(model), "--MNNModel", str(converted), "--bizCode", "x"]
-    code = f"import MNN, _tools; _tools.mnnconvert({words!r})"
+    code = f"import sys; sys.path[:] = {sys.path!r}; import MNN, _tools; _tools.mnnconvert({words!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if not converted.exists():
         raise EdgesparseError("MNN cannot convert the model", why=done.stdout.strip()[-200:])
@@ -118,11 +119,30 @@ def litert(model: Path, feeds: Feeds, threads: int, room: Path) -> Peer:
 
 
 def deepsparse(model: Path, feeds: Feeds, threads: int, room: Path) -> Peer:
-    """DeepSparse, which ended in 2025: its last wheels want Python 3.11 and old companions."""
+    """DeepSparse, which ended in 2025: its last wheel is 1.8.0, for Python up to 3.11.
+
+    It reads a table that onnx has dropped since, which is put back, and models of operator sets up to 14 at its best.
+    """
+    import types
+
+    import onnx
+    import onnx.version_converter
+
+    table = types.ModuleType("onnx.mapping")
+    kinds = onnx.helper.get_all_tensor_dtypes()
+    vars(table)["TENSOR_TYPE_TO_NP_TYPE"] = {kind: onnx.helper.tensor_dtype_to_np_dtype(kind) for kind in kinds}
+    sys.modules.setdefault("onnx.mapping", table)
     from deepsparse import Engine
 
+    old = onnx.version_converter.convert_version(onnx.load(str(model)), 14)
+    old.ir_version = 8
+    for node in old.graph.node:  # the converter leaves an attribute of a later ReduceMean at its default
+        kept = [item for item in node.attribute if item.name != "noop_with_empty_axes"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    onnx.save(old, str(room / "deepsparse.onnx"))
     started = time.perf_counter()
-    engine = Engine(str(model), batch_size=1, num_cores=threads)
+    engine = Engine(str(room / "deepsparse.onnx"), batch_size=1, num_cores=threads)
     spent = time.perf_counter() - started
     values = [np.ascontiguousarray(value) for value in feeds.values()]
     return Peer("deepsparse", spent, lambda: engine.run(values), lambda: engine.run(values)[0])

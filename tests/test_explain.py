@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import onnx.numpy_helper
@@ -110,6 +112,23 @@ def test_the_same_model_is_explained_alike_whatever_the_clock_says() -> None:
     data = first.as_dict()
     assert data["schema"] == "edgesparse.explain/1"
     assert len(data["layers"]) == len(graph.ops)
+
+
+def test_what_falls_short_is_told_what_to_do() -> None:
+    """Either the pattern that gains, or what twice the weights would cost; the figure is that of the cost model."""
+    target, told = Target.parse("x86-64-v4"), []
+    found = explain(
+        pruned(bottlenecks(), "group:4x1", 0.05, ALL), target, tick=lambda share, text: told.append((share, text))
+    )
+    short = [layer for layer in found.layers if layer.pruned and layer.cause != "as-expected"]
+    assert short
+    for layer in short:
+        gains = re.fullmatch(r"group:\d+x1 at the same density would be (\d+) % faster", layer.advice)
+        other = re.fullmatch(r"no other .* gains 5 %; at density 0.1 it would take (\d+) % longer", layer.advice)
+        assert (gains and int(gains[1]) >= 5) or (other and 0 <= int(other[1]) <= 100), layer
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares)
+    assert 0 <= shares[0] < shares[-1] < 1
 
 
 def test_kernels_of_an_artifact_are_taken_as_they_are() -> None:

@@ -7,7 +7,7 @@ what was found and one that says what to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -137,6 +137,7 @@ def explain(
     compiled: Iterable[Mapping[str, Any]] | None = None,
     asked: Choice | None = None,
     measured: Mapping[str, float] | None = None,
+    tick: Callable[[float, str], None] | None = None,
 ) -> Explanation:
     """Explain a recognised model on a target.
 
@@ -148,17 +149,24 @@ def explain(
         The plan that was compiled; by default the one that the cost model chooses.
     measured:
         How many times as fast as dense each layer was, by name.
+    tick:
+        Told the share done, and what comes now.
     """
+    say = tick or (lambda share, text: None)
+    say(0.0, "choosing the plan")
     table = table_for(target)
     layout = decide(graph, target, asked).plan
     placements = placed_as(graph, layout, target, compiled) if compiled is not None else place(graph, layout, target)
+    say(0.2, "predicting")
     sparse = forecast(graph, layout, placements, target, table)
     dense = forecast(graph, layout, place(graph, layout, target, dense=True), target, table)
     total = sum(each.time for each in dense.values()) or 1.0
-    layers = tuple(
-        _layer(op, layout, target, placements[op.name], sparse[op.name], dense[op.name], total, measured or {})
-        for op in graph.ops
-    )
+    found = []
+    for done, op in enumerate(graph.ops):
+        say(0.4 + 0.6 * done / len(graph.ops), "asking why")
+        mine = placements[op.name], sparse[op.name], dense[op.name]
+        found.append(_layer(op, layout, target, *mine, total, measured or {}))
+    layers = tuple(found)
     gained = total / (sum(each.time for each in sparse.values()) or 1.0)
     cause, why, advice = verdict(layers)
     return Explanation(layers, gained, cause, why, advice, table, str(target))
@@ -213,6 +221,8 @@ def _layer(
     advice = f"{best} at the same density would be {100 * (gain - 1):.0f} % faster" if gain >= _WORTH_SAYING else ""
     if code == "above-break-even" and not advice:
         advice = "prune it further, or leave it dense"
+    elif code not in ("as-expected", "dense-asked") and not advice:
+        advice = _more_weights(job, target, pattern, placement.density, fixed)
     return replace(found, cause=code, why=why, advice=advice)
 
 
@@ -265,6 +275,14 @@ def _other_pattern(
     found = [(best_sparse(job, target, each, density)[0], each) for each in PATTERNS if each != placement.pattern]
     time, best = min(found, key=lambda item: item[0])
     return sparse.time / (fixed + time) if fixed + time else 1.0, best
+
+
+def _more_weights(job: Job, target: Target, pattern: SparsePattern, density: float, fixed: float) -> str:
+    """What to do where no pattern helps: how little it would cost to keep twice the weights, for the accuracy."""
+    more = min(1.0, 2 * density)
+    now, then = (fixed + best_sparse(job, target, pattern, each)[0] for each in (density, more))
+    slower = 100 * (then / now - 1) if now else 0.0
+    return f"no other pattern of this density gains 5 %; at density {more:.2g} it would take {slower:.0f} % longer"
 
 
 def _union(job: Job, placement: Placement) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,8 +57,15 @@ class Verification:
         return all(error.relative <= self.tolerance for error in self.errors)
 
 
-def verify(path: Path, run: bool = False, *, tolerance: float = TOLERANCE, must_agree: bool = True) -> Verification:
-    """Check an artifact's hashes; with `run` also its numbers, on its samples.
+def verify(
+    path: Path,
+    run: bool = False,
+    *,
+    tolerance: float = TOLERANCE,
+    must_agree: bool = True,
+    tick: Callable[[float, str], None] | None = None,
+) -> Verification:
+    """Check an artifact's hashes; with `run` also its numbers, on its samples. `tick` is told the share done.
 
     Each sample's outputs are compared with the stored ones, and with what onnxruntime computes from the
     artifact's portable model.
@@ -72,8 +79,10 @@ def verify(path: Path, run: bool = False, *, tolerance: float = TOLERANCE, must_
     NumbersDifferError
         An output is off by more than the tolerance, unless `must_agree` is false.
     """
+    say = tick or (lambda share, text: None)
+    say(0.0, "hashes")
     artifact = open_artifact(path)
-    errors = tuple(_errors(artifact)) if run else ()
+    errors = tuple(_errors(artifact, say)) if run else ()
     files = {name: entry.size for name, entry in artifact.manifest.files.items()}
     result = Verification(path, files, errors, tolerance)
     worst = result.worst
@@ -104,13 +113,15 @@ def compare(found: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
     return absolute, absolute / scale if scale else absolute
 
 
-def _errors(artifact: Artifact) -> list[OutputError]:
+def _errors(artifact: Artifact, say: Callable[[float, str], None]) -> list[OutputError]:
     cases = samples.load(artifact.file(samples.NAME), artifact.manifest)
+    say(0.2, "loading it into onnxruntime")
     session = _session(artifact)
     names = [info.name for info in artifact.manifest.outputs]
     found = []
     with LocalRunner(artifact) as runner:
         for index, case in enumerate(cases):
+            say(0.5 + 0.5 * index / len(cases), "samples")
             outputs = runner.run(case.inputs)
             found += _compared("samples", index, names, outputs, case.outputs)
             reference = dict(zip(names, session.run(names, dict(case.inputs)), strict=True))

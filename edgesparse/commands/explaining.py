@@ -43,10 +43,10 @@ def profile(console: Console, artifact: Path, runs: int, json_to: str | None) ->
     opened = open_artifact(artifact)
     check_host(opened)
     with console.progress("profile") as tick:
-        tick(0.0, "measuring the roofline")
-        roof = measure_roofline(Target.parse(target_text(opened.manifest.target)))
-        tick(0.6, "timing layers")
-        rows = profile_artifact(opened, roof, runs=runs)
+        tick(0.0, "building the probes")
+        chosen = Target.parse(target_text(opened.manifest.target))
+        roof = measure_roofline(chosen, lambda share, text: tick(0.6 * share, text))
+        rows = profile_artifact(opened, roof, runs=runs, tick=lambda share, text: tick(0.6 + 0.3 * share, text))
     if json_to:
         console.json(as_json(opened, roof, rows), json_to)
         return
@@ -98,11 +98,23 @@ def explain(
     chosen = Target.parse(target_text(opened.manifest.target) if opened else target)
     model = opened.file(PORTABLE) if opened else path
     with console.progress("explain") as tick:
+        start = 0.9 if measure else 0.3
+        ratios = None
+        if measure:
+            ratios = _measured(model, opened, chosen, fixed, lambda share, text: tick(start * share, text))
+        else:
+            tick(0.0, "reading the model")
         graph = recognise(prepare(model, None, fixed, None, console.notice))
-        ratios = _measured(model, opened, chosen, fixed, tick) if measure else None
         layers = opened.manifest.layers if opened else None
         asked = choice_of(opened.manifest.info) if opened else None
-        found = explained(graph, chosen, compiled=layers, asked=asked, measured=ratios)
+        found = explained(
+            graph,
+            chosen,
+            compiled=layers,
+            asked=asked,
+            measured=ratios,
+            tick=lambda share, text: tick(start + (1 - start) * share, text),
+        )
     if json_to:
         console.json(found.as_dict(), json_to)
         return
@@ -142,6 +154,7 @@ def _measured(
 
 
 def _show_explanation(console: Console, found: Explanation, path: str) -> None:
+    timed = any(layer.measured is not None for layer in found.layers)
     columns = (
         "layer",
         "kind",
@@ -151,7 +164,7 @@ def _show_explanation(console: Console, found: Explanation, path: str) -> None:
         "runner-up",
         "of time",
         "x dense",
-        "measured",
+        *(("measured",) if timed else ()),
         "even at",
     )
     cells = [
@@ -164,7 +177,7 @@ def _show_explanation(console: Console, found: Explanation, path: str) -> None:
             layer.runner_up,
             f"{100 * layer.share:.1f} %",
             f"{layer.predicted:.2f}",
-            "" if layer.measured is None else f"{layer.measured:.2f}",
+            *(("" if layer.measured is None else f"{layer.measured:.2f}",) if timed else ()),
             "" if layer.break_even is None else f"{layer.break_even:.2f}",
             layer.cause,
         )

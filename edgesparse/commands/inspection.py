@@ -53,7 +53,9 @@ def inspect(
 def _inspect_model(console: Console, path: Path, shapes: Mapping[str, tuple[int, ...]], json_to: str | None) -> None:
     from edgesparse.graph.survey import survey
 
-    layers = survey(path, shapes, console.notice)
+    with console.progress("inspect") as tick:
+        tick(0.0, "reading the model")
+        layers = survey(path, shapes, console.notice)
     if json_to:
         data = {"schema": "edgesparse.inspect/1", "model": str(path), "layers": [item.as_dict() for item in layers]}
         console.json(data, json_to)
@@ -123,19 +125,22 @@ def _inspect_plan(
 
     opened = open_artifact(path) if common.is_artifact(path) else None
     chosen = Target.parse(target_text(opened.manifest.target) if opened else target)
-    graph = recognise(prepare(opened.file(PORTABLE) if opened else path, None, shapes, None, console.notice))
-    if opened is None:
-        found = view(graph, chosen, threads=threads)
-    else:
-        info = opened.manifest.info
-        found = view(
-            graph,
-            chosen,
-            asked=choice_of(info),
-            compiled=opened.manifest.layers,
-            threads=int(info.get("threads", 1)),
-            dense=bool(info.get("dense", False)),
-        )
+    with console.progress("inspect") as tick:
+        tick(0.0, "reading the model")
+        graph = recognise(prepare(opened.file(PORTABLE) if opened else path, None, shapes, None, console.notice))
+        tick(0.4, "planning")
+        if opened is None:
+            found = view(graph, chosen, threads=threads)
+        else:
+            info = opened.manifest.info
+            found = view(
+                graph,
+                chosen,
+                asked=choice_of(info),
+                compiled=opened.manifest.layers,
+                threads=int(info.get("threads", 1)),
+                dense=bool(info.get("dense", False)),
+            )
     if json_to:
         console.json(found.as_dict(), json_to)
         return

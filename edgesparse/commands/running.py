@@ -74,7 +74,8 @@ def verify(console: Console, artifact: Path, run_it: bool, tolerance: float | No
     from edgesparse.artifacts import verify as verification
 
     allowed = verification.TOLERANCE if tolerance is None else tolerance
-    found = verification.verify(artifact, run_it, tolerance=allowed, must_agree=json_to is None)
+    with console.progress("verify") as tick:
+        found = verification.verify(artifact, run_it, tolerance=allowed, must_agree=json_to is None, tick=tick)
     worst = found.worst
     if json_to:
         data = {

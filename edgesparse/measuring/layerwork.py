@@ -6,7 +6,7 @@ says how fast this core could do either.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,8 +59,10 @@ class LayerWork:
     bound: str
 
 
-def profile_artifact(artifact: Artifact, roof: Roofline, *, runs: int = RUNS) -> tuple[LayerWork, ...]:
-    """Time and count every layer of an artifact on this machine, one thread.
+def profile_artifact(
+    artifact: Artifact, roof: Roofline, *, runs: int = RUNS, tick: Callable[[float, str], None] | None = None
+) -> tuple[LayerWork, ...]:
+    """Time and count every layer of an artifact on this machine, one thread; `tick` is told the share done.
 
     Raises
     ------
@@ -76,10 +78,14 @@ def profile_artifact(artifact: Artifact, roof: Roofline, *, runs: int = RUNS) ->
     contender = ArtifactContender("profile", artifact, first_sample(artifact))
     try:
         contender.run_once()
-        taken = [[ns for _, ns in contender.runner.profile()] for _ in range(runs + 1)][1:]
+        taken = []
+        for done in range(runs + 1):
+            taken.append([ns for _, ns in contender.runner.profile()])
+            if tick is not None:
+                tick((done + 1) / (runs + 1), "timing layers")
     finally:
         contender.close()
-    seconds = np.median(np.array(taken), axis=0) / 1e9
+    seconds = np.median(np.array(taken[1:]), axis=0) / 1e9
     return combine(artifact.manifest.layers, seconds.tolist(), artifact_terms(artifact), roof)
 
 

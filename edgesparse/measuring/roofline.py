@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,8 @@ class Roofline:
         return most if times[most] >= _OVERHEAD * seconds else "overhead"
 
 
-def measure_roofline(target: Target) -> Roofline:
-    """Measure one core of this machine with the target's vectors.
+def measure_roofline(target: Target, tick: Callable[[float, str], None] | None = None) -> Roofline:
+    """Measure one core of this machine with the target's vectors; `tick` is told the share done, and the level.
 
     Raises
     ------
@@ -72,7 +72,13 @@ def measure_roofline(target: Target) -> Roofline:
         link_objects(objects, path, target.triple)
         function = getattr(ctypes.CDLL(str(path)), probe.symbol)
         function.restype = None
-        gbytes = {level: _load_rate(function, size, target.lanes) for level, size in level_sizes(target).items()}
+        gbytes = {}
+        for done, (level, size) in enumerate(level_sizes(target).items(), 1):
+            if tick is not None:
+                tick(done / 6, f"loads from {level}")
+            gbytes[level] = _load_rate(function, size, target.lanes)
+    if tick is not None:
+        tick(5 / 6, "multiply-adds")
     return Roofline(peak_gflops(target), gbytes)
 
 
