@@ -57,6 +57,24 @@ class Fusion:
         self.taken.update(id(part) for part in chain)
         return epilogue, residual, chain
 
+    def affine(self, epilogue: Epilogue, chain: list[ir.Node]) -> tuple[Epilogue, tuple[float, float], list[ir.Node]]:
+        """The factor and then the term, each one number, that follow a fused activation (PP-LCNetV3's, for one)."""
+        numbers = [1.0, 0.0]
+        if epilogue.activation == "none" or epilogue.residual == "after":
+            return epilogue, (1.0, 0.0), chain
+        chain = list(chain)
+        for place, kind in enumerate(("Mul", "Add")):
+            node, value = self.sole_consumer(chain[-1].outputs[0]), chain[-1].outputs[0]
+            if node is None or node.op_type != kind or id(node) in self.taken or node.outputs[0].shape != value.shape:
+                continue
+            constant = next((constant_of(each) for each in node.inputs if each is not value), None)
+            if constant is not None and constant.size == 1:
+                numbers[place] = float(constant.reshape(-1)[0])
+                chain.append(node)
+                self.taken.add(id(node))
+        affine = (numbers[0], numbers[1])
+        return replace(epilogue, affine=affine != (1.0, 0.0)), affine, chain
+
     def _residual_of(self, add: ir.Node, value: ir.Value, made: Container[str]) -> ir.Value | None:
         """The other input of an Add of two images of one shape, if it is among the values already `made`."""
         if add.op_type != "Add" or id(add) in self.taken:

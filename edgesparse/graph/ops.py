@@ -63,7 +63,8 @@ class Op:
 class Conv(Op):
     """Convolution. `weight` is ``[Cout, Cin/groups, kh*kw]``, `pads` (top, left, bottom, right).
 
-    With a residual in the epilogue it is the second input.
+    With a residual in the epilogue it is the second input. `affine` is the scale and the shift of an epilogue that has
+    them.
     """
 
     weight: np.ndarray
@@ -74,6 +75,7 @@ class Conv(Op):
     pads: tuple[int, int, int, int]
     groups: int
     epilogue: Epilogue
+    affine: tuple[float, float] = (1.0, 0.0)
 
     @property
     def pointwise(self) -> bool:

@@ -164,6 +164,7 @@ class _Walk:
         strides, dilations = pair(node, "strides"), pair(node, "dilations")
         pads = pads_of(node, image[2:], kernel, strides, dilations)
         epilogue, residual, chain = self.fusion.fuse(node, self._made(), residuals=True)
+        epilogue, affine, chain = self.fusion.affine(epilogue, chain)
         flat = weight.reshape(*weight.shape[:2], -1)
         return Conv(
             node_name(node),
@@ -178,6 +179,7 @@ class _Walk:
             pads,
             integer(node, "group", 1),
             epilogue,
+            affine,
         )
 
     def _output(self, chain: list[ir.Node]) -> str:

@@ -32,6 +32,10 @@ class Body:
         """The 32-bit argument at `index` of the call's table, read once."""
         return self.let(self.args[index])
 
+    def real(self, index: int) -> Any:
+        """The argument at `index`, which holds the bits of a float32."""
+        return self.let(self.T.reinterpret("float32", self.arg(index)))
+
     def let(self, value: Any) -> Any:
         """Give a value a name, so that it is computed once, here."""
         return self.T.Bind(value)

@@ -31,12 +31,14 @@ ACTIVATIONS = {
 class Epilogue:
     """Activation with its constants, and whether (and on which side of it) a residual is added.
 
-    `constants` are: clip (low, high); leaky (slope below zero); hardsigmoid (alpha, beta).
+    `constants` are: clip (low, high); leaky (slope below zero); hardsigmoid (alpha, beta). `affine` scales and shifts
+    what the activation gives, by two numbers out of the call's arguments: networks have others in every layer.
     """
 
     activation: str = "none"
     constants: tuple[float, ...] = ()
     residual: str = "none"
+    affine: bool = False
 
     def __post_init__(self) -> None:
         if len(self.constants) != ACTIVATIONS.get(self.activation, -1) or self.residual not in (
@@ -50,13 +52,21 @@ class Epilogue:
     def name(self) -> str:
         """Part of a kernel's symbol: the activation with its constants, then the residual's place."""
         text = self.activation + "".join(f"_{_plain(value)}" for value in self.constants)
+        text += "_affine" if self.affine else ""
         return text + {"none": "", "before": "_resact", "after": "_actres"}[self.residual]
 
-    def apply(self, body: Body, value: Any, lanes: int, residual: Any = None) -> Any:
-        """The stored value for an accumulated one; `residual` is its vector where the epilogue has one."""
+    def apply(self, body: Body, value: Any, lanes: int, residual: Any = None, affine_at: int = 0) -> Any:
+        """The stored value for an accumulated one.
+
+        `residual` is its vector where the epilogue has one, `affine_at` the argument that holds the scale; the shift
+        follows it.
+        """
         if self.residual == "before":
             value = value + residual
         value = _activate(body, self.activation, self.constants, value, lanes)
+        if self.affine:
+            scale, shift = (body.let(body.spread(body.real(affine_at + i), lanes)) for i in (0, 1))
+            value = value * scale + shift
         return value + residual if self.residual == "after" else value
 
 

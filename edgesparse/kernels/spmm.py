@@ -18,6 +18,9 @@ from edgesparse.kernels.builder import Body, kernel
 from edgesparse.kernels.epilogue import Epilogue
 from edgesparse.kernels.tiles import Run, cut_pixels
 
+#: Place of the epilogue's scale in the arguments.
+AFFINE_AT = 4
+
 
 @dataclass(frozen=True)
 class Spmm:
@@ -43,8 +46,8 @@ class Spmm:
 
     Pointers: x, w ``[nnz][N]``, start ``[G + 1]``, column ``[nnz]`` (element offsets into x), b ``[G*N]``, residual
     (where the epilogue has one), y. For a dense layer start and column are absent and w is ``[G][K][N]``.
-    Arguments: pitch of y, pitch of the residual; dense also: pitch of x, K.
-    Range: groups.
+    Arguments: pitch of y, pitch of the residual, pitch of x and K (of dense layers), then the epilogue's scale and
+    shift. Range: groups.
     """
 
     group: int
@@ -182,7 +185,7 @@ class Spmm:
         residual = None
         if self.epilogue.residual != "none":
             residual = body.let(body.load("r", row * body.arg(1) + pixel, lanes))
-        result = self.epilogue.apply(body, value, lanes, residual)
+        result = self.epilogue.apply(body, value, lanes, residual, AFFINE_AT)
         body.store("y", row * body.arg(0) + pixel, result, lanes)
 
 

@@ -65,6 +65,11 @@ class Window:
         return (self.rows - 1) * self.stride[0] + (self.kernel[0] - 1) * self.dilation[0] + 1
 
     @property
+    def after_rows(self) -> int:
+        """The first argument behind the row tables."""
+        return _FIXED + 2 * (1 if self.flat else self.rows_in)
+
+    @property
     def taps(self) -> list[tuple[int, int]]:
         return [(ky, kx) for ky in range(self.kernel[0]) for kx in range(self.kernel[1])]
 
@@ -159,7 +164,8 @@ class Depthwise:
 
     Pointers: x (the arena), w ``[C][kh*kw]``, b ``[C]``, residual (if any), y.
     Arguments: pitch of y, pitch of the residual, then for each input row its offset and its distance from channel to
-    channel, both in elements. Range: output channels; output channel c reads input channel ``c // multiplier``.
+    channel, both in elements, and the epilogue's scale and shift. Range: output channels; output channel c reads input
+    channel ``c // multiplier``.
     """
 
     window: Window
@@ -246,7 +252,7 @@ class Pool:
             return body.number(1.0 / area, lanes)
         columns = [window.valid(at, (0, kx), lanes) for kx in range(window.kernel[1])]
         counts = body.lanes([float(sum(valid[lane] for valid in columns)) for lane in range(lanes)])
-        row_count = body.args[_FIXED + 2 * window.rows_in + at[0]]
+        row_count = body.args[window.after_rows + at[0]]
         inside = body.let(body.spread(body.T.Cast("float32", row_count), lanes))
         return body.number(1.0, lanes) / (inside * counts)
 
@@ -311,7 +317,8 @@ def _finish(
     residual = None
     if epilogue.residual != "none":
         residual = body.let(body.load("r", row * body.arg(1) + pixel, lanes))
-    body.store("y", row * body.arg(0) + pixel, epilogue.apply(body, value, lanes, residual), lanes)
+    result = epilogue.apply(body, value, lanes, residual, window.after_rows)
+    body.store("y", row * body.arg(0) + pixel, result, lanes)
 
 
 def chunks(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:

@@ -41,6 +41,7 @@ from edgesparse.kernels import (
     Spmm,
     Window,
 )
+from edgesparse.kernels.spmm import AFFINE_AT
 from edgesparse.lowering.columns import lower_attention, lower_linear, lower_norm, lower_view
 from edgesparse.lowering.emitter import Emitter, Place
 from edgesparse.lowering.program import ARENA, Layout, Port, Program, Ref
@@ -114,6 +115,8 @@ class _Lowering(Emitter):
                     raise CompileError(f"layer {op.name!r} is too large", why="an input offset does not fit 32 bits")
                 refs.append(self.constant(f"{key}/column{number}x{x[1]}", lambda c=columns: c.astype(np.int32)))  # type: ignore[misc]
             refs.append(Ref(bias.name, 4 * (first_row + part.first)))
+            if isinstance(op, Conv) and op.epilogue.affine:
+                args += [*[0] * (AFFINE_AT - len(args)), *_bits(op.affine)]
             if residual:
                 refs.append(Ref(residual[0].name, residual[0].offset + 4 * part.first * residual[1]))
             refs.append(Ref(y[0].name, y[0].offset + 4 * part.first * y[1]))
@@ -190,6 +193,7 @@ class _Lowering(Emitter):
         bias = self.constant(f"{op.name}/bias", lambda: np.ascontiguousarray(op.bias, np.float32))
         refs = [Ref(ARENA), weight, bias, *([residual[0]] if residual else []), y[0]]
         args = [y[1], residual[1] if residual else 0, *self.rows(op.inputs[0], step.image, window, step.first)]
+        args += _bits(op.affine) if op.epilogue.affine else []
         along = op.inputs[0] if op.weight.shape[0] == op.groups and self.plan.layouts[op.output].images == 1 else ""
         self.call(spec, refs, args, op.weight.shape[0], along=along)
         if along:
@@ -322,6 +326,11 @@ def lower(
     )
     objects = tuple(dict.fromkeys(code for part in parts.values() for code in part.objects))
     return Lowered(program, emitter.kernels, objects)
+
+
+def _bits(numbers: tuple[float, ...]) -> list[int]:
+    """Numbers as arguments: the bits of float32."""
+    return [int(bits) for bits in np.array(numbers, np.float32).view(np.int32)]
 
 
 def _step(emitter: _Lowering, op: Op, step: Step, parts: Mapping[str, Part]) -> None:

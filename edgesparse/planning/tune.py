@@ -134,7 +134,7 @@ def _runner(library: ctypes.CDLL, job: Job, product: Product, target: Target) ->
             tables += [part.start, (part.column.astype(np.int64) * pitch).astype(np.int32)]
         function = getattr(library, spec.symbol)
         function.restype = None
-        plans.append((function, part, tables, np.array(args, np.int32), spec.epilogue.residual != "none"))
+        plans.append((function, part, tables, np.array([*args, *[0] * 4], np.int32), spec.epilogue.residual != "none"))
 
     calls = []
     for band in range(bands):
