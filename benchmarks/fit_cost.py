@@ -28,7 +28,7 @@ from edgesparse.costing.forecast import layer_terms, lowered, placed_as
 from edgesparse.graph.recognise import recognise
 from edgesparse.measuring.cores import pinned
 from edgesparse.measuring.roofline import host_l3
-from edgesparse.measuring.session import first_sample
+from edgesparse.measuring.session import first_sample, target_text
 from edgesparse.models import model_path
 from edgesparse.pipeline import compile_model
 from edgesparse.planning.plan import plan
@@ -101,8 +101,11 @@ def measure(artifacts: Path, networks: str, rounds: int, output: Path) -> None:
         for _ in range(rounds):
             for network in networks.split(","):
                 for variant in VARIANTS:
-                    made = open_artifact(artifacts / network / variant.replace(":", "-").replace(" ", "-"))
-                    row = {"network": network, "variant": variant, "target": str(made.manifest.target)}
+                    place = artifacts / network / variant.replace(":", "-").replace(" ", "-")
+                    if not place.is_dir():
+                        continue
+                    made = open_artifact(place)
+                    row = {"network": network, "variant": variant, "target": target_text(made.manifest.target)}
                     row |= _profiled(made)
                     with output.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(row) + "\n")

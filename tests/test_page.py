@@ -18,7 +18,7 @@ from edgesparse.errors import EdgesparseError, UsageError
 from edgesparse.measuring import svg
 from edgesparse.measuring.bench import Measured, Plan, conclude
 from edgesparse.measuring.conditions import Conditions
-from edgesparse.measuring.explorer import layer_tensors, node_data
+from edgesparse.measuring.explorer import layer_nodes, node_data
 from edgesparse.measuring.masks import mask_pictures, picture
 from edgesparse.measuring.memory import Memory
 from edgesparse.measuring.page import bench_page
@@ -344,13 +344,18 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "m.onnx"
 
 
-def test_node_data_names_the_tensors(model: Path) -> None:
-    tensors, graph = layer_tensors([{"name": "first", "nodes": ["first", "second"]}, {"name": "gone"}], model)
-    assert (tensors, graph) == ({"first": "y"}, "net")
-    layers = [LayerTime("first", 1.5e-6, 0.0, "k"), LayerTime("gone", 1.0, 0.0, "k")]
-    data = node_data(layers, tensors, graph)
-    assert data["net"]["results"] == {"y": {"value": 1.5}}
-    assert [stop["stop"] for stop in data["net"]["gradient"]] == [0, 1]
+def test_node_data_names_the_nodes(model: Path) -> None:
+    records = [{"name": "first", "nodes": ["first", "second"]}, {"name": "both", "nodes": ["second"]}, {"name": "gone"}]
+    nodes, graph = layer_nodes(records, model)
+    assert (nodes, graph) == ({"first": "first", "both": "second"}, "net")
+    layers = [LayerTime("first", 1.5e-6, 0.0, "k"), LayerTime("both", 2e-6, 0.0, "k"), LayerTime("gone", 1.0, 0.0, "k")]
+    data = node_data(layers, nodes, graph)
+    assert data == {
+        "net": {
+            "results": {"first": {"value": 1.5}, "second": {"value": 2.0}},
+            "gradient": [{"stop": 0, "bgColor": "#ffffff"}, {"stop": 1, "bgColor": "#e8710a"}],
+        }
+    }
 
 
 def test_the_least_bytes_of_a_layer() -> None:

@@ -174,10 +174,10 @@ def write_node_data(console: Console, report: Report, artifact: Artifact, place:
     import json
 
     from edgesparse.artifacts.verify import PORTABLE
-    from edgesparse.measuring.explorer import layer_tensors, node_data
+    from edgesparse.measuring.explorer import layer_nodes, node_data
 
-    tensors, graph = layer_tensors(artifact.manifest.layers, artifact.file(PORTABLE))
-    console.write(json.dumps(node_data(report.layers, tensors, graph), indent=2) + "\n", str(place))
+    nodes, graph = layer_nodes(artifact.manifest.layers, artifact.file(PORTABLE))
+    console.write(json.dumps(node_data(report.layers, nodes, graph), indent=2) + "\n", str(place))
 
 
 def _read_accuracy(texts: tuple[str, ...]) -> dict[str, float]:
