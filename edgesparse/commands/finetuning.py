@@ -13,7 +13,7 @@ from edgesparse.errors import UsageError
 
 @click.command()
 @common.model_argument
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of inputs as .npy; no labels.")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of pictures or .npy; no labels.")
 @common.recipe_options
 @common.shape_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="ONNX file.  [default: MODEL.finetuned.onnx]")
@@ -21,9 +21,13 @@ from edgesparse.errors import UsageError
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True, help="To spend.")
 @click.option("--steps", type=click.IntRange(1), help="Training steps, instead of as many as fit into --minutes.")
 @click.option("--batch", type=click.IntRange(1, 4096), default=16, show_default=True, help="Inputs in a step.")
-@click.option("--rate", type=click.FloatRange(0, min_open=True), default=5e-4, show_default=True, help="Of learning.")
-@click.option("--method", default="gradual", show_default=True, help="How the weights become sparse.")
+@click.option(
+    "--rate", type=click.FloatRange(0, min_open=True), default=5e-3, show_default=True, help="Of each step, relative."
+)
+@click.option("--method", help="How weights become sparse.  [default: gradual; given if the recipe has repaired]")
 @click.option("--allocation", default="lamp", show_default=True, help="Of the layers' densities: uniform, erk or lamp.")
+@click.option("--augment", type=click.Choice(("none", "shift", "crop")), default="shift", show_default=True,
+              help="How inputs are changed; crop, for photographs, also mirrors them.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of a run that was ended.")
 @common.threads_option
 @common.seed_option
@@ -45,8 +49,9 @@ def finetune(
     steps: int | None,
     batch: int,
     rate: float,
-    method: str,
+    method: str | None,
     allocation: str,
+    augment: str,
     resume: bool,
     threads: int,
     seed: int,
@@ -70,7 +75,7 @@ def finetune(
     import torch
 
     torch.set_num_threads(threads)
-    settings = Settings(minutes, steps, batch, rate, seed, method, allocation)
+    settings = Settings(minutes, steps, batch, rate, seed, method, allocation, augment=augment)
     with console.progress("finetune") as tick:
         made = train(
             model,

@@ -1,68 +1,88 @@
-"""Inputs without labels: read from a folder of arrays, and changed a little at random."""
+"""Inputs without labels: read from a folder of pictures or arrays, and changed a little at random."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import torch
 
 from edgesparse.errors import UsageError
+from edgesparse.passes.calibration import check, ports, read_named
+from edgesparse.sections import MAX_SAMPLES, Calibration
 from edgesparse.training.layers import Tensor
 
 MAX_BYTES = 4 << 30
+AUGMENTATIONS = ("none", "shift", "crop")
+"""How inputs are changed: not at all; moved, mixed and in other contrast; pictures also cropped and mirrored."""
+AREA, ASPECT = (0.35, 1.0), (3 / 4, 4 / 3)
+"""Share of the picture that a crop shows, and its width over height."""
 
 
-def read_inputs(folder: Path | str, shape: tuple[int, ...]) -> Tensor:
-    """All `.npy` files of a folder as one float32 tensor [N, *shape[1:]], in the order of their names.
+def read_inputs(path: Path | str, model: ir.Model, settings: Calibration | None = None) -> Tensor:
+    """All samples of a folder (pictures, .npy, .npz) for a model of one input, as one float32 tensor [N, ...].
 
-    A file holds one input, with or without the batch dimension, or a batch of them. Raises UsageError for a folder
-    without arrays, and for a file that is damaged, of another shape, or not finite.
+    Read as `sparsify --calibrate` reads them; a `.npy` may also hold one input without the batch dimension. Raises
+    UsageError for a folder without samples, for a file that is damaged or does not fit, and for too many.
     """
-    folder = Path(folder)
-    files = sorted(folder.glob("*.npy")) if folder.is_dir() else []
-    if not files:
-        raise UsageError(
-            f"there are no inputs in {folder}",
-            why="it has no .npy files" if folder.is_dir() else "it is no folder",
-            fix=f"save preprocessed inputs of shape {shape} by numpy.save",
-        )
-    if sum(file.stat().st_size for file in files) > MAX_BYTES:
-        raise UsageError(f"{folder} holds more than {MAX_BYTES >> 30} GB of inputs", fix="take fewer of them")
-    found = []
-    for file in files:
+    settings = settings or Calibration()
+    (port,) = ports(model)
+    # `limit` is for passes that measure; all there is may be trained on
+    every = Calibration(settings.mean, settings.scale, settings.order, MAX_SAMPLES)
+    found, total = [], 0
+    for file, feeds in read_named(path, model, every)():
+        if port.name in feeds and np.asarray(feeds[port.name]).ndim == len(port.dims) - 1:
+            feeds = {port.name: np.asarray(feeds[port.name])[None]}
         try:
-            array = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UsageError(f"cannot read {file}", why=str(error).splitlines()[0][:200]) from error
-        if array.shape == shape[1:]:
-            array = array[None]
-        if array.shape[1:] != shape[1:] or array.dtype.kind not in "fiu":
+            found.append(check(feeds, port).astype(np.float32))
+        except UsageError as error:
             raise UsageError(
-                f"{file} holds {array.dtype} of shape {array.shape}",
-                why=f"the model takes float32 of shape {shape}",
-                fix="save preprocessed inputs",
-            )
-        if not np.isfinite(array).all():
-            raise UsageError(f"{file} holds NaN or infinite numbers")
-        found.append(array.astype(np.float32))
+                f"{file}: {error.what}", why=error.why, fix=error.fix or "save preprocessed inputs"
+            ) from None
+        total += found[-1].nbytes
+        if total > MAX_BYTES:
+            raise UsageError(f"{path} holds more than {MAX_BYTES >> 30} GB of inputs", fix="take fewer of them")
     return torch.from_numpy(np.concatenate(found))
 
 
-def augment(batch: Tensor, source: torch.Generator) -> Tensor:
-    """Inputs that the teacher can answer as well: half of them mixed with another, moved a little, in other contrast.
+def augment(batch: Tensor, source: torch.Generator, kind: str = "shift") -> Tensor:
+    """Inputs that the teacher can answer as well: `kind` is one of `AUGMENTATIONS`.
 
-    The teacher sees the same input, so nothing here needs to keep a label (mixing: Beyer et al., 2106.05237). Moves are
-    for pictures [N, C, H, W] only.
+    The teacher sees the same input, so nothing here needs to keep a label: half of the inputs are mixed with another
+    (with crops as strong as these: Beyer et al., 2106.05237). Moves, crops and mirrors are for pictures [N, C, H, W].
     """
+    if kind == "none":
+        return batch
     count = len(batch)
     ones = (count,) + (1,) * (batch.ndim - 1)
+    if kind == "crop" and batch.ndim == 4:
+        batch = crop(batch, source)
     share = torch.rand(ones, generator=source)
     mixed = torch.rand(ones, generator=source) < 0.5
     other = batch[torch.randperm(count, generator=source)]
     made = torch.where(mixed, share * batch + (1 - share) * other, batch)
-    if made.ndim == 4:
+    if made.ndim == 4 and kind == "shift":
         reach = max(min(made.shape[2:]) // 16, 1)
         down, right = (int(torch.randint(-reach, reach + 1, (), generator=source)) for _ in range(2))
         made = torch.roll(made, (down, right), (2, 3))
     return made * (0.8 + 0.4 * torch.rand(ones, generator=source))
+
+
+def crop(batch: Tensor, source: torch.Generator) -> Tensor:
+    """Each picture's random part at the same size, every second one mirrored; sampled bilinearly."""
+    count = len(batch)
+
+    def between(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=source)
+
+    area, aspect = between(*AREA), torch.exp(between(*np.log(ASPECT)))
+    width, height = (area * aspect).sqrt().clamp_max(1.0), (area / aspect).sqrt().clamp_max(1.0)
+    theta = torch.zeros(count, 2, 3)
+    mirrored = torch.rand(count, generator=source) < 0.5
+    theta[:, 0, 0] = torch.where(mirrored, -width, width)
+    theta[:, 1, 1] = height
+    theta[:, 0, 2] = (1 - width) * between(-1.0, 1.0)
+    theta[:, 1, 2] = (1 - height) * between(-1.0, 1.0)
+    grid = torch.nn.functional.affine_grid(theta, list(batch.shape), align_corners=False)
+    return torch.nn.functional.grid_sample(batch, grid, padding_mode="reflection", align_corners=False)

@@ -70,7 +70,7 @@ class Layer:
 
     def candidate(self) -> Candidate:
         """What selectors see of the layer."""
-        return Candidate(self.name, self.op_type, self.default)
+        return Candidate(self.name, self.op_type, self.default, self.kind)
 
     def view(self, tensor: Tensor) -> Array:
         """A tensor of the weight's shape as canonical numpy array `[Cout, Cin / groups, taps]`."""

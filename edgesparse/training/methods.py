@@ -66,7 +66,7 @@ def check_positive(**settings: float) -> None:
 
 def methods() -> dict[str, type[Method]]:
     """All methods by name."""
-    from edgesparse.training import dynamic, gradual, shrinking, straight
+    from edgesparse.training import continuous, dynamic, gradual, learned, shrinking, straight
 
     table: tuple[type[Method], ...] = (
         gradual.Gradual,
@@ -74,9 +74,12 @@ def methods() -> dict[str, type[Method]]:
         straight.SrSte,
         dynamic.Rigl,
         dynamic.RandomMask,
+        dynamic.GivenMask,
         shrinking.SoftShrinkage,
         shrinking.GroupProximal,
         shrinking.HyperSparse,
+        learned.AutoSparse,
+        continuous.Cast,
     )
     return {method.name: method for method in table}
 

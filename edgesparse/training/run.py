@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from edgesparse.errors import EdgesparseError, PatternError
-from edgesparse.pattern import Array, Mask, SparsePattern, best_mask, fixed_density
+from edgesparse.pattern import Array, Mask, SparsePattern, best_mask, fixed_density, keeps
 from edgesparse.training.allocation import allocate
 from edgesparse.training.layers import Layer, Tensor
 
@@ -100,6 +100,14 @@ class Run:
 
 class NotFiniteError(EdgesparseError):
     """A weight, gradient or loss has become NaN or infinite."""
+
+
+def has_pattern(pattern: SparsePattern, mask: Mask) -> bool:
+    """Whether a mask `[Cout, Cin, taps]` keeps the pattern; at constant fan-in, channels may have been given up."""
+    alive = mask.reshape(mask.shape[0], -1).any(axis=1)
+    if pattern.kind == "fanin" and alive.any():
+        mask = mask[alive]
+    return keeps(pattern, mask)
 
 
 def pattern_at(pattern: SparsePattern, shape: tuple[int, int, int], share: float) -> SparsePattern:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from edgesparse.pattern import Array, SparsePattern
+from edgesparse.training.allocation import unit_energy
 from edgesparse.training.layers import Tensor
 from edgesparse.training.methods import Method, check_positive, check_shares
 from edgesparse.training.run import Run
@@ -59,31 +61,61 @@ class SoftShrinkage(Method):
 
 @dataclass
 class GroupProximal(SoftShrinkage):
-    """Group-wise proximal regularisation, after the weighted group sparse envelope (WGSEF).
+    """Proximal steps of the (weighted) group sparse envelope, WGSEF: Beck and Refael, "Sparse regularization via
+    bidualization" (2022), carried from entries to groups.
 
-    The envelope's proximal map leaves the best k groups as they are and shrinks the others; here by the group lasso's
-    step, u <- u max(0, 1 - a q / |u|), where q is the largest norm of a group outside the mask and a rises to 1: weak
-    groups reach zero first, the last one when a is 1.
+    The envelope of "at most k groups" is half the squared k-support norm of the groups' norms; `envelope_prox` is its
+    proximal map. It shrinks all groups by 1 / (1 + a), and weak ones more, to zero; the common factor is taken back,
+    so that strong groups stay as they are. From a = 0, which changes nothing, to a = infinity, which is the projection
+    to the best k, a rises as t^2 / (1 - t^2) over the share `begin` to `end`; k follows the cubic schedule.
     """
 
     name: ClassVar[str] = "group-proximal"
-    source: ClassVar[str] = "the WGSEF of EVIDENCE.md; group lasso's proximal step (Yuan and Lin, 2006)"
+    source: ClassVar[str] = "WGSEF; 10.1007/s10957-022-02115-9; k-support norm: 1204.5043"
 
     def step(self, run: Run) -> None:
-        strength = run.progress(self.begin, self.end)
-        if strength >= 1.0 or run.step % self.every:
+        time = run.progress(self.begin, self.end)
+        if time >= 1.0 or run.step % self.every:
             super().step(run)
             return
         due = run.progress(self.begin, self.ramp)
         scores = run.scores(run.weights())
         masks = run.project(scores, 1.0 - (1.0 - due) ** 3)
         run.set_masks(masks)
+        strength = time**2 / (1.0 - time**2)
         for name, layer in run.layers.items():
-            norms = np.sqrt(_unit_sums(run.patterns[name], scores[name]))
-            outside = norms[~masks[name]]
-            limit = strength**2 * float(outside.max()) if outside.size else 0.0
-            factor = np.where(masks[name], 1.0, np.maximum(0.0, 1.0 - limit / np.maximum(norms, 1e-30)))
+            pattern = run.patterns[name]
+            norms = np.sqrt(unit_energy(pattern, scores[name]))
+            kept = float((unit_energy(pattern, masks[name]) > 0).sum())
+            left = envelope_shares(norms, kept, strength)(np.sqrt(unit_sums(pattern, scores[name])))
+            factor = (1.0 + strength) * left / (left + strength) if strength > 0 else np.ones_like(left)
+            if pattern.fixed or pattern.kind == "fanin":  # units compete within rows: the best of each row are spared
+                factor = np.where(masks[name], 1.0, factor)
             layer.weight.data.mul_(layer.tensor(factor))
+
+
+def envelope_shares(norms: Array, k: float, strength: float) -> Callable[[Array], Array]:
+    """The shares s within 0 and 1, of sum k, that define the envelope's proximal map, as a function of the norms.
+
+    Half the squared k-support norm is the minimum of sum z^2 / (2 s) over such s; the proximal point is
+    z s / (s + strength), and its s are clip(c z - strength, 0, 1), with c found by bisection.
+    """
+    if k >= norms.size or not norms.any():
+        return np.ones_like
+    low, high = 0.0, (1.0 + strength) / float(norms[norms > 0].min())
+    for _ in range(80):
+        middle = 0.5 * (low + high)
+        if np.clip(middle * norms - strength, 0.0, 1.0).sum() > k:
+            high = middle
+        else:
+            low = middle
+    return lambda found: np.clip(high * found - strength, 0.0, 1.0)
+
+
+def envelope_prox(norms: Array, k: float, strength: float) -> Array:
+    """The x that minimises strength / 2 * |x|^2, in the k-support norm, + 1/2 |x - norms|^2; `norms` [n] >= 0."""
+    left = envelope_shares(norms, k, strength)(norms)
+    return norms * left / (left + strength)
 
 
 @dataclass
@@ -145,7 +177,7 @@ class HyperSparse(Method):
         self.memory["scale"] = {name: float(1.0 / max(value, 1e-8)) for name, value in border.items()}
 
 
-def _unit_sums(pattern: SparsePattern, scores: Array) -> Array:
+def unit_sums(pattern: SparsePattern, scores: Array) -> Array:
     """Of each weight, the sum over the unit that it belongs to."""
     if pattern.kind not in ("group", "block"):
         return scores

@@ -26,13 +26,13 @@ import numpy as np
 import torch
 
 from edgesparse.errors import Reason, UsageError
-from edgesparse.pattern import density, keeps
+from edgesparse.pattern import density
 from edgesparse.recipe import Recipe
 from edgesparse.training.allocation import check_allocation
 from edgesparse.training.checkpoint import CheckpointError
 from edgesparse.training.layers import Layer, Module, Tensor, check_trainable, find_layers, keep_reason
 from edgesparse.training.methods import Method, make_method
-from edgesparse.training.run import NotFiniteError, Run, target_density
+from edgesparse.training.run import NotFiniteError, Run, has_pattern, target_density
 
 STATE_VERSION = 1
 
@@ -150,7 +150,7 @@ class Sparsifier:
         reports = self.report()
         for name, layer in self.run.layers.items():
             mask = layer.canonical_mask(self.run.masks[name])
-            assert keeps(self.run.patterns[name], mask), f"{self.method.name} left {name} without its pattern"
+            assert has_pattern(self.run.patterns[name], mask), f"{self.method.name} left {name} without its pattern"
         return reports
 
     def report(self) -> list[LayerReport]:

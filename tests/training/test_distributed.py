@@ -19,7 +19,7 @@ def _worker(rank: int, folder: str) -> None:
         torch.manual_seed(0)
         model = nn.parallel.DistributedDataParallel(small())
         torch.manual_seed(100 + rank)  # other data on each rank
-        for number, method in enumerate(("gradual", "rigl", "sr-ste", "random")):
+        for number, method in enumerate(("gradual", "rigl", "sr-ste", "random", "autosparse", "cast")):
             # another seed on each rank: only rank 0's choice counts
             sparsifier = Sparsifier(model, recipe("group:4x1", 0.75, seed=rank), steps=8, method=method)
             optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -39,7 +39,7 @@ def _worker(rank: int, folder: str) -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_masks_and_weights_agree_on_all_ranks(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_worker, (str(tmp_path),), nprocs=2)
-    for number in range(4):
+    for number in range(6):
         ours, theirs = (torch.load(tmp_path / f"{number}-{rank}.pt", weights_only=True) for rank in (0, 1))
         for mine, other in zip(ours, theirs, strict=True):
             assert mine.keys() == other.keys()

@@ -22,11 +22,10 @@ from edgesparse.passes import SIMPLIFY, load_model, model_from_proto, run_passes
 from edgesparse.passes.layers import canonical_weight
 from edgesparse.pattern import SparsePattern, keeps
 from edgesparse.recipe import Recipe
-from edgesparse.training import CheckpointError, NotFiniteError
-from edgesparse.training import finetune as room
+from edgesparse.training import CheckpointError, NotFiniteError, trainer
 from edgesparse.training.converter import Converted
 from edgesparse.training.finetune import Settings, check_equal, finetune
-from edgesparse.training.inputs import augment, read_inputs
+from edgesparse.training.inputs import augment, crop, read_inputs
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +122,7 @@ def test_finetune_keeps_the_graph_and_nearly_all_accuracy(trained: Path, tmp_pat
         trained / "inputs",
         tmp_path / "out.onnx",
         Recipe.from_dict({"pattern": "group:4x1", "sparsity": 0.6, "targets": ["Conv"]}),
-        Settings(steps=150, batch=32, rate=5e-3),
+        Settings(steps=150, batch=32, rate=2e-2),
     )
     assert made.agreement > 0.9
     dense, sparse = load_model(trained / "digits.onnx"), load_model(made.output)
@@ -143,7 +142,7 @@ def test_finetune_keeps_the_graph_and_nearly_all_accuracy(trained: Path, tmp_pat
 
 
 def test_finetune_resumes_bit_for_bit(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "SAVE_SECONDS", -1.0)  # after every step
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", -1.0)  # after every step
     targets = Recipe.from_dict({"pattern": "unstructured", "sparsity": 0.5, "targets": ["Conv"]})
 
     def go(name: str, progress: Callable[[float, str], None] | None = None, resume: bool = False) -> bytes:
@@ -168,23 +167,23 @@ def test_finetune_resumes_bit_for_bit(trained: Path, tmp_path: Path, monkeypatch
 def test_training_that_diverges_keeps_the_last_good_checkpoint(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", -1.0)
     targets = Recipe.from_dict({"pattern": "unstructured", "sparsity": 0.5, "targets": ["Conv"]})
     where = (trained / "digits.onnx", trained / "inputs", tmp_path / "out.onnx", targets)
-    right = room.augment
+    right = trainer.augment
 
-    def wrong(batch: torch.Tensor, source: torch.Generator) -> torch.Tensor:
-        made = right(batch, source)
+    def wrong(batch: torch.Tensor, source: torch.Generator, kind: str) -> torch.Tensor:
+        made = right(batch, source, kind)
         return made * float("nan") if source.initial_seed() == 5 else made
 
-    monkeypatch.setattr(room, "augment", wrong)
+    monkeypatch.setattr(trainer, "augment", wrong)
     with pytest.raises(NotFiniteError, match="last good checkpoint"):
         finetune(*where, Settings(steps=8, batch=8))
     state = torch.load(tmp_path / "out.onnx.checkpoint", weights_only=True)
     assert state["done"] == 5
     assert all(value.isfinite().all() for value in state["student"].values())
     assert not (tmp_path / "out.onnx").exists()
-    monkeypatch.setattr(room, "augment", right)
+    monkeypatch.setattr(trainer, "augment", right)
     assert finetune(*where, Settings(steps=8, batch=8), resume=True).steps == 8
 
 
@@ -192,7 +191,7 @@ def test_the_time_budget_holds_on_a_machine_that_gets_busier(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     targets = Recipe.from_dict({"pattern": "unstructured", "sparsity": 0.5, "targets": ["Conv"]})
-    monkeypatch.setattr(room._Trainer, "_steps_in", lambda self, seconds: 100_000)
+    monkeypatch.setattr(trainer.Trainer, "_steps_in", lambda self, seconds: 100_000)
     where = (trained / "digits.onnx", trained / "inputs", tmp_path / "out.onnx", targets)
     made = finetune(*where, Settings(minutes=0.03, batch=8))
     assert made.steps < 100_000
@@ -212,34 +211,67 @@ def test_nothing_to_resume_and_other_runs(trained: Path, tmp_path: Path) -> None
 
 
 def test_inputs_that_do_not_load(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="it is no folder"):
-        read_inputs(tmp_path / "none", (1, 3))
-    with pytest.raises(UsageError, match=r"it has no \.npy files"):
-        read_inputs(tmp_path, (1, 3))
+    model = graph("agraph (float[1,3] x) => (float[1,3] y) { y = Relu(x) }")
+    with pytest.raises(UsageError, match="there is no calibration data"):
+        read_inputs(tmp_path / "none", model)
+    with pytest.raises(UsageError, match=r"no file ends in .*\.npy"):
+        read_inputs(tmp_path, model)
     file = tmp_path / "x.npy"
     file.write_bytes(b"\x93NUMPY rubbish")
     with pytest.raises(UsageError, match=r"cannot read .*x.npy"):
-        read_inputs(tmp_path, (1, 3))
+        read_inputs(tmp_path, model)
     np.save(file, np.zeros((2, 4), np.float32))
-    with pytest.raises(UsageError, match=r"of shape \(2, 4\).*the model takes float32 of shape \(1, 3\)"):
-        read_inputs(tmp_path, (1, 3))
+    with pytest.raises(UsageError, match=r"x.npy: .*of shape 1x4.*the input is 1x3"):
+        read_inputs(tmp_path, model)
     np.save(file, np.array([[1, np.nan, 2]], np.float32))
-    with pytest.raises(UsageError, match="NaN or infinite"):
-        read_inputs(tmp_path, (1, 3))
+    with pytest.raises(UsageError, match=r"x.npy: .*NaN or infinite"):
+        read_inputs(tmp_path, model)
     np.save(file, np.array([1, 2, 3], np.float32))
     np.save(tmp_path / "y.npy", np.zeros((2, 3), np.uint8))
-    assert read_inputs(tmp_path, (1, 3)).shape == (3, 3)
+    assert read_inputs(tmp_path, model).shape == (3, 3)
 
 
-def test_augmentation_depends_on_its_source_alone() -> None:
+def test_pictures_as_inputs(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from edgesparse.sections import Calibration
+
+    model = graph("agraph (float[1,3,8,8] x) => (float[1,3,8,8] y) { y = Relu(x) }")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    for number, one in enumerate(pixels):
+        Image.fromarray(one).save(tmp_path / f"{number}.png")
+    found = read_inputs(tmp_path, model, Calibration(mean=(100.0,), scale=(50.0,), limit=1))  # trained on all of them
+    assert np.allclose(found.numpy(), (pixels.transpose(0, 3, 1, 2).astype(np.float32) - 100) / 50)
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    with pytest.raises(UsageError, match=r"cannot read picture .*2.png"):
+        read_inputs(tmp_path, model)
+
+
+@pytest.mark.parametrize("kind", ["shift", "crop"])
+def test_augmentation_depends_on_its_source_alone(kind: str) -> None:
     batch = torch.randn(6, 3, 32, 32)
-    first, again, other = (augment(batch, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    first, again, other = (augment(batch, torch.Generator().manual_seed(seed), kind) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert first.shape == batch.shape
+    assert augment(batch, torch.Generator(), "none") is batch
 
 
-@pytest.mark.parametrize("wrong", [{"minutes": 0.0}, {"batch": 0}, {"held_back": 1.0}])
+def test_crops_are_parts_of_the_picture() -> None:
+    # a picture whose values are its coordinates, so that each crop tells where it is from
+    down, right = torch.meshgrid(torch.linspace(-1, 1, 65), torch.linspace(-1, 1, 65), indexing="ij")
+    made = crop(torch.stack([down, right]).repeat(64, 1, 1, 1), torch.Generator().manual_seed(3))
+    assert made.abs().max() <= 1.0
+    across = made[:, 1, 32, -1] - made[:, 1, 32, 0]  # negative where mirrored
+    tall = made[:, 0, -1, 32] - made[:, 0, 0, 32]
+    assert 16 < int((across < 0).sum()) < 48
+    share = (across.abs() / 2) * (tall / 2)
+    assert 0.3 < float(share.min()) < 0.45
+    assert float(share.max()) > 0.8
+    assert float((across.abs() / tall).min()) > 0.7
+
+
+@pytest.mark.parametrize("wrong", [{"minutes": 0.0}, {"batch": 0}, {"held_back": 1.0}, {"augment": "blur"}])
 def test_wrong_settings(wrong: dict) -> None:
     with pytest.raises(UsageError):
         Settings(**wrong)

@@ -1,0 +1,240 @@
+"""The loop of finetuning: steps, looks at the inputs held back, checkpoints, and the best state."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgesparse.errors import UsageError
+from edgesparse.recipe import Recipe
+from edgesparse.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from edgesparse.training.converter import Converted
+from edgesparse.training.distil import SquareHead, logit_loss
+from edgesparse.training.inputs import AUGMENTATIONS, augment
+from edgesparse.training.layers import Tensor
+from edgesparse.training.optim import RelativeAdam
+from edgesparse.training.run import NotFiniteError
+from edgesparse.training.sparsifier import Sparsifier
+
+EVALUATIONS = 16
+"""How often the held-back inputs are looked at once the masks are final."""
+SAVE_SECONDS = 60.0
+FINAL_FROM = 0.75
+"""Share of the steps after which the masks are final, whatever the method."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to finetune; `steps` None means as many as fit into `minutes`.
+
+    `rate` is relative (`edgesparse.training.optim`). `method` None is "gradual", or "given" where the recipe has pruned
+    before. `augment` is one of `edgesparse.training.inputs.AUGMENTATIONS`. After `patience` looks at the inputs held
+    back without a gain, training stops.
+    """
+
+    minutes: float = 30.0
+    steps: int | None = None
+    batch: int = 16
+    rate: float = 5e-3
+    seed: int = 0
+    method: str | None = None
+    allocation: str = "lamp"
+    held_back: float = 0.15
+    patience: int = 6
+    augment: str = "shift"
+
+    def __post_init__(self) -> None:
+        for name in ("minutes", "batch", "rate", "patience"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} is {getattr(self, name)}", why="it must be positive")
+        if self.augment not in AUGMENTATIONS:
+            raise UsageError(f"unknown augmentation {self.augment!r}", fix=f"take {', '.join(AUGMENTATIONS)}")
+        if not 0.0 < self.held_back < 1.0:
+            raise UsageError(f"held_back is {self.held_back}", why="it is a share between 0 and 1")
+
+
+class Logits(nn.Module):  # type: ignore[misc]
+    """The converted graph up to the logits of its first output."""
+
+    def __init__(self, graph: Converted) -> None:
+        super().__init__()
+        self.graph = graph
+        self.wanted = [graph.logits_name()]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.graph.values(self.wanted, inputs)
+
+
+class Trainer:
+    """The loop: steps, checkpoints, and the best state on the held-back inputs."""
+
+    def __init__(
+        self,
+        teacher: Logits,
+        student: Logits,
+        trained: Tensor,
+        held_back: Tensor,
+        recipe: Recipe,
+        method: str,
+        settings: Settings,
+        checkpoint: Path,
+        resume: bool,
+    ) -> None:
+        self.student, self.trained, self.held_back, self.settings = student, trained, held_back, settings
+        self.checkpoint = checkpoint
+        self.teacher = teacher.eval()
+        for parameter in self.teacher.parameters():
+            parameter.requires_grad_(False)
+        with torch.no_grad():
+            self.wanted = torch.cat([self.teacher(part) for part in held_back.split(settings.batch)])
+        self.seconds, self.done, self.stale = 0.0, 0, 0
+        self.best: dict[str, Any] = {"loss": math.inf, "agreement": 0.0, "weights": {}}
+        self.steps = self._stored_steps() if resume else settings.steps or self._steps_in(settings.minutes * 60)
+        names = {f"graph.{module}": name for module, name in student.graph.names.items()}
+        self.sparsifier = Sparsifier(
+            student, recipe, steps=self.steps, method=method, allocation=settings.allocation, names=names
+        )
+        # masks that never change are final from the start, and the first state is one to beat
+        self.final_from = 0.0 if method == "given" else FINAL_FROM
+        sparse = {id(layer.module) for layer in self.sparsifier.run.layers.values()}
+        watched = [name for name, module in student.named_modules() if id(module) in sparse]
+        self.head = SquareHead(student, self.teacher, watched)
+        self.optimizer = RelativeAdam(student.parameters(), lr=settings.rate)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        if resume:
+            self._load()
+
+    def run(self, tick: Callable[[float, str], None]) -> tuple[float, float]:
+        """Train to the end; the best agreement, and the seconds it took over all processes."""
+        began, saved = time.monotonic() - self.seconds, time.monotonic()
+        every = max(int(self.steps * (1.0 - self.final_from) / EVALUATIONS), 1)
+        self.student.train()
+        if self.done == 0 and self.final_from == 0.0:
+            self.sparsifier.finalize()
+            self._evaluate()
+        if self.done == 0:
+            self._save()  # so that --resume has something to go on from, however early the end comes
+        while self.done < self.steps and self._spent() < 1.0 and self.stale < self.settings.patience:
+            loss = self._step()
+            self.seconds = time.monotonic() - began
+            if max(self.done / self.steps, self._spent()) >= self.final_from and not self.sparsifier.finalized:
+                self.sparsifier.finalize()
+            left = self.seconds / self.done * (self.steps - self.done)
+            text = f"step {self.done}/{self.steps}, loss {loss:.4f}, {self.sparsifier.sparsity:.0%} sparse"
+            tick(self.done / self.steps, f"{text}, {left / 60:.1f} min left")
+            if self.sparsifier.finalized and (self.done % every == 0 or self.done == self.steps):
+                self._evaluate()
+                tick(self.done / self.steps, f"{text}, agreement {self.best['agreement']:.1%}")
+            if time.monotonic() - saved > SAVE_SECONDS:
+                self._save()
+                saved = time.monotonic()
+        self.sparsifier.finalize()
+        self._evaluate()
+        self.head.close()
+        if not self.best["weights"]:
+            raise NotFiniteError("the finetuned model's outputs are not finite", fix="lower the learning rate")
+        with torch.no_grad():
+            for name, value in self.student.named_parameters():
+                value.copy_(self.best["weights"][name])
+        return self.best["agreement"], self.seconds
+
+    def _step(self) -> float:
+        source = torch.Generator().manual_seed(
+            (self.settings.seed << 32) + self.done
+        )  # so that a resumed run is the same
+        rows = torch.randint(0, len(self.trained), (self.settings.batch,), generator=source)
+        batch = augment(self.trained[rows], source, self.settings.augment)
+        self.optimizer.zero_grad()
+        logits = self.student(batch)
+        features = self.head.loss(batch)
+        loss = features + self._distance(logits, self.head.logits) + self.sparsifier.regularizer()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.sparsifier.step(loss)
+        self.done += 1
+        return float(loss.detach())
+
+    def _distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """Between outputs: of classes by their probabilities, of anything else by relative squares."""
+        if ours.ndim == 2 and ours.shape[1] > 1:
+            return logit_loss(ours, theirs, temperature=1.0)
+        return nn.functional.mse_loss(ours, theirs) / theirs.square().mean().clamp_min(1e-12)
+
+    def _spent(self) -> float:
+        """Share of the time budget that is spent; 0 where steps are given instead."""
+        return 0.0 if self.settings.steps is not None else self.seconds / (60 * self.settings.minutes)
+
+    def _evaluate(self) -> None:
+        """Look at the held-back inputs; keep the weights if they are the best so far."""
+        self.student.eval()
+        with torch.no_grad():
+            parts = []
+            for part in self.held_back.split(self.settings.batch):
+                parts.append(self.student(part))
+            ours = torch.cat(parts)
+            loss = float(self._distance(ours, self.wanted))
+            same = (ours.argmax(1) == self.wanted.argmax(1)).float().mean() if ours.ndim > 1 else torch.ones(())
+        self.student.train()
+        if loss < self.best["loss"]:
+            weights = {name: value.detach().clone() for name, value in self.student.named_parameters()}
+            self.best = {"loss": loss, "agreement": float(same), "weights": weights}
+            self.stale = 0
+        else:
+            self.stale += 1
+
+    def _rate(self, step: int) -> float:
+        """Up in the first twentieth, then down as a cosine."""
+        share = step / self.steps
+        return min(share / 0.05 + 0.01, 1.0) * (0.5 + 0.5 * math.cos(math.pi * min(share, 1.0)) + 0.01)
+
+    def _steps_in(self, seconds: float) -> int:
+        """Steps that fit, from the time of three on a copy; a sixth is left for evaluation and a busier machine."""
+        twin = copy.deepcopy(self.student).train()
+        batch = self.trained[torch.arange(self.settings.batch) % len(self.trained)]
+        took = []
+        for _ in range(3):
+            began = time.monotonic()
+            with torch.no_grad():
+                self.teacher(batch)
+            twin(batch).square().mean().backward()
+            took.append(time.monotonic() - began)
+        return max(int(seconds / 1.2 / max(min(took[1:]) * 1.2, 1e-4)), 8)
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "student": self.student,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "sparsifier": self.sparsifier,
+        }
+
+    def _save(self) -> None:
+        plain = {
+            "steps": self.steps,
+            "done": self.done,
+            "seconds": self.seconds,
+            "stale": self.stale,
+            "best": self.best,
+        }
+        save_checkpoint(self.checkpoint, {**self._parts(), **plain})
+
+    def _load(self) -> None:
+        plain = load_checkpoint(self.checkpoint, self._parts())
+        self.done, self.seconds = plain["done"], plain["seconds"]
+        self.stale, self.best = plain["stale"], plain["best"]
+
+    def _stored_steps(self) -> int:
+        steps = load_checkpoint(self.checkpoint, {}).get("steps")
+        if not isinstance(steps, int):
+            raise CheckpointError(f"{self.checkpoint} is not a checkpoint of finetune")
+        return steps
