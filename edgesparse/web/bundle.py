@@ -77,6 +77,7 @@ def bundle_model(
     dense: bool = False,
     portable: Path | None = None,
     threads: int = THREADS,
+    finish: Callable[[Bundle], object] | None = None,
 ) -> Bundle:
     """Compile a model into a package for the web.
 
@@ -93,6 +94,8 @@ def bundle_model(
     threads:
         The most threads that the bundle can use. With more than one, each variant has further modules for pages that
         allow threads, of which a session loads one: see `strip_counts`.
+    finish:
+        Called with the bundle before it is put in its place, to add to its folder.
 
     Raises
     ------
@@ -124,7 +127,7 @@ def bundle_model(
             source = made.file(PORTABLE)
         if portable is not None:
             shutil.copyfile(source, portable)
-        return _write(package, artifacts, output, Path(path), threads)
+        return _write(package, artifacts, output, Path(path), threads, finish)
 
 
 def package_name(model: Path, name: str | None) -> str:
@@ -172,7 +175,14 @@ def probe() -> bytes:
     return found
 
 
-def _write(package: str, artifacts: Mapping[str, Artifact], output: Path, model: Path, threads: int) -> Bundle:
+def _write(
+    package: str,
+    artifacts: Mapping[str, Artifact],
+    output: Path,
+    model: Path,
+    threads: int,
+    finish: Callable[[Bundle], object] | None,
+) -> Bundle:
     first = next(iter(artifacts.values()))
     manifest = first.manifest
     weights = manifest.files["weights.bin"]
@@ -223,6 +233,8 @@ def _write(package: str, artifacts: Mapping[str, Artifact], output: Path, model:
                 (folder / name).write_text(text, encoding="utf-8")
             values = _manifest(it, first, folder, model)
             (folder / "manifest.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            if finish is not None:
+                finish(Bundle(folder, values))
             if output.exists():
                 output.rename(Path(room) / "before")
             folder.rename(output)

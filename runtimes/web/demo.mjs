@@ -1,149 +1,257 @@
 // The demo page: one picture through the sparse and the dense form of a model, and, if it lies at ./ort/ with the model
 // as ./model.onnx, through onnxruntime-web.
 import { createSession, inputs } from "../index.mjs";
-import { toTensor } from "./picture.mjs";
+import { takeMiddle, toTensor } from "./picture.mjs";
 
 const $ = (id) => document.getElementById(id);
-const say = (text) => { $("note").textContent = text; };
 const settings = await (await fetch("./settings.json")).json();
 const [[inputName, { dims }]] = Object.entries(inputs);
+const ROUNDS = 25, SKIPPED = 5; // engines replace their first, slow code while models run
+
 const contenders = [];
+let picture, shown = 0, stopCamera = null;
+
+function say(text, trouble = false) {
+  $("note").textContent = text;
+  $("note").classList.toggle("trouble", trouble);
+}
 
 async function start() {
-  $("title").textContent = settings.name;
-  const sparse = await createSession();
-  contenders.push({ name: "sparse", style: "sparse", bytes: settings.sparseBytes, run: runner(sparse), session: sparse });
+  [$("picture").height, $("picture").width] = dims.slice(2);
+  document.title = $("title").textContent = settings.name;
+  const sparse = await createSession({ threads: 1 });
+  contenders.push({ name: "sparse", style: "sparse", bytes: settings.sparseBytes, run: runner(sparse) });
   $("about").textContent = `Compiled by edgesparse: ${sparse.variant === "simd" ? "plain" : "relaxed"} SIMD, one thread, `
     + `${Math.round(100 * settings.density)} % of the weights are not zero.`;
-  drawGreeting();
-  await show();
-  const dense = await (await import("./dense/index.mjs")).createSession();
-  contenders.push({ name: "dense, same compiler", style: "dense", bytes: settings.denseBytes, run: runner(dense) });
-  const ort = await onnxruntime();
-  if (ort) contenders.push(ort);
-  await show();
+  listen();
+  await show(greeting());
+  await add("dense, same compiler", async () => {
+    const dense = await (await import("./dense/index.mjs")).createSession({ threads: 1 });
+    return { style: "dense", bytes: settings.denseBytes, run: runner(dense) };
+  });
+  await add("onnxruntime-web", onnxruntime);
+  if (globalThis.crossOriginIsolated) {
+    const wide = await createSession({ threads: 2 });
+    if (wide.threads > 1) contenders.push({ name: "sparse, two threads", style: "sparse", run: runner(wide) });
+  }
+  if (!stopCamera) await show(picture);
   document.body.dataset.ready = "yes";
+}
+
+/** One more to compare with. The page goes on without those that do not load. */
+async function add(name, load) {
+  try {
+    const loaded = await load();
+    if (loaded) contenders.push({ name, ...loaded });
+  } catch (error) {
+    console.error(error);
+    say(`${name} cannot be loaded: ${error.message}`, true);
+  }
 }
 
 const runner = (session) => async (data) => Object.values(await session.run({ [inputName]: data }))[0];
 
 /** onnxruntime-web, if the user put it there; it is no part of the bundle. */
 async function onnxruntime() {
-  const there = await fetch("./ort/ort.wasm.min.mjs", { method: "HEAD" }).catch(() => null);
+  const there = await fetch("./ort/ort.wasm.min.mjs").catch(() => null);
   if (!there?.ok) return null;
   const ort = await import("./ort/ort.wasm.min.mjs");
   ort.env.wasm.numThreads = 1;
-  const bytes = new Uint8Array(await (await fetch("./model.onnx")).arrayBuffer());
+  const model = await fetch("./model.onnx");
+  if (!model.ok) throw new Error("the model is not at demo/model.onnx");
+  const bytes = new Uint8Array(await model.arrayBuffer());
   const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+  const files = new Map(performance.getEntriesByType("resource").map(({ name, decodedBodySize }) => [name, decodedBodySize]));
+  const code = [...files].filter(([name]) => name.includes("/demo/ort/")).reduce((sum, [, size]) => sum + size, 0);
   return {
-    name: "onnxruntime-web", style: "other", bytes: bytes.length,
+    style: "other", bytes: code + bytes.length,
     run: async (data) => Object.values(await session.run({ [inputName]: new ort.Tensor("float32", data, dims) }))[0].data,
   };
 }
 
-/** A picture to begin with, made here: no network. */
-function drawGreeting() {
-  const canvas = $("picture"), pen = canvas.getContext("2d");
-  const sky = pen.createLinearGradient(0, 0, 0, canvas.height);
-  sky.addColorStop(0, "#8ec5ff"); sky.addColorStop(.6, "#fff1d6"); sky.addColorStop(.61, "#3f7d4e"); sky.addColorStop(1, "#1f4d2e");
-  pen.fillStyle = sky; pen.fillRect(0, 0, canvas.width, canvas.height);
-  pen.fillStyle = "#ffd35c"; pen.beginPath(); pen.arc(165, 55, 24, 0, 7); pen.fill();
-  pen.fillStyle = "#6b4a2f"; pen.fillRect(66, 92, 14, 70);
-  pen.fillStyle = "#2e8b57"; pen.beginPath(); pen.arc(73, 82, 38, 0, 7); pen.fill();
+// -- pictures -----------------------------------------------------------------------------------------------------
+
+/** A canvas that pixels are read from; what is transparent becomes white. */
+function paper(width, height) {
+  const canvas = Object.assign(document.createElement("canvas"), { width, height });
+  const pen = canvas.getContext("2d", { willReadFrequently: true });
+  pen.fillStyle = "#fff";
+  pen.fillRect(0, 0, width, height);
+  return pen;
 }
 
-/** Run everything in turn on what the canvas shows; the median of some runs counts. */
-async function show() {
-  say("measuring…");
-  const pixels = $("picture").getContext("2d").getImageData(0, 0, dims[3], dims[2]);
-  const data = toTensor(pixels.data, dims, settings);
-  const times = new Map(contenders.map(({ name }) => [name, []]));
-  let scores;
-  for (let round = 0; round < 25; round++) {
-    for (const each of contenders) {
+function pixelsOf(source, width, height) {
+  const pen = paper(width, height);
+  pen.drawImage(source, 0, 0);
+  return pen.getImageData(0, 0, width, height);
+}
+
+/** A picture to begin with, made here: no network. */
+function greeting() {
+  const pen = paper(256, 256), sky = pen.createLinearGradient(0, 0, 0, 256);
+  sky.addColorStop(0, "#8ec5ff"); sky.addColorStop(.6, "#fff1d6"); sky.addColorStop(.61, "#3f7d4e"); sky.addColorStop(1, "#1f4d2e");
+  pen.fillStyle = sky; pen.fillRect(0, 0, 256, 256);
+  pen.fillStyle = "#ffd35c"; pen.beginPath(); pen.arc(186, 65, 27, 0, 7); pen.fill();
+  pen.fillStyle = "#6b4a2f"; pen.fillRect(76, 106, 16, 80);
+  pen.fillStyle = "#2e8b57"; pen.beginPath(); pen.arc(84, 95, 43, 0, 7); pen.fill();
+  return pen.getImageData(0, 0, 256, 256);
+}
+
+/** What the network is given, which is drawn as well. */
+function prepare(pixels) {
+  const values = takeMiddle(pixels, dims, settings), canvas = $("picture");
+  const image = new ImageData(canvas.width, canvas.height);
+  for (let from = 0, to = 0; from < values.length; from += 3, to += 4) {
+    for (let channel = 0; channel < 3; channel++) image.data[to + channel] = values[from + channel];
+    image.data[to + 3] = 255;
+  }
+  canvas.getContext("2d").putImageData(image, 0, 0);
+  return toTensor(values, dims, settings);
+}
+
+/** Tell the classes at once, then run everything in turn; the median of some runs counts. */
+async function show(pixels) {
+  const mine = ++shown, current = () => mine === shown;
+  picture = pixels;
+  const data = prepare(pixels);
+  chart("top", best(await contenders[0].run(data)), 1, " %");
+  say("Measuring…");
+  const times = new Map(contenders.map((each) => [each, []]));
+  for (let round = 0; round < ROUNDS; round++) {
+    for (const [each, list] of times) {
       const began = performance.now();
-      const found = await each.run(data);
-      if (round >= 5) times.get(each.name).push(performance.now() - began);
-      if (each.style === "sparse") scores = found;
+      await each.run(data);
+      if (round >= SKIPPED) list.push(performance.now() - began);
     }
     await new Promise((resolve) => setTimeout(resolve)); // let the page breathe
+    if (!current()) return;
   }
-  const median = (list) => [...list].sort((a, b) => a - b)[list.length >> 1];
-  bars("latency", contenders.map((each) => ({ ...each, value: median(times.get(each.name)) })), 2);
-  bars("size", contenders.map((each) => ({ ...each, value: each.bytes / 1e6 })), 1);
-  bars("top", best(scores), 1, "%");
-  say("Runs take turns, one thread each. Reload for another measurement.");
+  const rows = [...times].map(([each, list]) => ({ ...each, value: list.sort((a, b) => a - b)[list.length >> 1] }));
+  chart("latency", rows, 2);
+  chart("size", rows.filter(({ bytes }) => bytes).map((each) => ({ ...each, value: each.bytes / 1e6 })), 2);
+  const [sparse, ...others] = rows;
+  const ratios = others.map(({ name, value }) => `${(value / sparse.value).toFixed(1)} times as fast as ${name}`);
+  $("speedup").textContent = ratios.length ? `Sparse is ${ratios.join(", ")}.` : "";
+  say(`Medians of ${ROUNDS - SKIPPED} runs in turn.`);
+  document.body.dataset.measured = String(mine);
 }
 
 function best(scores) {
-  const largest = scores.reduce((a, b) => Math.max(a, b));
+  const largest = scores.reduce((a, b) => Math.max(a, b)), sum = scores.reduce((a, b) => a + b, 0);
   // Scores that are probabilities already stay as they are.
-  const sum = scores.reduce((total, score) => total + score, 0);
-  const shares = scores.every((score) => score >= 0) && Math.abs(sum - 1) < 1e-3
-    ? Array.from(scores) : Array.from(scores, (score) => Math.exp(score - largest));
+  const known = scores.every((score) => score >= 0) && Math.abs(sum - 1) < 1e-3;
+  const shares = Array.from(scores, (score) => (known ? score : Math.exp(score - largest)));
   const total = shares.reduce((a, b) => a + b, 0);
   return shares.map((share, index) => ({ name: settings.labels?.[index] ?? `class ${index}`, value: 100 * share / total }))
     .sort((a, b) => b.value - a.value).slice(0, 5);
 }
 
-function bars(id, rows, digits, unit = "") {
+function chart(id, rows, digits, unit = "") {
   const most = Math.max(...rows.map(({ value }) => value), 1e-9);
   $(id).replaceChildren(...rows.map(({ name, value, style = "" }) => {
-    const row = document.createElement("div"), label = document.createElement("span");
-    const bar = document.createElement("div"), number = document.createElement("span");
-    row.className = "row"; label.className = "name"; bar.className = `bar ${style}`;
-    label.textContent = label.title = name;
+    const row = document.createElement("li");
+    const [label, bar, number] = ["span", "div", "span"].map((kind) => row.appendChild(document.createElement(kind)));
+    label.textContent = name;
+    bar.className = `bar ${style}`;
     bar.style.width = `${100 * value / most}%`;
+    bar.setAttribute("aria-hidden", "true");
     number.textContent = value.toFixed(digits) + unit;
-    row.append(label, bar, number);
     return row;
   }));
 }
 
-/** The middle of a picture or video, as large as it goes, at the model's size. */
-async function take(source, width, height) {
-  const canvas = $("picture"), scale = Math.min(width / canvas.width, height / canvas.height);
-  const [w, h] = [canvas.width * scale, canvas.height * scale];
-  const pen = canvas.getContext("2d");
-  pen.imageSmoothingQuality = "high";
-  pen.drawImage(source, (width - w) / 2, (height - h) / 2, w, h, 0, 0, canvas.width, canvas.height);
-  await show();
-}
+// -- where pictures come from -------------------------------------------------------------------------------------
 
 async function takeFile(file) {
+  const image = new Image(), url = URL.createObjectURL(file);
+  image.src = url;
   try {
-    const picture = await createImageBitmap(file);
-    await take(picture, picture.width, picture.height);
+    await image.decode();
   } catch {
-    say("That is not a picture that this browser can read.");
+    say(`${file.name || "That"} is not a picture that this browser can read.`, true);
+    return;
+  } finally {
+    URL.revokeObjectURL(url);
   }
+  await show(pixelsOf(image, image.naturalWidth, image.naturalHeight));
 }
 
-async function takeCamera() {
+const REFUSALS = {
+  NotAllowedError: "The camera was not allowed. Allow it beside the page's address, or pick a picture.",
+  NotFoundError: "There is no camera here. Pick a picture instead.",
+  NotReadableError: "The camera is in use by another program.",
+};
+
+/** Classify what the camera sees until it is stopped; the last picture is measured. */
+async function runCamera() {
+  if (!navigator.mediaDevices) {
+    say("Browsers give the camera only to pages from https or localhost. Pick a picture instead.", true);
+    return;
+  }
   let stream;
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: true });
-    const video = Object.assign(document.createElement("video"), { srcObject: stream, muted: true });
-    await video.play();
-    await take(video, video.videoWidth, video.videoHeight);
+    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
-    say(`No camera: ${error.message}`);
-  } finally {
-    stream?.getTracks().forEach((track) => track.stop());
+    say(REFUSALS[error.name] ?? `No camera: ${error.message}`, true);
+    return;
   }
+  const video = Object.assign(document.createElement("video"), { srcObject: stream, muted: true, playsInline: true });
+  const mine = ++shown; // another picture ends it as well
+  let running = true;
+  stopCamera = () => { running = false; };
+  stream.getVideoTracks()[0]?.addEventListener("ended", stopCamera);
+  $("camera").textContent = "Stop the camera";
+  $("camera").setAttribute("aria-pressed", "true");
+  $("top").setAttribute("aria-live", "off"); // many times a second
+  try {
+    await video.play();
+    while (running && mine === shown) {
+      const pixels = pixelsOf(video, video.videoWidth, video.videoHeight), data = prepare(pixels);
+      const began = performance.now();
+      const scores = await contenders[0].run(data);
+      say(`The camera: ${(performance.now() - began).toFixed(1)} ms a picture, sparse.`);
+      chart("top", best(scores), 1, " %");
+      picture = pixels;
+      await new Promise((resolve) => requestAnimationFrame(resolve));
+    }
+  } catch (error) {
+    say(`The camera gives no pictures: ${error.message}`, true);
+    return;
+  } finally {
+    stopCamera = null;
+    stream.getTracks().forEach((track) => track.stop());
+    $("camera").textContent = "Use the camera";
+    $("camera").setAttribute("aria-pressed", "false");
+    $("top").setAttribute("aria-live", "polite");
+  }
+  if (mine === shown) await show(picture);
 }
 
-[$("picture").height, $("picture").width] = dims.slice(2);
-$("drop").addEventListener("click", (event) => { if (event.target !== $("camera")) $("file").click(); });
-$("drop").addEventListener("keydown", (event) => { if (event.key === "Enter" && event.target === $("drop")) $("file").click(); });
-$("file").addEventListener("click", (event) => event.stopPropagation());
-$("file").addEventListener("change", () => { if ($("file").files[0]) takeFile($("file").files[0]); });
-$("camera").addEventListener("click", takeCamera);
-for (const kind of ["dragover", "dragleave", "drop"]) {
-  $("drop").addEventListener(kind, (event) => {
-    event.preventDefault();
-    $("drop").classList.toggle("over", kind === "dragover");
-    if (kind === "drop" && event.dataTransfer.files[0]) takeFile(event.dataTransfer.files[0]);
+function listen() {
+  const picks = (files) => [...files ?? []].find(Boolean);
+  $("pick").addEventListener("click", () => $("file").click());
+  $("file").addEventListener("change", () => {
+    const file = picks($("file").files);
+    $("file").value = ""; // so that the same one may be picked again
+    if (file) takeFile(file);
+  });
+  $("camera").addEventListener("click", () => (stopCamera ? stopCamera() : runCamera()));
+  for (const kind of ["dragover", "dragleave", "drop"]) {
+    document.addEventListener(kind, (event) => {
+      event.preventDefault();
+      document.body.classList.toggle("over", kind === "dragover");
+      const file = kind === "drop" && picks(event.dataTransfer.files);
+      if (file) takeFile(file);
+    });
+  }
+  document.addEventListener("paste", (event) => {
+    const file = picks(event.clipboardData.files);
+    if (file) takeFile(file);
   });
 }
-start().catch((error) => say(`It does not run here: ${error.message}`));
+
+start().catch((error) => {
+  console.error(error);
+  $("about").textContent = "";
+  say(`It does not run here: ${error.message}`, true);
+});

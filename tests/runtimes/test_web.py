@@ -24,7 +24,7 @@ from edgesparse.planning.place import Job, candidates
 from edgesparse.runtimes.engines import Engine, find_package
 from edgesparse.runtimes.wasm import Wasmtime
 from edgesparse.target import Target
-from edgesparse.web import bundle, webdemo
+from edgesparse.web import bundle
 from edgesparse.web.bundle import Bundle
 
 HERE = Path(__file__).resolve().parent
@@ -134,52 +134,6 @@ def test_a_bundler_takes_the_package(node: Engine, made: dict[str, Bundle], tmp_
     check(node, moved).close()
 
 
-# -- the demo page -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def demo(made: dict[str, Bundle], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of a bundle with the page."""
-    room = tmp_path_factory.mktemp("demo")
-    copied = Bundle(Path(shutil.copytree(made["pruned"].path, room / "web")), made["pruned"].manifest)
-    (room / "labels.txt").write_text("".join(f"thing {index}\n" for index in range(10)))
-    page = webdemo.add_demo(copied, made["pruned"].path.with_suffix(".onnx"), labels=room / "labels.txt")
-    assert page.is_file()
-    return copied.path
-
-
-def test_the_demo_page_runs(chromium: Engine, demo: Path) -> None:
-    said = chromium.ask({"deed": "visit", "url": f"{chromium.address(demo)}/demo/index.html"}, limit=90)["text"]
-    assert "weights are not zero" in said
-    assert "dense, same compiler" in said
-    assert said.count("thing ") == 5
-
-
-def test_pixels_become_the_same_input_in_python_and_javascript(tmp_path: Path) -> None:
-    needs("node")
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 4), np.uint8)
-    script = tmp_path / "run.mjs"
-    for channels in (1, 3):
-        settings = {"mean": webdemo.MEAN[:channels], "std": webdemo.STD[:channels]}
-        script.write_text(
-            f"""import {{ toTensor }} from {json.dumps((bundle.web_folder() / "picture.mjs").as_uri())};
-const pixels = Uint8ClampedArray.from({pixels.ravel().tolist()});
-console.log(JSON.stringify(Array.from(toTensor(pixels, [1, {channels}, 6, 5], {json.dumps(settings)}))));"""
-        )
-        found = np.array(json.loads(said_by("node", script, cwd=tmp_path)), np.float32)
-        expected = webdemo.to_tensor(pixels, channels, settings["mean"], settings["std"])
-        np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=0, atol=1e-6)
-
-
-def test_models_without_a_demo_page(made: dict[str, Bundle], tmp_path: Path) -> None:
-    inputs = [{"name": "x", "dtype": "float32", "shape": [1, 16]}]
-    flat = Bundle(tmp_path, {**made["pruned"].manifest, "inputs": inputs})
-    with pytest.raises(UnsupportedError, match="no demo page for this model"):
-        webdemo.add_demo(flat, tmp_path / "model.onnx")
-    with pytest.raises(UsageError, match="cannot read the labels"):
-        webdemo.read_labels(tmp_path / "nothing.txt")
-
-
 # -- bench ---------------------------------------------------------------------------------------------------------
 
 
@@ -285,8 +239,6 @@ def test_the_command_makes_a_package(
     assert told["weights_bytes"] == (out / "weights.bin").stat().st_size
     assert main(["bundle", str(model), "-o", str(out), "-q"]) == 2
     assert "is there already" in capfd.readouterr().err
-    assert main(["bundle", str(model), "-o", str(tmp_path / "more"), "--labels", "x.txt", "-q"]) == 2
-    assert "--labels is for the demo page" in capfd.readouterr().err
     assert main(["bench", str(out), "--device", "node", "-q"]) == 2
     assert "is not a model" in capfd.readouterr().err
 
