@@ -70,3 +70,17 @@ def recalibrate(model: Module, inputs: Iterable[Tensor]) -> None:
         for one, momentum in zip(norms, momenta, strict=True):
             one.momentum = momentum
         model.train(training)
+
+
+def share(sparsifiers: Sequence[Sparsifier], weights: Sequence[float] | None = None) -> None:
+    """Give all runs the average of all, in place: SWAMP's step between two rounds of pruning (2305.14852).
+
+    Particles that start from one model and train with other data orders meet here; the masks that they choose next
+    are the same, as their weights are. Optimizer states stay as they are. Raises UsageError as `average`.
+    """
+    state = average(sparsifiers, weights).state_dict()
+    for one in sparsifiers:
+        own = one.model.state_dict()
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(state[name])

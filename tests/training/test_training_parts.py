@@ -15,7 +15,7 @@ from edgesparse.pattern import SparsePattern
 from edgesparse.training import Sparsifier
 from edgesparse.training.allocation import ALLOCATIONS, allocate
 from edgesparse.training.distil import SquareHead, logit_loss
-from edgesparse.training.soup import average, recalibrate
+from edgesparse.training.soup import average, recalibrate, share
 
 UNSTRUCTURED = SparsePattern("unstructured")
 
@@ -135,3 +135,18 @@ def test_average_refuses_other_masks() -> None:
     other = Sparsifier(small(), recipe(ignore=["wide.conv"]), steps=4)
     with pytest.raises(UsageError, match="other sparse layers"):
         average([first, other])
+
+
+def test_particles_meet_and_prune_alike() -> None:
+    first, second = _pair()
+    wanted = 0.5 * (first.model.wide.conv.weight.detach() + second.model.wide.conv.weight.detach())
+    before = first.model.wide.conv.weight
+    share([first, second])
+    assert first.model.wide.conv.weight is before  # in place: optimizers go on
+    assert torch.allclose(before, wanted)
+    for one, other in zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True):
+        assert torch.equal(one.float(), other.float())
+    # the next round of pruning chooses one mask for both
+    made = [Sparsifier(one.model, recipe("unstructured", 0.9), steps=1).finalize() for one in (first, second)]
+    assert made[0] == made[1]
+    assert torch.equal(first.model.last.conv.weight, second.model.last.conv.weight)
