@@ -16,7 +16,7 @@ from typing import Any
 
 from edgesparse.kernels import Depthwise, GlobalPool, KernelSpec, Panel, Pointwise, Pool, Spmm, Transpose, Window
 from edgesparse.kernels.tiles import cut_pixels
-from edgesparse.kernels.window import chunks
+from edgesparse.kernels.window import Block
 from edgesparse.target import Target
 
 Terms = Counter[str]
@@ -203,32 +203,37 @@ def mixed(*parts: tuple[float, Mapping[str, float]]) -> dict[str, float]:
 _FLOPS = {"depthwise": 2, "panel": 0, "pool": 1}
 
 
+def _pieces(cut: Iterable[Block]) -> list[tuple[int, int, tuple[int, ...]]]:
+    """The chunks of a band: (output rows, how often, first columns)."""
+    return [(block.rows, block.repeat * run.repeat, run.offsets) for block in cut for run in block.runs]
+
+
 @functools.lru_cache(maxsize=4096)
 def _window(spec: Depthwise | Panel | Pool) -> Terms:
     """The terms of one channel. Within a chunk of sums, output rows share the vectors they both see."""
     window: Window = spec.window
     lanes = window.lanes(spec.lanes)
     family = {"Depthwise": "depthwise", "Panel": "panel", "Pool": "pool"}[type(spec).__name__]
-    outputs = window.outputs(lanes)
-    size = len(outputs) if isinstance(spec, Panel) else spec.registers
-    terms = Terms({f"{family}.channel": 1, f"{family}.store": len(outputs)})
-    for chunk in chunks(outputs, size):
+    terms = Terms({f"{family}.channel": 1})
+    for rows, times, starts in _pieces(spec.cut):
+        outputs = [(row, start) for row in range(rows) for start in starts]
+        terms[f"{family}.store"] += times * len(outputs)
         seen = set()
-        for at in chunk:
+        for at in outputs:
             for tap in window.taps:
                 mask = window.valid(at, tap, lanes)
                 if any(mask):
-                    terms[f"{family}.tap"] += 1
-                    terms["flops"] += _FLOPS[family] * sum(mask)
+                    terms[f"{family}.tap"] += times
+                    terms["flops"] += times * _FLOPS[family] * sum(mask)
                     row = at[0] * window.stride[0] + tap[0] * window.dilation[0]
                     column = at[1] * window.stride[1] + tap[1] * window.dilation[1]
                     seen.add((row, column, all(mask)))
-        terms["moved.l1"] += 4 * lanes * (len(seen) + len(chunk))
+        terms["moved.l1"] += times * 4 * lanes * (len(seen) + len(outputs))
         for _, _, whole in seen:
-            terms[f"{family}.load"] += 1
-            terms[f"{family}.shuffle"] += not whole
+            terms[f"{family}.load"] += times
+            terms[f"{family}.shuffle"] += times * (not whole)
             if window.stride[1] > 1 and lanes > 1:
-                terms[f"{family}.shuffle"] += 1 if window.stride[1] == 2 else lanes
+                terms[f"{family}.shuffle"] += times * (1 if window.stride[1] == 2 else lanes)
     if family == "panel":
-        terms["panel.store"] = len(outputs) * len(window.taps)
+        terms["panel.store"] *= len(window.taps)
     return +terms

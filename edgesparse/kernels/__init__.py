@@ -7,7 +7,9 @@ compiled once.
 """
 
 from edgesparse.kernels.attention import Attention
+from edgesparse.kernels.depthwise import Depthwise
 from edgesparse.kernels.epilogue import Epilogue
+from edgesparse.kernels.gather import Panel, Pool
 from edgesparse.kernels.interleave import Interleave
 from edgesparse.kernels.norm import Norm
 from edgesparse.kernels.pointwise import GlobalPool, Pointwise, Transpose
@@ -15,7 +17,7 @@ from edgesparse.kernels.probe import LoadProbe, Probe
 from edgesparse.kernels.recurrent import Gates
 from edgesparse.kernels.spmm import Spmm
 from edgesparse.kernels.topk import Largest
-from edgesparse.kernels.window import Depthwise, Panel, Pool, Window
+from edgesparse.kernels.window import Window
 
 KernelSpec = (
     Spmm

@@ -8,6 +8,7 @@ channels (49 = 48 + 1 is faster that way than with a fourth vector).
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -55,10 +56,10 @@ def cut_pixels(pixels: int, lanes: int, vectors: int, tail_limit: int) -> Cut:
     small, large = divmod(len(starts), count)
     bounds = [index * small + min(index, large) for index in range(count + 1)]
     tiles = [starts[a:b] for a, b in itertools.pairwise(bounds)]
-    return Cut(_runs(tiles), pixels - tail, tail)
+    return Cut(runs_of(tiles), pixels - tail, tail)
 
 
-def _runs(tiles: list[tuple[int, ...]]) -> tuple[Run, ...]:
+def runs_of(tiles: Sequence[tuple[int, ...]]) -> tuple[Run, ...]:
     """Merge neighbouring tiles that differ only by a constant step."""
     runs: list[Run] = []
     for tile in tiles:

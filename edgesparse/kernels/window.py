@@ -1,24 +1,42 @@
-"""Kernels that slide a window over rows: depthwise convolution, pooling, and the gathering of k x k panels.
+"""Windows that slide over rows: their geometry, how a band's outputs are cut for them, and the rows they read.
 
-They produce the rows of one output band. Input rows are found through a table of offsets, one per input row that the
-band needs, so the rows may lie in any band of any ring buffer, and a row outside the image is a row of zeros. Columns
-outside the image are masked lanes, constant at compile time: no padding columns exist anywhere.
+For the kernels that produce the rows of one output band: depthwise convolution (`depthwise`), pooling and the gathering
+of k x k panels (`gather`). Input rows are found through a table of offsets, one per input row that the band needs, so
+the rows may lie in any band of any ring buffer, and a row outside the image is a row of zeros. Columns outside the
+image are masked lanes, constant at compile time: no padding columns exist anywhere.
 
-Taps are outermost and a chunk of the band's output vectors is summed at once, so that a loaded vector and a weight are
-used as often as registers allow (a quarter less time than output after output).
+Outputs are cut into blocks of a few rows, and these into chunks of a few vectors. Within a chunk each input vector is
+loaded once and used for every output row that sees it. Blocks, and chunks that lie inside of the image, are loops: what
+is unrolled stays small, and no input is kept in a register (or spilled) for a later chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from edgesparse.kernels.builder import Body, kernel
+from edgesparse.kernels.builder import Body
 from edgesparse.kernels.epilogue import Epilogue
-from edgesparse.kernels.tiles import vector_starts
+from edgesparse.kernels.tiles import Run, runs_of, vector_starts
 
-_LOWEST = float("-inf")
+#: Arguments before the row tables.
+FIXED = 2
+
+#: Output rows of a block, at most: beyond it, sharing input rows brings little and costs code.
+_MOST_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Block:
+    """`repeat` like blocks of `rows` output rows from row `first` on, each cut into the chunks of `runs`."""
+
+    rows: int
+    first: int
+    repeat: int
+    runs: tuple[Run, ...]
 
 
 @dataclass(frozen=True)
@@ -67,7 +85,7 @@ class Window:
     @property
     def after_rows(self) -> int:
         """The first argument behind the row tables."""
-        return _FIXED + 2 * (1 if self.flat else self.rows_in)
+        return FIXED + 2 * (1 if self.flat else self.rows_in)
 
     @property
     def taps(self) -> list[tuple[int, int]]:
@@ -84,11 +102,31 @@ class Window:
             widest //= 2
         return max(widest, 1)
 
-    def outputs(self, lanes: int) -> list[tuple[int, int]]:
-        """The output vectors of a band as (row, first column); flat ones as (0, first pixel)."""
+    def vectors(self, widest: int) -> int:
+        """Output vectors of the band."""
+        lanes = self.lanes(widest)
         if self.flat:
-            return [(0, start) for start in vector_starts(self.rows * self.width_out, lanes)]
-        return [(row, start) for row in range(self.rows) for start in vector_starts(self.width_out, lanes)]
+            return len(vector_starts(self.rows * self.width_out, lanes))
+        return self.rows * len(vector_starts(self.width_out, lanes))
+
+    def blocks(self, lanes: int, sums: int, held: bool = False) -> tuple[Block, ...]:
+        """The cut of the band's outputs, for chunks of at most `sums` vectors; `held`: weights stay in registers."""
+        return _blocks(self, lanes, sums, held)
+
+    def whole(self, start: int, lanes: int) -> bool:
+        """Whether all lanes of the vector of outputs from column `start` on see the image through every tap."""
+        return all(all(self.valid((0, start), (0, kx), lanes)) for kx in range(self.kernel[1]))
+
+    def seen(self, rows: int) -> list[tuple[int, list[tuple[int, int]]]]:
+        """For a block of `rows` output rows: each input row that is seen, and the (output row, ky) that see it."""
+        step, reach = self.stride[0], self.dilation[0]
+        found = []
+        for at in range((rows - 1) * step + (self.kernel[0] - 1) * reach + 1):
+            pairs = [(row, divmod(at - row * step, reach)) for row in range(rows)]
+            uses = [(row, ky) for row, (ky, rest) in pairs if rest == 0 and 0 <= ky < self.kernel[0]]
+            if uses:
+                found.append((at, uses))
+        return found
 
     @property
     def inside(self) -> bool:
@@ -107,222 +145,204 @@ class Window:
         return [0 <= y + dy < self.rows and 0 <= x + dx < self.width_in for y, x in pixels]
 
 
-#: Taps above which a panel's are looped over, where no column of any window is outside of the image.
-_MANY_TAPS = 64
+@lru_cache(maxsize=4096)
+def _blocks(window: Window, lanes: int, sums: int, held: bool) -> tuple[Block, ...]:
+    if window.flat:
+        starts = vector_starts(window.rows * window.width_out, lanes)
+        return (Block(1, 0, 1, tuple(Run(part, 1, 0) for part in _parts(starts, -(-len(starts) // sums)))),)
+    starts = vector_starts(window.width_out, lanes)
 
-#: Arguments before the row tables.
-_FIXED = 2
+    def work(rows: int) -> int:
+        repeat, rest = divmod(window.rows, rows)
+        return sum(times * _work(window, size, len(starts), sums, held) for size, times in ((rows, repeat), (rest, 1)))
+
+    rows = min(range(1, min(window.rows, sums, _MOST_ROWS) + 1), key=work)
+    repeat, rest = divmod(window.rows, rows)
+    found = [Block(rows, 0, repeat, _runs(window, starts, lanes, sums // rows))]
+    if rest:
+        found.append(Block(rest, window.rows - rest, 1, _runs(window, starts, lanes, sums // rest)))
+    return tuple(found)
+
+
+def _runs(window: Window, starts: tuple[int, ...], lanes: int, most: int) -> tuple[Run, ...]:
+    """Chunks of at most `most` of a row's vectors; those inside of the image that are alike are one run."""
+    tiles = _parts(starts, _chunks(len(starts), most))
+    inner = [tile for tile in tiles if all(window.whole(start, lanes) for start in tile)]
+    before = tiles[: tiles.index(inner[0])] if inner else tiles
+    after = tiles[len(before) + len(inner) :]
+    edges = [[Run(tile, 1, 0) for tile in side] for side in (before, after)]
+    return (*edges[0], *runs_of(inner), *edges[1])
+
+
+def _chunks(vectors: int, most: int) -> int:
+    """Chunks for a row's vectors: of one size where that can be, as they are one loop then, but not too small."""
+    most = min(most, vectors)
+    sizes = [size for size in range(most, most // 2, -1) if vectors % size == 0]
+    return vectors // sizes[0] if sizes else -(-vectors // most)
+
+
+def _work(window: Window, rows: int, vectors: int, sums: int, held: bool) -> int:
+    """Instructions of a block, roughly."""
+    if rows == 0:
+        return 0
+    taps, seen = len(window.taps), len(window.seen(rows))
+    again = 0 if held else rows * taps * _chunks(vectors, sums // rows)
+    return vectors * (rows * (taps + 3) + seen * window.kernel[1] * window.stride[1]) + again + _ROW * seen
+
+
+#: Instructions that find where a row starts.
+_ROW = 10
+
+
+def _parts(starts: Sequence[int], count: int) -> list[tuple[int, ...]]:
+    """`count` pieces of nearly equal length."""
+    return [tuple(starts[n * len(starts) // count : (n + 1) * len(starts) // count]) for n in range(count)]
+
+
+Uses = list[tuple[int, int]]
+"""Of an input vector: the (output of the chunk, tap) that see it."""
+
+
+class Chunk:
+    """Some output vectors of a band that are summed at once: their places, and the inputs they see.
+
+    Attributes
+    ----------
+    outputs:
+        (row, first column) of each vector as the masks see them: a place inside of the image stands for all that a
+        loop brings there.
+    """
+
+    def __init__(self, rows: _Rows, first: Any, base: Any, count: int, starts: tuple[int, ...]) -> None:
+        self.rows, self.first, self.base, self.starts = rows, first, base, starts
+        self.count = count
+        self.outputs = [(row, start) for row in range(count) for start in starts]
+
+    def row(self, index: int) -> Any:
+        """The band's row of an output vector."""
+        return self.first + self.outputs[index][0]
+
+    def pixel(self, index: int) -> Any:
+        """The band's pixel where an output vector starts."""
+        row, start = self.outputs[index]
+        return (self.first + row) * self.rows.window.width_out + (self.base + start)
+
+    def inputs(
+        self, fill: float = 0.0, *, by_column: bool = False
+    ) -> Iterator[tuple[Any | None, list[tuple[int, int]]]]:
+        """Each input vector once, with the (output, tap) that see it; None where all of its lanes are outside.
+
+        Every output meets its taps in ascending order, however the band was cut: sums are the same to the bit.
+        `by_column`: all taps of a column follow one another, for weights that stay in registers.
+        """
+        window, width = self.rows.window, self.rows.window.kernel[1]
+        if window.flat:
+            for tap, place in enumerate(window.taps):
+                for index, start in enumerate(self.starts):
+                    yield self.rows.pixels(start, place, fill), [(index, tap)]
+            return
+        for at, uses in window.seen(self.count):
+            columns: dict[int, Any] = {}
+            places = [(kx, n) for kx in range(width) for n in range(len(self.starts))]
+            for kx, n in sorted(places, key=lambda place: place[::-1]) if by_column else places:
+                x = self.rows.vector(at, self.starts[n], self.base, kx, fill, columns)
+                yield x, [(row * len(self.starts) + n, ky * width + kx) for row, ky in uses]
+
+    def taps(self, fill: float = 0.0) -> Iterator[tuple[int, int, Any | None]]:
+        """(tap, output, input vector), tap after tap: the order in which a panel is written."""
+        window = self.rows.window
+        for tap, (ky, kx) in enumerate(window.taps):
+            for index, (row, start) in enumerate(self.outputs):
+                if window.flat:
+                    yield tap, index, self.rows.pixels(start, (ky, kx), fill)
+                else:
+                    at = row * window.stride[0] + ky * window.dilation[0]
+                    yield tap, index, self.rows.vector(at, start, self.base, kx, fill, {})
+
+
+def chunks(body: Body, window: Window, cut: Sequence[Block], channel: Any, lanes: int) -> Iterator[Chunk]:
+    """The chunks of a band's outputs, within loops over those that are alike. Write each before the next."""
+    for block in cut:
+        with _repeated(body, block.repeat) as index:
+            first = block.first if block.repeat == 1 else body.let(index * block.rows)
+            rows = _Rows(body, window, channel, first, block.rows, lanes)
+            for run in block.runs:
+                with _repeated(body, run.repeat) as tile:
+                    base = 0 if run.repeat == 1 else body.let(tile * run.step)
+                    yield Chunk(rows, first, base, block.rows, run.offsets)
+
+
+@contextmanager
+def _repeated(body: Body, count: int) -> Iterator[Any]:
+    """A loop, or once with 0."""
+    if count == 1:
+        yield 0
+    else:
+        with body.loop(0, count) as index:
+            yield index
 
 
 class _Rows:
-    """The input of one channel: where each row starts, and vectors of it as a tap sees them."""
+    """The input of one channel for a block: where each row starts, and vectors of it as a tap sees them."""
 
-    def __init__(self, body: Body, window: Window, channel: Any) -> None:
-        self.body = body
-        self.window = window
-        count = 1 if window.flat else window.rows_in
-        self.starts = [
-            body.let(body.args[_FIXED + row] + channel * body.args[_FIXED + count + row]) for row in range(count)
-        ]
+    def __init__(self, body: Body, window: Window, channel: Any, first: Any, rows: int, lanes: int) -> None:
+        self.body, self.window, self.lanes = body, window, lanes
+        seen, count = ([0], 1) if window.flat else ([at for at, _ in window.seen(rows)], window.rows_in)
+        above = first * window.stride[0]
+        self.starts = {
+            at: body.let(body.args[FIXED + above + at] + channel * body.args[FIXED + count + above + at]) for at in seen
+        }
 
-    def vector(self, at: tuple[int, int], tap: tuple[int, int], lanes: int, fill: float) -> Any | None:
-        """The input under `tap` for output vector `at`, `fill` outside the image; None where all lanes are outside."""
+    def pixels(self, start: int, tap: tuple[int, int], fill: float) -> Any | None:
+        """Of a flat window: the input under `tap` for the outputs from pixel `start` on."""
         window = self.window
-        mask = window.valid(at, tap, lanes)
+        dy, dx = (tap[axis] * window.dilation[axis] - (window.top, window.left)[axis] for axis in (0, 1))
+        mask = window.valid((0, start), tap, self.lanes)
         if not any(mask):
             return None
-        dx = tap[1] * window.dilation[1] - window.left
-        if window.flat:
-            dy = tap[0] * window.dilation[0] - window.top
-            value = self.body.load("x", self.starts[0] + (at[1] + dy * window.width_in + dx), lanes)
-        else:
-            row = self.starts[at[0] * window.stride[0] + tap[0] * window.dilation[0]]
-            value = self._strided(row, at[1] * window.stride[1] + dx, mask, lanes)
-        return self.body.where(mask, value, self.body.number(fill, lanes))
+        value = self.body.load("x", self.starts[0] + (start + dy * window.width_in + dx), self.lanes)
+        return self.body.where(mask, value, self.body.number(fill, self.lanes))
 
-    def _strided(self, row: Any, column: int, mask: list[bool], lanes: int) -> Any:
-        body, stride = self.body, self.window.stride[1]
+    def vector(self, at: int, start: int, base: Any, kx: int, fill: float, columns: dict[int, Any]) -> Any | None:
+        """The input of row `at` under column `kx` of the window, for the outputs from column `base + start` on.
+
+        `fill` outside of the image, None where all lanes are. `columns` keeps what was loaded of the row.
+        """
+        window, body, lanes = self.window, self.body, self.lanes
+        mask = window.valid((0, start), (0, kx), lanes)
+        if not any(mask):
+            return None
+        stride = window.stride[1]
+        row = self.starts[at] + base * stride
+        column = start * stride + kx * window.dilation[1] - window.left
         if stride == 1 or lanes == 1:
-            return body.load("x", row + column, lanes)
-        if stride == 2:
-            # Both halves start on an even column, so taps of the same parity share their loads.
-            odd = column % 2
-            low = body.load("x", row + (column - odd), lanes)
-            half = lanes // 2
-            if not any(mask[half:]):
-                return body.even(body.let(low), body.number(0.0, lanes), lanes, odd)
-            high = body.load("x", row + (column - odd + lanes), lanes)
-            if not any(mask[:half]):
-                return body.even(body.number(0.0, lanes), body.let(high), lanes, odd)
-            return body.even(body.let(low), body.let(high), lanes, odd)
-        return body.gather("x", [row + (column + lane * stride if mask[lane] else 0) for lane in range(lanes)])
+            value = body.load("x", row + column, lanes)
+        elif stride == 2:
+            value = self._second(row, column, mask, columns)
+        else:
+            value = body.gather("x", [row + (column + lane * stride if mask[lane] else 0) for lane in range(lanes)])
+        return body.where(mask, value, body.number(fill, lanes))
+
+    def _second(self, row: Any, column: int, mask: list[bool], columns: dict[int, Any]) -> Any:
+        """Every second pixel from `column` on; halves with no valid lane are not read."""
+        body, lanes, half = self.body, self.lanes, self.lanes // 2
+        # Both halves start on an even column, so taps of the same parity share their loads.
+        odd = column % 2
+
+        def load(start: int, wanted: list[bool]) -> Any:
+            if not any(wanted):
+                return body.number(0.0, lanes)
+            if start not in columns:
+                columns[start] = body.let(body.load("x", row + start, lanes))
+            return columns[start]
+
+        return body.even(load(column - odd, mask[:half]), load(column - odd + lanes, mask[half:]), lanes, odd)
 
 
-@dataclass(frozen=True)
-class Depthwise:
-    """Depthwise convolution of one band.
-
-    Pointers: x (the arena), w ``[C][kh*kw]``, b ``[C]``, residual (if any), y.
-    Arguments: pitch of y, pitch of the residual, then for each input row its offset and its distance from channel to
-    channel, both in elements, and the epilogue's scale and shift. Range: output channels; output channel c reads input
-    channel ``c // multiplier``.
-    """
-
-    window: Window
-    epilogue: Epilogue
-    lanes: int
-    registers: int
-    multiplier: int = 1
-
-    @property
-    def symbol(self) -> str:
-        many = f"m{self.multiplier}" if self.multiplier > 1 else ""
-        return f"es_depthwise{many}_f32_{self.window.name}_{self.registers}x{self.lanes}_{self.epilogue.name}"
-
-    def build(self) -> Any:
-        residual = [("r", "float32")] if self.epilogue.residual != "none" else []
-        pointers = [("x", "float32"), ("w", "float32"), ("b", "float32"), *residual, ("y", "float32")]
-        return kernel(self.symbol, pointers, self._body)
-
-    def _body(self, body: Body) -> None:
-        window, lanes = self.window, self.window.lanes(self.lanes)
-        taps = window.taps
-        with body.loop(body.begin, body.end) as channel:
-            rows = _Rows(body, window, body.let(channel // self.multiplier))
-            for chunk in chunks(window.outputs(lanes), self.registers):
-                acc = body.registers(len(chunk), lanes)
-                bias = body.let(body.spread(body["b"][channel], lanes))
-                for index in range(len(chunk)):
-                    body.put(acc, index, bias)
-                for t, tap in enumerate(taps):
-                    w = body.let(body.spread(body["w"][channel * len(taps) + t], lanes))
-                    for index, at in enumerate(chunk):
-                        x = rows.vector(at, tap, lanes, 0.0)
-                        if x is not None:
-                            body.put(acc, index, acc[index] + w * x)
-                for index, at in enumerate(chunk):
-                    _finish(body, self.epilogue, window, channel, at, acc[index], lanes)
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Max or average pooling of one band.
-
-    `mode` is "max", "avg" (divides by the window) or "avg_valid" (divides by the pixels inside the image).
-    Pointers: x (the arena), y. Arguments: pitch of y, one unused, the two row tables, and for "avg_valid" the number of
-    rows inside the image for each output row. Rows outside the image are zeros for averages; for "max" the table
-    repeats the nearest row, which lies in the same window. Range: channels.
-    """
-
-    window: Window
-    mode: str
-    lanes: int
-    registers: int
-
-    @property
-    def symbol(self) -> str:
-        return f"es_pool_{self.mode}_f32_{self.window.name}_{self.registers}x{self.lanes}"
-
-    def build(self) -> Any:
-        return kernel(self.symbol, [("x", "float32"), ("y", "float32")], self._body)
-
-    def _body(self, body: Body) -> None:
-        window, lanes = self.window, self.window.lanes(self.lanes)
-        fill = _LOWEST if self.mode == "max" else 0.0
-        with body.loop(body.begin, body.end) as channel:
-            rows = _Rows(body, window, channel)
-            for chunk in chunks(window.outputs(lanes), self.registers):
-                acc = body.registers(len(chunk), lanes)
-                for index in range(len(chunk)):
-                    body.put(acc, index, body.number(fill, lanes))
-                for tap in window.taps:
-                    for index, at in enumerate(chunk):
-                        x = rows.vector(at, tap, lanes, fill)
-                        if x is not None:
-                            body.put(acc, index, body.T.max(acc[index], x) if self.mode == "max" else acc[index] + x)
-                for index, at in enumerate(chunk):
-                    value = acc[index] if self.mode == "max" else acc[index] * self._scale(body, at, lanes)
-                    _finish(body, Epilogue(), window, channel, at, value, lanes)
-
-    def _scale(self, body: Body, at: tuple[int, int], lanes: int) -> Any:
-        """One over the number of pixels under the window, per lane."""
-        window = self.window
-        area = window.kernel[0] * window.kernel[1]
-        if self.mode == "avg":
-            return body.number(1.0 / area, lanes)
-        columns = [window.valid(at, (0, kx), lanes) for kx in range(window.kernel[1])]
-        counts = body.lanes([float(sum(valid[lane] for valid in columns)) for lane in range(lanes)])
-        row_count = body.args[window.after_rows + at[0]]
-        inside = body.let(body.spread(body.T.Cast("float32", row_count), lanes))
-        return body.number(1.0, lanes) / (inside * counts)
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Gathers the window of every output pixel of a band into a panel ``[C*kh*kw][pitch]`` (im2col of one band).
-
-    Pointers: x (the arena), y. Arguments: pitch of y, one unused, the two row tables. Range: input channels.
-    """
-
-    window: Window
-    lanes: int
-
-    @property
-    def symbol(self) -> str:
-        return f"es_panel_f32_{self.window.name}_{self.lanes}"
-
-    def build(self) -> Any:
-        return kernel(self.symbol, [("x", "float32"), ("y", "float32")], self._body)
-
-    def _body(self, body: Body) -> None:
-        window, lanes = self.window, self.window.lanes(self.lanes)
-        with body.loop(body.begin, body.end) as channel:
-            if len(window.taps) > _MANY_TAPS and window.inside and not window.flat:
-                self._patches(body, channel, lanes)
-            else:
-                self._unrolled(body, channel, lanes)
-
-    def _unrolled(self, body: Body, channel: Any, lanes: int) -> None:
-        window, taps = self.window, self.window.taps
-        rows = _Rows(body, window, channel)
-        for t, tap in enumerate(taps):
-            for at in window.outputs(lanes):
-                x = rows.vector(at, tap, lanes, 0.0)
-                x = body.number(0.0, lanes) if x is None else x
-                _finish(body, Epilogue(), window, channel * len(taps) + t, at, x, lanes)
-
-    def _patches(self, body: Body, channel: Any, lanes: int) -> None:
-        """A loop over the taps: the windows of a patch embedding have hundreds, far too many to unroll."""
-        window = self.window
-        (_, width), (sy, sx), (dy, dx) = window.kernel, window.stride, window.dilation
-        with body.loop(0, len(window.taps)) as tap:
-            ky, kx = body.let(tap // width), body.let(tap % width)
-            for at in window.outputs(lanes):
-                row = body.let(at[0] * sy + ky * dy)
-                start = body.let(
-                    body.args[_FIXED + row] + channel * body.args[_FIXED + window.rows_in + row] + at[1] * sx + kx * dx
-                )
-                if sx == 1 or lanes == 1:
-                    x = body.load("x", start, lanes)
-                else:
-                    x = body.gather("x", [start + lane * sx for lane in range(lanes)])
-                _finish(body, Epilogue(), window, channel * len(window.taps) + tap, at, x, lanes)
-
-
-def _finish(
-    body: Body, epilogue: Epilogue, window: Window, row: Any, at: tuple[int, int], value: Any, lanes: int
-) -> None:
+def finish(body: Body, epilogue: Epilogue, window: Window, row: Any, pixel: Any, value: Any, lanes: int) -> None:
     """Epilogue and store of one output vector of channel `row`."""
-    pixel = at[0] * window.width_out + at[1]
     residual = None
     if epilogue.residual != "none":
         residual = body.let(body.load("r", row * body.arg(1) + pixel, lanes))
     result = epilogue.apply(body, value, lanes, residual, window.after_rows)
     body.store("y", row * body.arg(0) + pixel, result, lanes)
-
-
-def chunks(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
-    """Pieces of nearly equal length, none above `size`."""
-    count = -(-len(items) // size)
-    for index in range(count):
-        yield items[index * len(items) // count : (index + 1) * len(items) // count]

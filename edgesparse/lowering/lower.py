@@ -53,6 +53,10 @@ from edgesparse.planning.place import Placement, accumulators
 from edgesparse.planning.plan import Plan, pitch_of
 from edgesparse.target import Target
 
+#: Where weights are held in registers, rows that share their loads pay up to this many times the vectors of a plane
+#: that is run through across row ends (on x86, where an operand may come from memory, they do not).
+_ROWS_PAY = 1.2
+
 
 @dataclass(frozen=True)
 class Part:
@@ -169,9 +173,7 @@ class _Lowering(Emitter):
         flat = op.strides == (1, 1) and same and rows == layout.height and source.bands == 1
         if isinstance(op, Pooling):
             flat = False
-        return Window(
-            op.kernel, op.strides, op.dilations, op.pads[0], op.pads[1], source.width, layout.width, rows, flat
-        )
+        return Window(op.kernel, op.strides, op.dilations, *op.pads[:2], source.width, layout.width, rows, flat)
 
     def _panel(self, op: Conv, step: Step, pixels: int) -> tuple[str, int]:
         """Gather the band's windows into a scratch panel; gives its buffer and pitch."""
@@ -186,8 +188,17 @@ class _Lowering(Emitter):
 
     def _depthwise(self, op: Conv, step: Step, y: tuple[Ref, int], residual: tuple[Ref, int] | None) -> None:
         window = self._window(op, step.last - step.first)
+        by_rows = replace(window, flat=False)
+        lanes = self.target.lanes
+        if self.target.by_lane and by_rows.vectors(lanes) <= window.vectors(lanes) * _ROWS_PAY:
+            window = by_rows
         spec = Depthwise(
-            window, op.epilogue, self.target.lanes, accumulators(self.target), op.weight.shape[0] // op.groups
+            window,
+            op.epilogue,
+            self.target.lanes,
+            accumulators(self.target),
+            op.weight.shape[0] // op.groups,
+            self.target.by_lane,
         )
         weight = self.constant(f"{op.name}/w", lambda: np.ascontiguousarray(op.weight.reshape(-1), np.float32))
         bias = self.constant(f"{op.name}/bias", lambda: np.ascontiguousarray(op.bias, np.float32))

@@ -12,6 +12,7 @@ from guarded import EPILOGUES, EPS, Memory, activate, build
 from networks import HOST_TARGETS
 
 from edgesparse.kernels import Depthwise, KernelSpec, Panel, Pool, Window
+from edgesparse.kernels.tiles import vector_starts
 from edgesparse.planning.place import accumulators
 from edgesparse.target import Target
 
@@ -64,6 +65,10 @@ CASES = (
     same(3, 1, 1, 1, 5),
     same(1, 2, 1, 33, 5),
     same(5, 1, 4, 18, 6),
+    # several blocks of rows and a rest, several chunks that are alike
+    same(3, 1, 1, 200, 11),
+    same(3, 2, 1, 400, 25),
+    same(5, 1, 1, 14, 14),
     # patches: more taps than are unrolled
     Case(Window((9, 8), (9, 8), (1, 1), 0, 0, 34, 4, 2), 20),
     Case(Window((17, 4), (2, 1), (1, 2), 3, 0, 24, 18, 3), 20),
@@ -73,13 +78,14 @@ CASES = (
 
 @cache
 def specs(lanes: int, registers: int) -> tuple[tuple[KernelSpec, ...], ...]:
-    """For each case: depthwise with a multiplier of 1 or 2, a panel, and three poolings."""
+    """For each case: depthwise with a multiplier of 1 or 2, weights held or not, a panel, and three poolings."""
     found: list[tuple[KernelSpec, ...]] = []
     for index, case in enumerate(CASES):
         window = case.window
         epilogue = EPILOGUES[(5 * index) % len(EPILOGUES)]
         kernels: list[KernelSpec] = [
             Depthwise(window, epilogue, lanes, registers, 1 + index % 2),
+            Depthwise(window, epilogue, lanes, registers, 1 + index % 2, by_lane=True),
             Panel(window, lanes),
         ]
         if not window.flat:
@@ -163,10 +169,11 @@ def run(
     return memory["y"][:, :pixels]
 
 
+@pytest.mark.parametrize("by_lane", [False, True])
 @pytest.mark.parametrize("index", range(len(CASES)))
-def test_depthwise(library: tuple[Target, ctypes.CDLL], index: int) -> None:
+def test_depthwise(library: tuple[Target, ctypes.CDLL], index: int, by_lane: bool) -> None:
     target, code = library
-    spec = of_target(target)[index][0]
+    spec = of_target(target)[index][by_lane]
     assert isinstance(spec, Depthwise)
     rng = np.random.default_rng(index)
     image = Image(CASES[index], rng)
@@ -190,7 +197,7 @@ def test_panels_are_exact(library: tuple[Target, ctypes.CDLL], index: int) -> No
     target, code = library
     image = Image(CASES[index], np.random.default_rng(index))
     seen, _ = image.windows()
-    found = run(code, of_target(target)[index][1], image, CHANNELS * seen.shape[1], {}, image.rows())
+    found = run(code, of_target(target)[index][2], image, CHANNELS * seen.shape[1], {}, image.rows())
     np.testing.assert_array_equal(found, seen.reshape(found.shape).astype(np.float32))
 
 
@@ -200,7 +207,7 @@ def test_pooling(library: tuple[Target, ctypes.CDLL], index: int) -> None:
     image = Image(CASES[index], np.random.default_rng(index))
     window = CASES[index].window
     seen, inside = image.windows()
-    for spec in of_target(target)[index][2:]:
+    for spec in of_target(target)[index][3:]:
         assert isinstance(spec, Pool)
         tables = image.rows(nearest=spec.mode == "max")
         if spec.mode == "max":
@@ -216,6 +223,34 @@ def test_pooling(library: tuple[Target, ctypes.CDLL], index: int) -> None:
         found = run(code, spec, image, CHANNELS, {}, tables).reshape(expected.shape)
         bound = 0 if spec.mode == "max" else EPS * (len(window.taps) + 4) * 4
         assert np.abs(found - expected).max() <= bound, spec
+
+
+def test_cases_have_every_kind_of_cut() -> None:
+    """Loops over blocks, a rest of rows, loops over chunks: none of it may go untested on any target."""
+    for target in HOST_TARGETS:
+        cuts = [spec.cut for kernels in of_target(target) for spec in kernels if isinstance(spec, (Depthwise, Panel))]
+        assert any(block.repeat > 1 for cut in cuts for block in cut)
+        assert any(len(cut) > 1 for cut in cuts)
+        assert any(run.repeat > 1 and block.rows > 1 for cut in cuts for block in cut for run in block.runs)
+
+
+@pytest.mark.parametrize(("lanes", "sums"), [(4, 24), (4, 8), (8, 12), (16, 24)])
+def test_a_cut_has_every_output_once(lanes: int, sums: int) -> None:
+    for window in (case.window for case in CASES):
+        width = window.lanes(lanes)
+        flat = window.rows * window.width_out if window.flat else window.width_out
+        found = [
+            (block.first + row + block.rows * at, start + run.step * again)
+            for block in window.blocks(width, sums)
+            for at in range(block.repeat)
+            for row in range(block.rows)
+            for run in block.runs
+            for again in range(run.repeat)
+            for start in run.offsets
+        ]
+        rows = 1 if window.flat else window.rows
+        assert sorted(found) == [(row, start) for row in range(rows) for start in vector_starts(flat, width)]
+        assert all(block.rows * len(run.offsets) <= sums for block in window.blocks(width, sums) for run in block.runs)
 
 
 def test_symbols_are_unique() -> None:

@@ -1,0 +1,84 @@
+"""Depthwise convolution of one band: every output channel sees one input channel through a window of its own.
+
+All outputs of a chunk are summed at once, and each input vector meets every output row that sees it right after it was
+loaded: a row is loaded once for a block and not once for each of its taps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from edgesparse.kernels.builder import Body, kernel
+from edgesparse.kernels.epilogue import Epilogue
+from edgesparse.kernels.window import Block, Window, chunks, finish
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """Depthwise convolution of one band.
+
+    Pointers: x (the arena), w ``[C][kh*kw]``, b ``[C]``, residual (if any), y.
+    Arguments: pitch of y, pitch of the residual, then for each input row its offset and its distance from channel to
+    channel, both in elements, and the epilogue's scale and shift. Range: output channels; output channel c reads input
+    channel ``c // multiplier``.
+    `by_lane`: a channel's weights are held as vectors and multiplied by their lanes.
+    """
+
+    window: Window
+    epilogue: Epilogue
+    lanes: int
+    registers: int
+    multiplier: int = 1
+    by_lane: bool = False
+
+    @property
+    def symbol(self) -> str:
+        many = f"m{self.multiplier}" if self.multiplier > 1 else ""
+        lane = "l" if self.by_lane else ""
+        return f"es_depthwise{many}{lane}_f32_{self.window.name}_{self.registers}x{self.lanes}_{self.epilogue.name}"
+
+    @property
+    def cut(self) -> tuple[Block, ...]:
+        """How the band is cut. Weights that are held take registers beyond the three that are counted free."""
+        held = -(-len(self.window.taps) // self.lanes) if self._holds_weights else 0
+        sums = max(self.registers // 2, self.registers - max(0, held - 3))
+        return self.window.blocks(self.window.lanes(self.lanes), sums, self._holds_weights)
+
+    @property
+    def _holds_weights(self) -> bool:
+        return self.by_lane and self.window.lanes(self.lanes) == self.lanes <= len(self.window.taps)
+
+    def build(self) -> Any:
+        residual = [("r", "float32")] if self.epilogue.residual != "none" else []
+        pointers = [("x", "float32"), ("w", "float32"), ("b", "float32"), *residual, ("y", "float32")]
+        return kernel(self.symbol, pointers, self._body)
+
+    def _body(self, body: Body) -> None:
+        window, lanes = self.window, self.window.lanes(self.lanes)
+        with body.loop(body.begin, body.end) as channel:
+            bias = body.let(body.spread(body["b"][channel], lanes))
+            weight = self._weights(body, channel, lanes)
+            for chunk in chunks(body, window, self.cut, body.let(channel // self.multiplier), lanes):
+                acc = body.registers(len(chunk.outputs), lanes)
+                for index in range(len(chunk.outputs)):
+                    body.put(acc, index, bias)
+                for x, uses in chunk.inputs(by_column=self._holds_weights):
+                    if x is not None:
+                        x = body.let(x)
+                        for index, tap in uses:
+                            body.put(acc, index, acc[index] + weight(tap) * x)
+                for index in range(len(chunk.outputs)):
+                    finish(body, self.epilogue, window, channel, chunk.pixel(index), acc[index], lanes)
+
+    def _weights(self, body: Body, channel: Any, lanes: int) -> Callable[[int], Any]:
+        """What gives a tap's weight in all lanes."""
+        taps = len(self.window.taps)
+        first = body.let(channel * taps)
+        if not self._holds_weights:
+            return lambda tap: body.spread(body["w"][first + tap], lanes)
+        # The last vector overlaps the one before: nothing is read behind the channel.
+        starts = [min(start, taps - lanes) for start in range(0, taps, lanes)]
+        held = [body.let(body.load("w", first + start, lanes)) for start in starts]
+        return lambda tap: body.splat(held[tap // lanes], tap - starts[tap // lanes], lanes)

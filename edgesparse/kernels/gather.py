@@ -1,0 +1,133 @@
+"""Kernels that only look through a window: pooling, and the gathering of k x k panels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from edgesparse.kernels.builder import Body, kernel
+from edgesparse.kernels.epilogue import Epilogue
+from edgesparse.kernels.tiles import vector_starts
+from edgesparse.kernels.window import FIXED, Block, Chunk, Window, chunks, finish
+
+_LOWEST = float("-inf")
+
+#: Taps above which a panel's are looped over, where no column of any window is outside of the image.
+_MANY_TAPS = 64
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Max or average pooling of one band.
+
+    `mode` is "max", "avg" (divides by the window) or "avg_valid" (divides by the pixels inside the image).
+    Pointers: x (the arena), y. Arguments: pitch of y, one unused, the two row tables, and for "avg_valid" the number of
+    rows inside the image for each output row. Rows outside the image are zeros for averages; for "max" the table
+    repeats the nearest row, which lies in the same window. Range: channels.
+    """
+
+    window: Window
+    mode: str
+    lanes: int
+    registers: int
+
+    @property
+    def symbol(self) -> str:
+        return f"es_pool_{self.mode}_f32_{self.window.name}_{self.registers}x{self.lanes}"
+
+    @property
+    def cut(self) -> tuple[Block, ...]:
+        """How the band is cut."""
+        return self.window.blocks(self.window.lanes(self.lanes), self.registers)
+
+    def build(self) -> Any:
+        return kernel(self.symbol, [("x", "float32"), ("y", "float32")], self._body)
+
+    def _body(self, body: Body) -> None:
+        window, lanes = self.window, self.window.lanes(self.lanes)
+        fill = _LOWEST if self.mode == "max" else 0.0
+        with body.loop(body.begin, body.end) as channel:
+            for chunk in chunks(body, window, self.cut, channel, lanes):
+                acc = body.registers(len(chunk.outputs), lanes)
+                for index in range(len(chunk.outputs)):
+                    body.put(acc, index, body.number(fill, lanes))
+                for x, uses in chunk.inputs(fill):
+                    if x is not None:
+                        x = body.let(x)
+                        for index, _ in uses:
+                            body.put(acc, index, body.T.max(acc[index], x) if self.mode == "max" else acc[index] + x)
+                for index in range(len(chunk.outputs)):
+                    value = acc[index] if self.mode == "max" else acc[index] * self._scale(body, chunk, index, lanes)
+                    finish(body, Epilogue(), window, channel, chunk.pixel(index), value, lanes)
+
+    def _scale(self, body: Body, chunk: Chunk, index: int, lanes: int) -> Any:
+        """One over the number of pixels under the window, per lane."""
+        window, at = self.window, chunk.outputs[index]
+        if self.mode == "avg":
+            return body.number(1.0 / len(window.taps), lanes)
+        columns = [window.valid(at, (0, kx), lanes) for kx in range(window.kernel[1])]
+        counts = body.lanes([float(sum(valid[lane] for valid in columns)) for lane in range(lanes)])
+        row_count = body.args[window.after_rows + chunk.row(index)]
+        inside = body.let(body.spread(body.T.Cast("float32", row_count), lanes))
+        return body.number(1.0, lanes) / (inside * counts)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Gathers the window of every output pixel of a band into a panel ``[C*kh*kw][pitch]`` (im2col of one band).
+
+    Pointers: x (the arena), y. Arguments: pitch of y, one unused, the two row tables. Range: input channels.
+    """
+
+    window: Window
+    lanes: int
+
+    @property
+    def symbol(self) -> str:
+        return f"es_panel_f32_{self.window.name}_{self.lanes}"
+
+    @property
+    def cut(self) -> tuple[Block, ...]:
+        """How the band is cut. Nothing is summed: they are as large as keeps the code small."""
+        return self.window.blocks(self.window.lanes(self.lanes), _PANEL_CHUNK)
+
+    def build(self) -> Any:
+        return kernel(self.symbol, [("x", "float32"), ("y", "float32")], self._body)
+
+    def _body(self, body: Body) -> None:
+        window, lanes = self.window, self.window.lanes(self.lanes)
+        with body.loop(body.begin, body.end) as channel:
+            if len(window.taps) > _MANY_TAPS and window.inside and not window.flat:
+                self._patches(body, channel, lanes)
+            else:
+                self._unrolled(body, channel, lanes)
+
+    def _unrolled(self, body: Body, channel: Any, lanes: int) -> None:
+        window = self.window
+        row = body.let(channel * len(window.taps))
+        for chunk in chunks(body, window, self.cut, channel, lanes):
+            for tap, index, x in chunk.taps():
+                value = body.number(0.0, lanes) if x is None else x
+                finish(body, Epilogue(), window, row + tap, chunk.pixel(index), value, lanes)
+
+    def _patches(self, body: Body, channel: Any, lanes: int) -> None:
+        """A loop over the taps: the windows of a patch embedding have hundreds, far too many to unroll."""
+        window = self.window
+        (_, width), (sy, sx), (dy, dx) = window.kernel, window.stride, window.dilation
+        with body.loop(0, len(window.taps)) as tap:
+            ky, kx = body.let(tap // width), body.let(tap % width)
+            for at in [(row, start) for row in range(window.rows) for start in vector_starts(window.width_out, lanes)]:
+                row = body.let(at[0] * sy + ky * dy)
+                start = body.let(
+                    body.args[FIXED + row] + channel * body.args[FIXED + window.rows_in + row] + at[1] * sx + kx * dx
+                )
+                if sx == 1 or lanes == 1:
+                    x = body.load("x", start, lanes)
+                else:
+                    x = body.gather("x", [start + lane * sx for lane in range(lanes)])
+                pixel = at[0] * window.width_out + at[1]
+                finish(body, Epilogue(), window, channel * len(window.taps) + tap, pixel, x, lanes)
+
+
+#: Output vectors of a panel's chunk.
+_PANEL_CHUNK = 8
