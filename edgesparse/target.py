@@ -50,6 +50,8 @@ class Target:
         Vector multiply-adds and vector loads that a core issues in a cycle.
     apps:
         Android: beside the program, a library without libc is linked, which apps load.
+    ahead:
+        Bytes by which products fetch their weights before they need them; 0 where that was not measured to gain.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Target:
     pipes: float = 2.0
     loads: float = 2.0
     apps: bool = False
+    ahead: int = 0
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -132,6 +135,7 @@ def _x86(name: str, lanes: int, registers: int, l2: int, needs: frozenset[str], 
         runner="local",
         machine="x86_64",
         needs=needs,
+        ahead=4096,
     )
 
 

@@ -15,12 +15,11 @@ from edgesparse.costing.costs import CostTable, table_for
 from edgesparse.costing.forecast import Forecast, forecast, placed_as
 from edgesparse.costing.virtual import PATTERNS, best_sparse, break_even
 from edgesparse.graph.ops import Graph, Op
-from edgesparse.kernels import Spmm
 from edgesparse.kernels.tiles import cut_pixels
 from edgesparse.pattern import DENSE_FROM, SparsePattern
 from edgesparse.planning.decide import Choice, decide
 from edgesparse.planning.packing import union_density
-from edgesparse.planning.place import Job, Placement, candidates, cost, job_of, place
+from edgesparse.planning.place import Job, Placement, candidates, cost, job_of, kernel_of, place
 from edgesparse.planning.plan import Plan
 from edgesparse.target import Target
 
@@ -252,7 +251,7 @@ def padded_share(job: Job, target: Target, placement: Placement) -> float:
     """Share of the lanes of a layer's tiles that compute a pixel a second time."""
     product = placement.product
     assert product is not None
-    spec = Spmm(product.group, job.pixels, product.vectors, target.lanes, product.dense, job.epilogue, target.by_lane)
+    spec = kernel_of(product, product.group, job.pixels, job.weight.shape[1], job.epilogue, target)
     cut = cut_pixels(job.pixels, target.lanes, product.vectors, spec.tail_limit)
     lanes = cut.vectors * target.lanes
     return (lanes - (job.pixels - cut.tail)) / lanes if lanes else 0.0

@@ -123,9 +123,10 @@ def _product(spec: Spmm, target: Target, groups: int, pairs: int, weights: Mappi
     cut = cut_pixels(spec.pixels, spec.lanes, spec.vectors, spec.tail_limit)
     loads = spec.group / spec.lanes if spec.by_lane and spec.group % spec.lanes == 0 else spec.group
     pair_bytes = 4 * (spec.group + (not spec.dense))
-    # After the first tile the weights come from where that pass left them.
-    again = shares(pairs * pair_bytes, target)
+    # After the first tile the weights come from where that pass left them; a group's own are still in L1.
+    again = {"l1": 1.0} if spec.groups_outer else shares(pairs * pair_bytes, target)
     depth = pairs / max(groups, 1)
+    columns = spec.pixels if spec.groups_outer else 0  # pixels that a group touches before the next one does
     passes = 0
     for run in cut.runs:
         wide = len(run.offsets)
@@ -133,7 +134,7 @@ def _product(spec: Spmm, target: Target, groups: int, pairs: int, weights: Mappi
         tile = wide * spec.lanes * 4
         for repeat, level in ((1, weights if passes == 0 else again), (run.repeat - 1, again)):
             if repeat:
-                far = mixed((tile, shares(depth * tile, target)), (pair_bytes, level))
+                far = mixed((tile, shares(depth * max(tile, 4 * columns), target)), (pair_bytes, level))
                 _issue(terms, "product.issue", repeat * pairs, issue, far)
                 passes += repeat
         stores = run.repeat * groups * spec.group * wide

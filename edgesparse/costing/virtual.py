@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from edgesparse.costing.costs import table_for
 from edgesparse.costing.counts import Terms, count
-from edgesparse.kernels import Spmm
 from edgesparse.pattern import SparsePattern
-from edgesparse.planning.place import GROUPS, Job, Product, accumulators, cost, tile_widths
+from edgesparse.planning.place import GROUPS, Job, Product, accumulators, cost, kernel_of, tile_widths
 from edgesparse.target import Target
 
 #: The patterns that are worth comparing: those that kernels exist for, and what most tools make.
@@ -36,7 +35,7 @@ def virtual_cost(job: Job, product: Product, target: Target, pattern: SparsePatt
     for groups, size in ((whole, product.group), (1, rest)):
         if groups and size:
             share = 1.0 if product.dense else stored_share(pattern, density, size)
-            spec = Spmm(size, job.pixels, product.vectors, target.lanes, product.dense, job.epilogue, target.by_lane)
+            spec = kernel_of(product, size, job.pixels, depth, job.epilogue, target)
             terms.update(count(spec, target, groups, round(groups * depth * share)))
     return table_for(target).price(terms) * job.bands
 

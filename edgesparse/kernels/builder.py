@@ -57,6 +57,14 @@ class Body:
     def store(self, name: str, offset: Any, value: Any, lanes: int) -> None:
         self.T.buffer_store(self.pointers[name], value, [self.index(offset, lanes)])
 
+    def prefetch(self, name: str, offset: Any) -> None:
+        """Fetch the cache line of an element of pointer `name`, which need not be a valid address."""
+        from tvm import tirx
+
+        address = tirx.address_of(self.pointers[name][offset])
+        rest = [tirx.IntImm("int32", value) for value in (0, 3, 1)]
+        self.T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, *rest))
+
     def put(self, buffer: Any, index: int, value: Any) -> None:
         """Write one register of a local buffer."""
         self.T.buffer_store(buffer, value, [index])

@@ -4,8 +4,9 @@
 
 `N` output channels form a group and share each non-zero's input channel, so that every activation vector that is
 loaded meets `N` weights (SparseByteNN, arXiv 2310.19509; Fast Sparse ConvNets, arXiv 1911.09723). Dense layers are the
-same kernel without the column table. Loops: tiles of pixels outermost, so that a tile's columns stay in L1 while the
-weights stream; then groups; then non-zeros, with the whole tile in registers.
+same kernel without the column table. Loops: tiles of pixels, groups, non-zeros, with the whole tile in registers. Tiles
+are outermost where a tile's columns fit into L1: they stay there while the weights stream. Where they do not, groups
+are: a group's weights are then read once, and stay in L1 over all tiles.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ class Spmm:
     by_lane:
         Load a group's weights as vectors and multiply by their lanes (ARM has that instruction), instead of spreading
         each weight from memory.
+    groups_outer:
+        Groups are the outermost loop, not tiles of pixels.
+    ahead:
+        Bytes by which weights are fetched before they are needed, 0 for not at all. Processors follow a stream of
+        weights by themselves, but only to the end of its page.
 
     Pointers: x, w ``[nnz][N]``, start ``[G + 1]``, column ``[nnz]`` (element offsets into x), b ``[G*N]``, residual
     (where the epilogue has one), y. For a dense layer start and column are absent and w is ``[G][K][N]``.
@@ -57,10 +63,13 @@ class Spmm:
     dense: bool
     epilogue: Epilogue
     by_lane: bool = False
+    groups_outer: bool = False
+    ahead: int = 0
 
     @property
     def symbol(self) -> str:
         pattern = (f"dense{self.group}" if self.dense else f"g{self.group}") + ("l" if self.by_lane else "")
+        pattern += ("o" if self.groups_outer else "") + (f"a{self.ahead}" if self.ahead else "")
         return f"es_spmm_f32_{pattern}_{self.pixels}px_{self.vectors}x{self.lanes}_{self.epilogue.name}"
 
     @property
@@ -81,34 +90,51 @@ class Spmm:
 
     def _body(self, body: Body) -> None:
         cut = cut_pixels(self.pixels, self.lanes, self.vectors, self.tail_limit)
-        for run in cut.runs:
-            self._tiles(body, run)
-        for first in range(0, cut.tail, _TAIL_PIXELS):
-            self._pixels(body, cut.tail_start + first, min(_TAIL_PIXELS, cut.tail - first))
+        tails = [
+            (cut.tail_start + first, min(_TAIL_PIXELS, cut.tail - first)) for first in range(0, cut.tail, _TAIL_PIXELS)
+        ]
+        if not self.groups_outer:
+            for run in cut.runs:
+                with body.loop(0, run.repeat) as tile, body.loop(body.begin, body.end) as group:
+                    self._tile(body, run, tile, group)
+            for first, count in tails:
+                with body.loop(body.begin, body.end) as group:
+                    self._pixels(body, first, count, group)
+            return
+        with body.loop(body.begin, body.end) as group:
+            for run in cut.runs:
+                with body.loop(0, run.repeat) as tile:
+                    self._tile(body, run, tile, group)
+            for first, count in tails:
+                self._pixels(body, first, count, group)
 
-    def _tiles(self, body: Body, run: Run) -> None:
-        """Tiles with vectors along the pixels."""
+    def _tile(self, body: Body, run: Run, tile: Any, group: Any) -> None:
+        """One group's tile, with vectors along the pixels."""
         wide = len(run.offsets)
         acc = body.registers(self.group * wide, self.lanes)
-        with body.loop(0, run.repeat) as tile, body.loop(body.begin, body.end) as group:
-            base = body.let(tile * run.step)
-            for j in range(self.group):
-                bias = body.let(body.spread(body["b"][group * self.group + j], self.lanes))
+        base = body.let(tile * run.step)
+        for j in range(self.group):
+            bias = body.let(body.spread(body["b"][group * self.group + j], self.lanes))
+            for v in range(wide):
+                body.put(acc, j * wide + v, bias)
+
+        def multiply(x_offset: Any, w_offset: Any) -> None:
+            x = [body.let(body.load("x", x_offset + base + start, self.lanes)) for start in run.offsets]
+            self._ahead(body, w_offset)
+            for j, w in self._weights(body, w_offset):
                 for v in range(wide):
-                    body.put(acc, j * wide + v, bias)
+                    body.put(acc, j * wide + v, acc[j * wide + v] + w * x[v])
 
-            def multiply(x_offset: Any, w_offset: Any) -> None:
-                x = [body.let(body.load("x", x_offset + base + start, self.lanes)) for start in run.offsets]
-                for j, w in self._weights(body, w_offset):
-                    for v in range(wide):
-                        body.put(acc, j * wide + v, acc[j * wide + v] + w * x[v])
+        self._over_columns(body, group, multiply)
+        for j in range(self.group):
+            for v, start in enumerate(run.offsets):
+                self._finish(body, group * self.group + j, base + start, acc[j * wide + v], self.lanes)
 
-            self._over_columns(body, group, multiply)
-            for j in range(self.group):
-                row = group * self.group + j
-                for v, start in enumerate(run.offsets):
-                    pixel = base + start
-                    self._finish(body, row, pixel, acc[j * wide + v], self.lanes)
+    def _ahead(self, body: Body, offset: Any) -> None:
+        """Fetch the weights that come a while after those at `offset`: one hint for each cache line."""
+        if self.ahead:
+            for line in range(0, self.group, _LINE):
+                body.prefetch("w", offset + (self.ahead // 4 + line))
 
     def _weights(self, body: Body, offset: Any) -> Iterator[tuple[int, Any]]:
         """Each row of the group with its weight in all lanes."""
@@ -121,39 +147,40 @@ class Spmm:
             for lane in range(self.lanes):
                 yield first + lane, body.let(body.splat(weights, lane, self.lanes))
 
-    def _pixels(self, body: Body, first: int, count: int) -> None:
-        """Single pixels with vectors along the group's output channels."""
+    def _pixels(self, body: Body, first: int, count: int, group: Any) -> None:
+        """Single pixels of one group, with vectors along its output channels."""
         parts = _split(self.group, self.lanes)
         streams = max(1, _IN_FLIGHT // (count * len(parts)))
         spill = body.scratch(max(self.group, 2))
         accs = {(s, part): body.registers(count, part[1]) for s in range(streams) for part in parts}
-        with body.loop(body.begin, body.end) as group:
-            for (s, (at, lanes)), acc in accs.items():
-                bias = body.load("b", group * self.group + at, lanes) if s == 0 else body.number(0.0, lanes)
-                value = body.let(bias)
-                for p in range(count):
-                    body.put(acc, p, value)
-
-            def multiply(stream: int) -> Callable[[Any, Any], None]:
-                def step(x_offset: Any, w_offset: Any) -> None:
-                    x = [body.let(body["x"][x_offset + first + p]) for p in range(count)]
-                    for at, lanes in parts:
-                        w = body.let(body.load("w", w_offset + at, lanes))
-                        acc = accs[stream, (at, lanes)]
-                        for p in range(count):
-                            body.put(acc, p, acc[p] + w * body.spread(x[p], lanes))
-
-                return step
-
-            self._over_columns(body, group, *[multiply(s) for s in range(streams)])
+        for (s, (at, lanes)), acc in accs.items():
+            bias = body.load("b", group * self.group + at, lanes) if s == 0 else body.number(0.0, lanes)
+            value = body.let(bias)
             for p in range(count):
+                body.put(acc, p, value)
+
+        def multiply(stream: int) -> Callable[[Any, Any], None]:
+            def step(x_offset: Any, w_offset: Any) -> None:
+                x = [body.let(body["x"][x_offset + first + p]) for p in range(count)]
+                if self.pixels == 1:  # else tiles have fetched the weights
+                    self._ahead(body, w_offset)
                 for at, lanes in parts:
-                    total = accs[0, (at, lanes)][p]
-                    for s in range(1, streams):
-                        total = total + accs[s, (at, lanes)][p]
-                    body.T.buffer_store(spill, total, [body.index(at, lanes)])
-                for j in range(self.group):
-                    self._finish(body, group * self.group + j, body.const(first + p), spill[j], 1)
+                    w = body.let(body.load("w", w_offset + at, lanes))
+                    acc = accs[stream, (at, lanes)]
+                    for p in range(count):
+                        body.put(acc, p, acc[p] + w * body.spread(x[p], lanes))
+
+            return step
+
+        self._over_columns(body, group, *[multiply(s) for s in range(streams)])
+        for p in range(count):
+            for at, lanes in parts:
+                total = accs[0, (at, lanes)][p]
+                for s in range(1, streams):
+                    total = total + accs[s, (at, lanes)][p]
+                body.T.buffer_store(spill, total, [body.index(at, lanes)])
+            for j in range(self.group):
+                self._finish(body, group * self.group + j, body.const(first + p), spill[j], 1)
 
     def _over_columns(self, body: Body, group: Any, *steps: Callable[[Any, Any], None]) -> None:
         """Run `steps` in turn over the group's non-zeros: each gets the offset into x and the one into w."""
@@ -192,6 +219,8 @@ class Spmm:
 #: Single pixels done at a time, and independent sums to keep in flight (latency times throughput of FMA).
 _TAIL_PIXELS = 4
 _IN_FLIGHT = 8
+#: float32 values in a cache line.
+_LINE = 16
 
 
 def _split(group: int, lanes: int) -> list[tuple[int, int]]:

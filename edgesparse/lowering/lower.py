@@ -38,7 +38,6 @@ from edgesparse.kernels import (
     Panel,
     Pointwise,
     Pool,
-    Spmm,
     Window,
 )
 from edgesparse.kernels.spmm import AFFINE_AT
@@ -49,7 +48,7 @@ from edgesparse.lowering.recurrent import lower_recurrence
 from edgesparse.lowering.upsample import lower_interleave
 from edgesparse.planning.order import Step
 from edgesparse.planning.packing import pack
-from edgesparse.planning.place import Placement, accumulators
+from edgesparse.planning.place import Placement, accumulators, kernel_of
 from edgesparse.planning.plan import Plan, pitch_of
 from edgesparse.target import Target
 
@@ -99,15 +98,7 @@ class _Lowering(Emitter):
             self.packs[key] = pack(weight, chosen.group, dense=chosen.dense)
         bias = self.constant(f"{op.name}/bias", lambda: np.ascontiguousarray(op.bias, np.float32))
         for number, part in enumerate(self.packs[key]):
-            spec = Spmm(
-                part.group,
-                pixels,
-                max(1, min(chosen.vectors, accumulators(self.target) // part.group)),
-                self.target.lanes,
-                chosen.dense,
-                op.epilogue,
-                self.target.by_lane,
-            )
+            spec = kernel_of(chosen, part.group, pixels, weight.shape[1], op.epilogue, self.target)
             refs = [x[0], self.constant(f"{key}/values{number}", lambda part=part: part.values)]  # type: ignore[misc]
             args: list[int | Ref] = [y[1], residual[1] if residual else 0]
             if part.start is None or part.column is None:

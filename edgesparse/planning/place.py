@@ -18,7 +18,7 @@ from edgesparse.costing.costs import table_for
 from edgesparse.costing.counts import Terms, count
 from edgesparse.errors import Reason
 from edgesparse.graph.ops import Attention, Conv, Fallback, Graph, Linear, Op, Recurrence
-from edgesparse.kernels import Spmm
+from edgesparse.kernels import Epilogue, Spmm
 from edgesparse.pattern import SparsePattern, find_pattern
 from edgesparse.planning.packing import Size, sizes
 from edgesparse.planning.plan import Plan
@@ -29,6 +29,12 @@ GROUPS = (1, 2, 4, 8, 16)
 
 #: Candidates that are worth measuring: those the model puts within this factor of the best, and at most so many.
 _CLOSE, _MOST = 1.35, 4
+
+
+#: Bytes of L1 where a target does not tell.
+_L1 = 32 << 10
+#: Groups from which fetching weights ahead was measured to gain: smaller ones have no load to spare for it.
+_STREAMED = 4
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ class Job:
     weight: np.ndarray
     pixels: int
     bands: int
-    epilogue: Any
+    epilogue: Epilogue
     _sizes: dict[tuple[int, bool], tuple[Size, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @functools.cached_property
@@ -180,11 +186,20 @@ def accumulators(target: Target) -> int:
     return target.accumulators or target.registers * 3 // 4
 
 
+def kernel_of(product: Product, group: int, pixels: int, depth: int, epilogue: Epilogue, target: Target) -> Spmm:
+    """The kernel for a part of a product: its rows are in groups of `group`, of `depth` inputs each."""
+    vectors = max(1, min(product.vectors, accumulators(target) // group))
+    tile = 4 * depth * vectors * target.lanes
+    outer = pixels > vectors * target.lanes and tile > (target.l1d or _L1)
+    ahead = target.ahead if group >= _STREAMED else 0
+    return Spmm(group, pixels, vectors, target.lanes, product.dense, epilogue, target.by_lane, outer, ahead)
+
+
 def cost(job: Job, product: Product, target: Target) -> float:
     """What the product of a whole layer costs, in the unit of the target's price table."""
     terms = Terms()
     for part in job.sizes(product):
-        spec = Spmm(part.group, job.pixels, product.vectors, target.lanes, product.dense, job.epilogue, target.by_lane)
+        spec = kernel_of(product, part.group, job.pixels, job.weight.shape[1], job.epilogue, target)
         terms.update(count(spec, target, part.groups, part.nnz))
     return table_for(target).price(terms) * job.bands
 

@@ -22,7 +22,7 @@ from edgesparse.environment import record
 from edgesparse.errors import CompileError
 from edgesparse.kernels import Spmm
 from edgesparse.planning.packing import Packed, pack
-from edgesparse.planning.place import Job, Jobs, Product, accumulators
+from edgesparse.planning.place import Job, Jobs, Product, kernel_of
 from edgesparse.planning.plan import pitch_of
 from edgesparse.target import Target
 
@@ -71,8 +71,7 @@ def job_key(kind: str, job: Job, products: list[Product], target: Target, machin
 def _specs(job: Job, product: Product, target: Target) -> list[tuple[Spmm, Packed]]:
     found = []
     for part in pack(job.weight, product.group, dense=product.dense):
-        vectors = max(1, min(product.vectors, accumulators(target) // part.group))
-        spec = Spmm(part.group, job.pixels, vectors, target.lanes, product.dense, job.epilogue, target.by_lane)
+        spec = kernel_of(product, part.group, job.pixels, job.weight.shape[1], job.epilogue, target)
         found.append((spec, part))
     return found
 

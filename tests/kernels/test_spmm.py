@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -33,7 +34,8 @@ def specs(lanes: int) -> tuple[Spmm, ...]:
             epilogue = EPILOGUES[(2 * index + dense) % len(EPILOGUES)]
             found.append(Spmm(group, pixels, vectors, lanes, dense, epilogue))
     by_lane = [Spmm(2 * lanes, 2 * lanes + 1, 1, lanes, dense, Epilogue("relu"), True) for dense in (False, True)]
-    return tuple(dict.fromkeys([*found, *by_lane]))
+    others = [replace(each, groups_outer=True, ahead=4096) for each in found if each.group in (4, 64)]
+    return tuple(dict.fromkeys([*found, *by_lane, *others]))
 
 
 @pytest.fixture(scope="module", params=HOST_TARGETS, ids=lambda target: target.name)
@@ -113,6 +115,16 @@ def test_results_do_not_depend_on_the_tile(library: tuple[Target, ctypes.CDLL]) 
     np.testing.assert_array_equal(whole["y"], parts["y"])
 
 
+def test_results_do_not_depend_on_the_order_of_loops(library: tuple[Target, ctypes.CDLL]) -> None:
+    target, code = library
+    for spec in [each for each in specs(target.lanes) if each.groups_outer]:
+        one, names, args, *_ = problem(spec, np.random.default_rng(6))
+        other, *_ = problem(spec, np.random.default_rng(6))
+        one.call(code, spec.symbol, names, args, 0, GROUPS)
+        other.call(code, replace(spec, groups_outer=False, ahead=0).symbol, names, args, 0, GROUPS)
+        np.testing.assert_array_equal(one["y"], other["y"])
+
+
 def test_symbols_are_unique() -> None:
     base = dict(group=4, pixels=49, vectors=3, lanes=8, dense=False, epilogue=Epilogue("clip", (0.0, 6.0)))
     changes = {
@@ -123,6 +135,8 @@ def test_symbols_are_unique() -> None:
         "dense": True,
         "epilogue": Epilogue("clip", (-0.0, 6.0), "after"),
         "by_lane": True,
+        "groups_outer": True,
+        "ahead": 4096,
     }
     made = [Spmm(**base), *(Spmm(**{**base, key: value}) for key, value in changes.items())]  # type: ignore[arg-type]
     made.append(Spmm(**{**base, "epilogue": Epilogue("clip", (0.0, np.nextafter(np.float32(6), np.float32(7))))}))  # type: ignore[arg-type]
