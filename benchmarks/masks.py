@@ -37,8 +37,8 @@ def main(layer: str, samples: int, out: Path) -> None:
     (chosen,) = [one for one in weight_layers(model) if one.name == layer]
     inputs = [{"x": value} for value, _ in pages.samples(samples, seed=11, damage=pages.HARD)]
     scores = obs(canonical_weight(model, chosen), input_moments(model, [chosen], inputs)[layer])
-    view = View(scores[:, :, 0].astype(np.float32), DENSITY)
-    plain, found = np.arange(len(scores)), search([view], SIZE)
+    view = View(scores[:, :, 0].astype(np.float32), DENSITY, SIZE)
+    plain, found = np.arange(len(scores)), search([view])
     for name, order, size in (("given", plain, SIZE), ("by norm", by_norm([view]), SIZE), ("found", found, SIZE)):
         click.echo(f"{name}: {retained([view], order, size):.4f} of the saliency retained")
     click.echo(f"unstructured: {retained([view], plain, 1):.4f}")

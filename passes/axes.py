@@ -13,19 +13,19 @@ from edgesparse.passes.spaces import Axis, Clash, Spaces
 
 Axes = list[Axis]
 
-_SAME = tuple(
+SAME = tuple(
     "Relu Clip HardSwish HardSigmoid Sigmoid Tanh Erf Gelu Exp Log Sqrt Neg Abs LeakyRelu Elu Selu Celu Softplus "  # noqa: SIM905
     "Softsign Mish ThresholdedRelu Cast Identity Dropout Round Floor Ceil Reciprocal Sign Sin Cos Not Softmax "
     "LogSoftmax".split()
 )
-_BROADCAST = tuple(
+BROADCAST = tuple(
     "Add Sub Mul Div Pow Min Max Sum Mean Where PRelu And Or Xor Equal Less Greater LessOrEqual GreaterOrEqual".split()  # noqa: SIM905
 )
 _POOLS = ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "MaxPool", "AveragePool", "LpPool")
 _NORMS = ("BatchNormalization", "InstanceNormalization")
-_REDUCE = tuple(f"Reduce{name}" for name in ("Mean", "Sum", "Max", "Min", "L1", "L2", "Prod", "LogSum", "LogSumExp"))
-_REDUCE = (*_REDUCE, "ReduceSumSquare")
-_RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+REDUCE = tuple(f"Reduce{name}" for name in ("Mean", "Sum", "Max", "Min", "L1", "L2", "Prod", "LogSum", "LogSumExp"))
+REDUCE = (*REDUCE, "ReduceSumSquare")
+RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
 class AxisWork:
@@ -342,13 +342,13 @@ def _expand(work: AxisWork, node: ir.Node) -> None:
 
 
 _HANDLERS: dict[str, Callable[[AxisWork, ir.Node], None]] = {
-    **dict.fromkeys(_SAME, _same),
-    **dict.fromkeys(_BROADCAST, _broadcast),
+    **dict.fromkeys(SAME, _same),
+    **dict.fromkeys(BROADCAST, _broadcast),
     **dict.fromkeys(_POOLS, _pool),
     **dict.fromkeys(_NORMS, _norm),
-    **dict.fromkeys(_REDUCE, _reduce),
+    **dict.fromkeys(REDUCE, _reduce),
     **dict.fromkeys(("Conv", "ConvTranspose"), _conv),
-    **dict.fromkeys(_RESHAPES, _reshape),
+    **dict.fromkeys(RESHAPES, _reshape),
     "Gemm": _gemm,
     "MatMul": _matmul,
     "LayerNormalization": _layer_norm,
@@ -361,7 +361,5 @@ _HANDLERS: dict[str, Callable[[AxisWork, ir.Node], None]] = {
     "Expand": _expand,
 }
 
-_FIRST_ONLY = frozenset(
-    (*_SAME, *_POOLS, *_REDUCE, *_RESHAPES, "Resize", "Transpose", "Split", "Slice", "Pad", "Expand")
-)
+_FIRST_ONLY = frozenset((*SAME, *_POOLS, *REDUCE, *RESHAPES, "Resize", "Transpose", "Split", "Slice", "Pad", "Expand"))
 """Operators whose other inputs are numbers that say what to do: these are pinned."""

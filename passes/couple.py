@@ -17,6 +17,7 @@ import onnx_ir as ir
 from edgesparse.errors import Reason
 from edgesparse.passes.axes import AxisWork
 from edgesparse.passes.graph import Array
+from edgesparse.passes.heads import own_orders
 from edgesparse.passes.spaces import Axis, Spaces
 
 
@@ -33,26 +34,35 @@ class Member:
 
 @dataclass(frozen=True)
 class CouplingSet:
-    """Channels that are permuted together; `reason` says why not, and is None where they are free."""
+    """Channels that are permuted together; `reason` says why not, and is None where they are free.
+
+    With more than one of `heads`, each head may have a permutation of its own.
+    """
 
     space: int
     size: int
     members: tuple[Member, ...]
     reason: Reason | None
+    heads: int = 1
 
     def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         reason = None if self.reason is None else {"code": self.reason.code, "message": self.reason.message}
-        return {"set": self.space, "channels": self.size, "pinned": reason, "members": [vars(m) for m in self.members]}
+        return {"set": self.space, "channels": self.size, "heads": self.heads, "pinned": reason,
+                "members": [vars(m) for m in self.members]}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Coupling:
-    """The result of `couple`: the spaces, the axes of each constant by name, and all sets with members."""
+    """The result of `couple`: the spaces, the axes of each constant by name, and all sets with members.
+
+    `heads` has, for each space of which every head may have a permutation of its own, the space of the heads.
+    """
 
     spaces: Spaces
     axes: Mapping[str, tuple[Axis, ...]]
     sets: tuple[CouplingSet, ...]
+    heads: Mapping[int, int]
 
     def axis(self, name: str, index: int) -> Axis:
         """Axis `index` of constant `name`, in terms of leaves."""
@@ -70,13 +80,15 @@ def couple(model: ir.Model) -> Coupling:
     for value in graph.outputs:
         work.pin_value(value, Reason("graph-output", "outputs of the model never move", value.name or ""))
     names = {name: tuple(work.axes(value)) for name, value in graph.initializers.items()}
-    return Coupling(work.spaces, names, _sets(work.spaces, names))
+    heads = own_orders(work, graph)
+    return Coupling(work.spaces, names, _sets(work.spaces, names, heads), heads)
 
 
 def apply_order(model: ir.Model, coupling: Coupling, order: Mapping[int, Array]) -> bool:
     """Permute the constants in place: entry i of a set's channels becomes what was at `order[space][i]`.
 
-    Pinned spaces must not be in `order`. Returns whether anything moved.
+    Where `coupling.heads` has the space, the order may be `[heads, channels]`, one for each head. Pinned spaces must
+    not be in `order`. Returns whether anything moved.
     """
     moved = False
     for name, axes in coupling.axes.items():
@@ -94,7 +106,7 @@ def apply_order(model: ir.Model, coupling: Coupling, order: Mapping[int, Array])
     return moved
 
 
-def _sets(spaces: Spaces, names: Mapping[str, tuple[Axis, ...]]) -> tuple[CouplingSet, ...]:
+def _sets(spaces: Spaces, names: Mapping[str, tuple[Axis, ...]], heads: Mapping[int, int]) -> tuple[CouplingSet, ...]:
     members: dict[int, list[Member]] = {}
     for name, axes in names.items():
         for number, axis in enumerate(axes):
@@ -107,6 +119,12 @@ def _sets(spaces: Spaces, names: Mapping[str, tuple[Axis, ...]]) -> tuple[Coupli
                         members.setdefault(space, []).append(Member(name, number, start, outer, inner))
                 start += int(np.prod(sizes))
     return tuple(
-        CouplingSet(space, spaces.size[space], tuple(found), spaces.reason(space))
+        CouplingSet(
+            space,
+            spaces.size[space],
+            tuple(found),
+            spaces.reason(space),
+            spaces.size[heads[space]] if space in heads else 1,
+        )
         for space, found in sorted(members.items())
     )

@@ -1,17 +1,21 @@
-"""Search for the order of channels under which groups cost least.
+"""Search for the order of channels under which a pattern costs least.
 
-A view is a matrix A `[channels, features]` of saliencies of one layer: features are what a channel competes with in
-its group, position by position. Groups are `size` consecutive channels, G = sums of A over them, and the pattern
-keeps the k largest entries of G over the whole view. Retained saliency is their sum; with the k-th largest value t,
-it is k t + sum of max(G - t, 0), so for fixed t each channel's place can be judged alone. The search goes uphill
-only: greedy groups, then balanced assignment against the groups' present masks (scipy's `linear_sum_assignment`),
-then swaps of two channels, with t renewed between; then a tenth of the channels is shuffled and the swaps are made
-anew, a few times, and the best is kept. The sum over max(G - t, 0) is convex in G, so its slope at the present groups
-bounds a swap's gain from below: partners are ranked by that bound, and the gains of the first ones are computed.
+A view is a matrix A `[channels, features]` of saliencies of one layer, seen from the channels that move: outputs
+for groups Nx1, inputs for groups 1xM and n:m. Groups are `size` consecutive channels. Either groups compete: G = sums
+of A over them, and the k largest entries of G over the whole view are kept. With the k-th largest value t, what is
+retained is k t + sum of max(G - t, 0), so for fixed t a channel is worth max(R - t + a, 0) in a group whose others sum
+to R. Or, in n:m, channels compete within each group, feature by feature, and a channel is worth max(a - r, 0) where r
+is the n-th largest of the others.
+
+Both are max(R + a, 0), and so is the search: take one channel out of each group, and give all of them back to the
+groups by the assignment that is best of all (scipy's `linear_sum_assignment`); again with other channels, until nothing
+gains; then shake a tenth of the channels, and keep what is better. One such exchange weighs every swap and every cycle
+of swaps between the channels taken out, at the cost of one product of matrices.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,208 +24,261 @@ from scipy.optimize import linear_sum_assignment
 
 from edgesparse.passes.graph import Array
 
-MAX_SWEEPS = 16
-WORK = 4e9
-"""Sums that the sweeps of one set may make; at least three sweeps are made."""
-_ASSIGNMENTS = 4
-_PARTNERS = 48
-"""Partners whose gain is computed exactly, for each channel; more were not measured to find better orders."""
-_KICKS, _KICKED = 4, 0.1
-"""How often an order is shaken, and the share of its channels that then change places."""
+WORK = 3e9
+"""Sums that exchanges in one set may make: a few seconds; at least `_LEAST` exchanges are made."""
+_LEAST, _MOST = 40, 1500
+_PATIENCE = 20
+"""Exchanges in a row that gain nothing before an order is shaken."""
+_SHAKINGS = 10
+"""Shakings in a row that gain nothing before the search ends."""
+_TOGETHER = 128
+"""Groups that take part in one assignment."""
+_KICKED = 0.1
+"""Share of the channels that change places when an order is shaken."""
 
 
 @dataclass(frozen=True)
 class View:
-    """Saliencies float32 `[channels, features]` of one layer, and the share of its units that is kept."""
+    """What one layer has at stake in an order of channels.
+
+    Attributes
+    ----------
+    matrix:
+        Saliencies float32 `[channels, features]`, not negative.
+    density:
+        Share of the groups' entries that is kept, of all together; without a meaning where there is `keep`.
+    size:
+        Consecutive channels of a group.
+    keep:
+        For n:m, how many channels of each group every feature keeps; 0 where whole groups compete.
+    """
 
     matrix: Array
     density: float
+    size: int
+    keep: int = 0
 
 
-def retained(views: Sequence[View], order: Array, size: int) -> float:
-    """Mean over the views of the share of saliency that groups of `size` keep when channels are in `order`."""
-    shares = []
-    for view in views:
-        sums = _pooled(view.matrix[order], size)
-        shares.append(_top_sum(sums, view.density) / max(float(view.matrix.sum(dtype=np.float64)), 1e-30))
-    return float(np.mean(shares))
+def retained(views: Sequence[View], order: Array) -> float:
+    """Mean over the views of the share of saliency that is kept when channels are in `order`."""
+    return float(np.mean([_kept(view.matrix[order], view) / _total(view) for view in views]))
 
 
-def by_norm(views: Sequence[View]) -> Array:
-    """Channels sorted by their whole saliency, largest first: the known method (1xN), as a baseline."""
-    return np.argsort(-_normalised(views).sum(axis=1), kind="stable")
+def unstructured(views: Sequence[View]) -> float:
+    """Mean share of saliency kept at the views' densities when every entry stands alone: no order can reach more."""
+    return float(np.mean([_top_sum(view.matrix, _share(view)) / _total(view) for view in views]))
 
 
-def search(views: Sequence[View], size: int, *, seed: int = 0) -> Array:
-    """A permutation int64 `[channels]` under which groups of `size` retain at least what the given order does.
+def by_norm(views: Sequence[View], block: int = 0) -> Array:
+    """Channels sorted by their whole saliency, largest first, within each block: the known method (1xN), a baseline."""
+    norms = np.add.reduce([view.matrix.sum(axis=1, dtype=np.float64) / _total(view) for view in views])
+    places = np.arange(len(norms)) // (block or len(norms))
+    return np.lexsort((-norms, places))
 
-    `views` all have the same channels. The result follows from the views and the seed: what bounds the time is the
-    number of sweeps (`WORK`), not a clock.
+
+def search(views: Sequence[View], *, block: int = 0, seed: int = 0) -> Array:
+    """A permutation int64 `[channels]` under which the views retain at least what they do in the given order.
+
+    `views` all have the same channels. Their sizes may differ: the largest groups are found first, smaller ones within
+    them. With a `block`, channels stay within their block of so many (a head of attention, say). The result follows
+    from the views and the seed: what bounds the time is the number of exchanges (`WORK`), not a clock.
     """
-    matrix = _normalised(views)
-    channels = len(matrix)
-    best = np.arange(channels)
-    if size < 2 or channels <= size:
-        return best
-    widths = [view.matrix.shape[1] for view in views]
-    densities = [view.density for view in views]
+    channels = len(views[0].matrix)
+    order, fence, sizes = np.arange(channels), block, []
     rng = np.random.default_rng(seed)
-    top = _objective(matrix, best, size, widths, densities)
-    for start in (by_norm(views), _greedy(matrix, size, widths, densities)):
-        order = _assign(matrix, start, size, widths, densities)
-        order = _swap(matrix, order, size, widths, densities, rng)
-        value = _objective(matrix, order, size, widths, densities)
-        if value > top:
-            best, top = order, value
-    for _ in range(_KICKS):
-        order = best.copy()
-        moved = rng.choice(channels, max(2, int(_KICKED * channels)), replace=False)
-        order[moved] = order[rng.permutation(moved)]
-        order = _swap(matrix, order, size, widths, densities, rng)
-        value = _objective(matrix, order, size, widths, densities)
-        if value > top:
-            best, top = order, value
-    return _canonical_order(best, size)
+    for size in sorted({view.size for view in views}, reverse=True):
+        if not 2 <= size < channels or (fence and (fence % size or fence == size)):
+            continue
+        task = _Task([view for view in views if view.size == size], size, fence)
+        order = task.solve(order, rng)
+        fence = size
+        sizes.append(size)
+    order = _told(order, [block, *sizes] if block else sizes, keep=bool(block))
+    return order if retained(views, order) > retained(views, np.arange(channels)) else np.arange(channels)
 
 
-def _normalised(views: Sequence[View]) -> Array:
-    """All views side by side, each divided by its sum: layers count alike."""
-    parts = [view.matrix / max(float(view.matrix.sum(dtype=np.float64)), 1e-30) for view in views]
-    return np.ascontiguousarray(np.concatenate(parts, axis=1), dtype=np.float32)
+class _Task:
+    """Views of one group size, and exchanges of channels between groups; groups int64 `[G, size]` hold the state.
+
+    Rows that fill up the last group are zeros and stay there. With a `fence`, channels stay among the groups of their
+    block of so many channels.
+    """
+
+    def __init__(self, views: Sequence[View], size: int, fence: int) -> None:
+        self.size, self.count = size, len(views[0].matrix)
+        self.missing = -self.count % size
+        self.number = (self.count + self.missing) // size
+        self.views = sorted(views, key=lambda view: view.keep)
+        parts = [view.matrix / _total(view) for view in self.views]
+        zeros = np.zeros((self.missing, sum(view.matrix.shape[1] for view in views)))
+        self.matrix = np.ascontiguousarray(np.concatenate([np.concatenate(parts, axis=1), zeros]), np.float32)
+        bounds = np.cumsum([0, *(view.matrix.shape[1] for view in self.views)])
+        self.spans = [slice(*pair) for pair in itertools.pairwise(bounds)]
+        self.summed = slice(0, int(sum(v.matrix.shape[1] for v in self.views if not v.keep)))
+        self.per_block = fence // size if fence else 1
+        self.fenced = bool(fence)
+        together = min(self.number, _TOGETHER)
+        self.budget = int(np.clip(WORK / max(together * self.number * self.matrix.shape[1], 1), _LEAST, _MOST))
+
+    def solve(self, order: Array, rng: np.random.Generator) -> Array:
+        """The best order found from `order`, from it sorted by saliency, and from shakings of the better one."""
+        given = np.concatenate([order, np.arange(self.count, self.count + self.missing)]).reshape(-1, self.size)
+        starts = [given] if self.fenced else [given, self._sorted()]
+        best, top, left = given, self.value(given), self.budget
+        for number, start in enumerate(starts):
+            groups, value, used = self._climb(start, rng, left // (len(starts) + 1 - number))
+            left -= used
+            if value > top:
+                best, top = groups, value
+        idle = 0
+        while left > 0 and idle < _SHAKINGS:
+            groups, value, used = self._climb(self._shaken(best, rng), rng, left)
+            left, idle = left - used, idle + 1
+            if value > top * (1 + 1e-6):
+                best, top, idle = groups, value, 0
+        found = best.reshape(-1)
+        return found[found < self.count]
+
+    def value(self, groups: Array) -> float:
+        """Retained saliency, the sum over the views of their shares."""
+        rows = self.matrix[groups.reshape(-1)]
+        return sum(_kept(rows[: self.count, span], view) for view, span in zip(self.views, self.spans, strict=True))
+
+    def _climb(self, groups: Array, rng: np.random.Generator, most: int) -> tuple[Array, float, int]:
+        best, top = groups.copy(), self.value(groups)
+        groups, idle = groups.copy(), 0
+        for used in range(most):
+            self._exchange(groups, rng)
+            value = self.value(groups)
+            if value > top * (1 + 1e-6):
+                best, top, idle = groups.copy(), value, 0
+                continue
+            idle += 1
+            if idle >= _PATIENCE:
+                return best, top, used + 1
+        return best, top, most
+
+    def _exchange(self, groups: Array, rng: np.random.Generator) -> None:
+        """Take one channel out of each group and give all of them back in the best way, subset by subset."""
+        thresholds = self._thresholds(groups)
+        blocks = -(-self.number // self.per_block)
+        ranked = (rng.permutation(blocks)[:, None] * self.per_block + np.arange(self.per_block)).reshape(-1)
+        ranked = ranked[ranked < self.number]
+        step = max(_TOGETHER // self.per_block, 1) * self.per_block
+        for first in range(0, len(ranked), step):
+            chosen = ranked[first : first + step]
+            if len(chosen) > 1:
+                self._reassign(groups, chosen, thresholds, rng)
+
+    def _reassign(self, groups: Array, chosen: Array, thresholds: Array, rng: np.random.Generator) -> None:
+        width = np.where(chosen == self.number - 1, self.size - self.missing, self.size)
+        place = rng.integers(0, width)
+        out = groups[chosen, place]
+        rest = self._rest(groups[chosen], place, width, thresholds)
+        rows = self.matrix[out]
+        gain = rows.sum(axis=1)[:, None] + _above(rest, -rows)
+        if self.fenced:
+            block = chosen // self.per_block
+            gain = np.where(block[:, None] == block, gain, -1e9)
+        row, column = linear_sum_assignment(gain, maximize=True)
+        groups[chosen[column], place[column]] = out[row]
+
+    def _rest(self, members: Array, place: Array, width: Array, thresholds: Array) -> Array:
+        """What a channel's entries are added to in each group, `[g, features]`: it is worth max(rest + a, 0)."""
+        rows = self.matrix[members]
+        rows[np.arange(len(members)), place] = 0.0
+        rest = np.empty((len(members), self.matrix.shape[1]), np.float32)
+        rest[:, self.summed] = rows[:, :, self.summed].sum(axis=1) - thresholds
+        for view, span in zip(self.views, self.spans, strict=True):
+            if view.keep:  # the place that was emptied counts as a zero, so the n-th largest is that of the others
+                quota = -(-width * view.keep // self.size)
+                ranks = np.sort(rows[:, :, span], axis=1)
+                rest[:, span] = -ranks[np.arange(len(members)), self.size - quota]
+        return rest
+
+    def _thresholds(self, groups: Array) -> Array:
+        """Per feature of views whose groups compete, the smallest sum that is kept, float32."""
+        found = [np.zeros(0, np.float32)]
+        for view, span in zip(self.views, self.spans, strict=True):
+            if not view.keep:
+                flat = self.matrix[groups.reshape(-1), span].reshape(self.number, self.size, -1).sum(axis=1).reshape(-1)
+                kept = min(max(_rounded(view.density * flat.size), 1), flat.size)
+                found.append(
+                    np.full(span.stop - span.start, np.partition(flat, flat.size - kept)[flat.size - kept], np.float32)
+                )
+        return np.concatenate(found)
+
+    def _sorted(self) -> Array:
+        order = np.argsort(-self.matrix[: self.count].sum(axis=1), kind="stable")
+        return np.concatenate([order, np.arange(self.count, self.count + self.missing)]).reshape(-1, self.size)
+
+    def _shaken(self, groups: Array, rng: np.random.Generator) -> Array:
+        order = groups.reshape(-1).copy()
+        many = max(2, int(_KICKED * self.count))
+        if not self.fenced:
+            places = rng.choice(self.count, many, replace=False)
+            order[places] = order[rng.permutation(places)]
+        else:
+            wide = self.per_block * self.size
+            for first in rng.integers(0, -(-self.count // wide), -(-self.count // wide)) * wide:
+                places = rng.permutation(np.arange(first, min(first + wide, self.count)))[:2]
+                order[places] = order[places[::-1]]
+        return order.reshape(-1, self.size)
 
 
-def _pooled(rows: Array, size: int) -> Array:
-    return np.add.reduceat(rows, np.arange(0, len(rows), size), axis=0)
+def _above(rest: Array, negated: Array) -> Array:
+    """sum over features of max(rest, -a), float32 `[rows, groups]`: max(rest + a, 0) less the sum of a."""
+    found = np.empty((len(negated), len(rest)), np.float32)
+    room = np.empty_like(rest)
+    ones = np.ones(rest.shape[1], np.float32)
+    for number, row in enumerate(negated):
+        np.maximum(rest, row, out=room)
+        np.matmul(room, ones, out=found[number])
+    return found
 
 
-def _top_sum(sums: Array, density: float) -> float:
-    kept = int(np.floor(density * sums.size + 0.5))
-    flat = np.sort(sums.reshape(-1))[::-1]
-    return float(flat[:kept].sum(dtype=np.float64))
+def _total(view: View) -> float:
+    return max(float(view.matrix.sum(dtype=np.float64)), 1e-30)
 
 
-def _thresholds(sums: Array, widths: Sequence[int], densities: Sequence[float]) -> Array:
-    """Per feature, the smallest unit sum that its view keeps; float32 `[features]`."""
-    found, start = [], 0
-    for width, density in zip(widths, densities, strict=True):
-        flat = sums[:, start : start + width].reshape(-1)
-        kept = min(max(int(np.floor(density * flat.size + 0.5)), 1), flat.size)
-        found.append(np.full(width, np.partition(flat, flat.size - kept)[flat.size - kept], np.float32))
-        start += width
-    return np.concatenate(found)
+def _rounded(amount: float) -> int:
+    return int(np.floor(amount + 0.5))
 
 
-def _objective(matrix: Array, order: Array, size: int, widths: Sequence[int], densities: Sequence[float]) -> float:
-    sums, start, total = _pooled(matrix[order], size), 0, 0.0
-    for width, density in zip(widths, densities, strict=True):
-        total += _top_sum(sums[:, start : start + width], density)
-        start += width
+def _share(view: View) -> float:
+    return view.keep / view.size if view.keep else view.density
+
+
+def _kept(rows: Array, view: View) -> float:
+    """Saliency that the pattern keeps of rows in their order."""
+    starts = np.arange(0, len(rows), view.size)
+    if not view.keep:
+        return _top_sum(np.add.reduceat(rows, starts, axis=0), view.density)
+    total = 0.0
+    whole = len(rows) // view.size * view.size
+    for part, size in ((rows[:whole], view.size), (rows[whole:], len(rows) - whole)):
+        if len(part):
+            quota = -(-size * view.keep // view.size)
+            ranks = np.sort(part.reshape(-1, size, part.shape[1]), axis=1)
+            total += float(ranks[:, size - quota :].sum(dtype=np.float64))
     return total
 
 
-def _greedy(matrix: Array, size: int, widths: Sequence[int], densities: Sequence[float]) -> Array:
-    """Groups grown one by one: the largest channel left, then those that add most above the threshold."""
-    threshold = _thresholds(_pooled(matrix[np.argsort(-matrix.sum(axis=1), kind="stable")], size), widths, densities)
-    left = np.argsort(-matrix.sum(axis=1), kind="stable")
-    order: list[int] = []
-    while left.size:
-        total, left, group = matrix[left[0]], left[1:], [int(left[0])]
-        while len(group) < size and left.size:
-            share = threshold * ((len(group) + 1) / size)
-            gain = np.maximum(total + matrix[left] - share, 0).sum(axis=1)
-            pick = int(gain.argmax())
-            group.append(int(left[pick]))
-            total, left = total + matrix[left[pick]], np.delete(left, pick)
-        order += group
-    return np.asarray(order)
+def _top_sum(sums: Array, density: float) -> float:
+    flat = sums.reshape(-1)
+    kept = _rounded(density * flat.size)
+    if not kept:
+        return 0.0
+    return float(np.partition(flat, flat.size - kept)[flat.size - kept :].sum(dtype=np.float64))
 
 
-def _assign(matrix: Array, order: Array, size: int, widths: Sequence[int], densities: Sequence[float]) -> Array:
-    """Balanced assignment of channels to the groups' masks, renewed until it gains nothing."""
-    value = _objective(matrix, order, size, widths, densities)
-    for _ in range(_ASSIGNMENTS):
-        sums = _pooled(matrix[order], size)
-        masks = (sums >= _thresholds(sums, widths, densities)).astype(np.float32)
-        profit = matrix @ masks.T
-        places = np.arange(len(matrix)) // size
-        _, column = linear_sum_assignment(profit[:, places], maximize=True)
-        fresh = np.argsort(column, kind="stable")
-        better = _objective(matrix, fresh, size, widths, densities)
-        if better <= value * (1 + 1e-7):
-            break
-        order, value = fresh, better
-    return order
-
-
-def _swap(
-    matrix: Array,
-    order: Array,
-    size: int,
-    widths: Sequence[int],
-    densities: Sequence[float],
-    rng: np.random.Generator,
-) -> Array:
-    """Swap each channel with the partner that gains most, sweep after sweep, while anything gains."""
-    group = np.empty(len(matrix), np.int64)
-    group[order] = np.arange(len(matrix)) // size
-    sweeps = int(np.clip(WORK / (len(matrix) * matrix.size), 3, MAX_SWEEPS))
-    for _ in range(sweeps):
-        sums = np.zeros((int(group.max()) + 1, matrix.shape[1]), np.float32)
-        np.add.at(sums, group, matrix)
-        threshold = _thresholds(sums, widths, densities)
-        state = _State(matrix, group, sums, threshold)
-        swaps = sum(state.swap(int(a)) for a in rng.permutation(len(matrix)))
-        if swaps <= len(matrix) // 200:
-            break
-    return np.argsort(group, kind="stable")
-
-
-class _State:
-    """Groups under a fixed threshold: their sums, what these have above it, and what each channel has in each mask."""
-
-    def __init__(self, matrix: Array, group: Array, sums: Array, threshold: Array) -> None:
-        self.matrix, self.group, self.sums, self.threshold = matrix, group, sums, threshold
-        self.over = np.maximum(sums - threshold, 0).sum(axis=1)
-        self.inside = matrix @ (sums >= threshold).astype(np.float32).T
-        self.at_home = self.inside[np.arange(len(matrix)), group]
-
-    def swap(self, a: int) -> bool:
-        """Swap channel `a` with the best partner of another group, in place; whether there was one."""
-        group, matrix, sums = self.group, self.matrix, self.sums
-        own = int(group[a])
-        bound = self.inside[:, own] + self.inside[a][group] - self.at_home
-        bound[group == own] = -np.inf
-        few = min(_PARTNERS, len(bound) - 1)
-        partners = np.argpartition(-bound, few)[:few]
-        partners = partners[group[partners] != own]
-        if not partners.size:
-            return False
-        theirs, rows = group[partners], matrix[partners]
-        gain = np.maximum(sums[own] - matrix[a] - self.threshold + rows, 0).sum(axis=1)
-        gain += np.maximum(sums[theirs] - rows + (matrix[a] - self.threshold), 0).sum(axis=1)
-        gain -= self.over[own] + self.over[theirs]
-        best = int(gain.argmax())
-        if not gain[best] > 1e-7 * max(float(self.over[own]), 1e-12):
-            return False
-        self._exchange(a, int(partners[best]))
-        return True
-
-    def _exchange(self, a: int, b: int) -> None:
-        both = [int(self.group[a]), int(self.group[b])]
-        step = self.matrix[b] - self.matrix[a]
-        self.sums[both[0]] += step
-        self.sums[both[1]] -= step
-        self.group[a], self.group[b] = both[1], both[0]
-        above = self.sums[both] - self.threshold
-        self.over[both] = np.maximum(above, 0).sum(axis=1)
-        self.inside[:, both] = self.matrix @ (above >= 0).astype(np.float32).T
-        members = np.flatnonzero((self.group == both[0]) | (self.group == both[1]))
-        self.at_home[members] = self.inside[members, self.group[members]]
-
-
-def _canonical_order(order: Array, size: int) -> Array:
-    """Equal groups, told in one way: channels ascending within a group, whole groups by their first channel."""
-    whole = len(order) // size * size
-    groups = np.sort(order[:whole].reshape(-1, size), axis=1)
-    groups = groups[np.argsort(groups[:, 0], kind="stable")]
-    return np.concatenate([groups.reshape(-1), np.sort(order[whole:])]).astype(np.int64)
+def _told(order: Array, sizes: Sequence[int], *, keep: bool = False) -> Array:
+    """Equal groups told in one way: by first channel, within each size; `keep` leaves the largest in place."""
+    if not sizes:
+        return np.sort(order)
+    chunks = [order[first : first + sizes[0]] for first in range(0, len(order), sizes[0])]
+    chunks = [_told(chunk, sizes[1:]) for chunk in chunks]
+    whole = [chunk for chunk in chunks if len(chunk) == sizes[0]]
+    if not keep:
+        whole.sort(key=lambda chunk: int(chunk.min()))
+    return np.concatenate([*whole, *chunks[len(whole) :]]).astype(np.int64)

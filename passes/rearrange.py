@@ -1,14 +1,14 @@
 """Rearrange: permute channels all through the network so that the pattern's groups cost little. Dense in, dense out.
 
-Sets of coupled channels come from `couple`; what an order is worth, and the search for one, from `permute`. With
-groups of output channels (group:Nx1) the order of a layer's inputs does not matter to its groups, so every set can
-be searched on its own; a set that several pruned layers write to (a chain of residuals) is searched for all of them
-together.
+Sets of coupled channels come from `couple`, what each layer has at stake from `sides`, and the search for an order from
+`permute`. A set that several pruned layers touch (a chain of residuals; outputs of one layer and inputs of the next) is
+searched for all of them together. Where a pattern binds outputs and inputs at once, sets are searched in turn until
+nothing moves any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,15 +19,21 @@ from edgesparse.passes.couple import Coupling, apply_order, couple
 from edgesparse.passes.graph import Array
 from edgesparse.passes.layers import LayerInfo, canonical_weight, weight_layers
 from edgesparse.passes.observe import Moments, Tick
-from edgesparse.passes.permute import View, by_norm, retained, search
+from edgesparse.passes.permute import by_norm, retained, search, unstructured
 from edgesparse.passes.score import magnitude
+from edgesparse.passes.sides import Place, Side, group_sizes, place_of
 from edgesparse.passes.surgeon import obs
 from edgesparse.recipe import Choice
+
+_SWEEPS = 3
+"""How often sets are searched anew where what one is worth depends on the order of others."""
+
+Orders = dict[int, Array]
 
 
 @dataclass(frozen=True)
 class SetReport:
-    """Retained saliency, mean over the layers that write to a set: in the given order, sorted by norm, found."""
+    """Retained saliency, mean over the layers at a set: in the given order, sorted by norm, found, and of any mask."""
 
     space: int
     size: int
@@ -53,68 +59,97 @@ def rearrange(
     Returns what each set gained, and for every layer in groups that could not be rearranged a Reason.
     """
     coupling = couple(model)
-    reasons: list[Reason] = []
-    writers: dict[int, list[LayerInfo]] = {}
-    for layer in weight_layers(model):
-        choice = choices.get(layer.name)
-        if choice is None or choice.pattern.kind not in ("group", "block") or choice.pattern.n < 2:
-            continue
-        space = output_space(coupling, layer)
-        if isinstance(space, Reason):
-            reasons.append(space)
-        else:
-            writers.setdefault(space, []).append(layer)
-    order: dict[int, Array] = {}
-    reports = []
-    for number, (space, layers) in enumerate(writers.items()):
-        if tick:
-            tick(number / len(writers), layers[0].name)
-        size = max(choices[layer.name].pattern.n for layer in layers)
-        views = [_view(model, layer, choices[layer.name], moments.get(layer.name)) for layer in layers]
-        norm = by_norm(views)
-        found = norm if method == "norm" else search(views, size, seed=seed)
-        order[space] = found
-        reports.append(_report(space, layers, views, size, norm, found))
+    sets, reasons = _sets(model, coupling, choices, moments)
+    order: Orders = {}
+    twofold = any(min(group_sizes(side.choice)) > 1 for sides in sets.values() for side in sides)
+    sweeps = _SWEEPS if twofold and method == "search" else 1
+    for sweep in range(sweeps):
+        moved = False
+        for number, (space, sides) in enumerate(sets.items()):
+            if tick:
+                tick((sweep + number / len(sets)) / sweeps, sides[0].layer.name)
+            moved |= _improve(coupling, order, space, sides, method, seed)
+        if not moved:
+            break
+    reports = [_report(coupling, order, space, sides) for space, sides in sets.items()]
     apply_order(model, coupling, order)
     return reports, reasons
 
 
-def _report(space: int, layers: list[LayerInfo], views: list[View], size: int, norm: Array, found: Array) -> SetReport:
-    plain = np.arange(len(found))
+def _sets(
+    model: ir.Model, coupling: Coupling, choices: Mapping[str, Choice], moments: Mapping[str, Moments]
+) -> tuple[dict[int, list[Side]], list[Reason]]:
+    """The sides of all layers whose pattern has groups, by the set that they meet."""
+    sets: dict[int, list[Side]] = {}
+    reasons: list[Reason] = []
+    for layer in weight_layers(model):
+        choice = choices.get(layer.name)
+        if choice is None or max(group_sizes(choice)) < 2:
+            continue
+        scores = _scores(model, layer, choice, moments.get(layer.name))
+        for output, size in zip((True, False), group_sizes(choice), strict=True):
+            if size < 2:
+                continue
+            place = place_of(coupling, layer, output=output, group=size)
+            if isinstance(place, Reason):
+                reasons.append(place)
+            else:
+                sets.setdefault(place.space, []).append(Side(layer, place, output, choice, scores))
+    return sets, reasons
+
+
+def _improve(coupling: Coupling, order: Orders, space: int, sides: Sequence[Side], method: str, seed: int) -> bool:
+    """Put a better order of one set into `order`; whether there was one."""
+    views = [side.view(coupling, order) for side in sides]
+    place = sides[0].place
+    found = by_norm(views, place.block) if method == "norm" else search(views, block=place.block, seed=seed)
+    fresh = order | {space: _composed(place, order.get(space), found)}
+    # a layer that reads and writes the same set has both its sides moved at once: judged only after the fact
+    before, after = (_mean(coupling, one, sides) for one in (order, fresh))
+    if method == "search" and after <= before:
+        return False
+    order[space] = fresh[space]
+    return True
+
+
+def _composed(place: Place, present: Array | None, found: Array) -> Array:
+    """First `present`, then `found`; int64 `[channels]`, or `[heads, channels]` where each head has its own."""
+    if not place.own:
+        return found if present is None else present[found]
+    heads = found.reshape(place.repeat, place.size) - np.arange(place.repeat)[:, None] * place.size
+    return heads if present is None else np.take_along_axis(present, heads, axis=1)
+
+
+def _mean(coupling: Coupling, order: Orders, sides: Sequence[Side]) -> float:
+    """Mean over the layers: from either of its sides a layer retains the same."""
+    views = {side.layer.name: side.view(coupling, order) for side in sides}
+    return float(np.mean([retained([view], np.arange(len(view.matrix))) for view in views.values()]))
+
+
+def _report(coupling: Coupling, order: Orders, space: int, sides: Sequence[Side]) -> SetReport:
+    views = [side.view(coupling, {}) for side in sides]
     return SetReport(
         space,
-        len(found),
-        tuple(layer.name for layer in layers),
-        retained(views, plain, size),
-        retained(views, norm, size),
-        retained(views, found, size),
-        retained(views, plain, 1),
+        sides[0].place.size,
+        tuple(dict.fromkeys(side.layer.name for side in sides)),
+        _mean(coupling, {}, sides),
+        retained(views, by_norm(views, sides[0].place.block)),
+        _mean(coupling, order, sides),
+        unstructured(views),
     )
 
 
 def output_space(coupling: Coupling, layer: LayerInfo) -> int | Reason:
     """The space of a layer's output channels, or why its channels stay where they are."""
-    axis = coupling.axis(layer.weight, _output_axis(layer))
-    if len(axis) != 1 or len(axis[0]) != 1:
-        return Reason("not-rearranged", "its output channels fall into several sets", layer.name)
-    reason = coupling.spaces.reason(axis[0][0])
-    if reason is not None:
-        return Reason("not-rearranged", f"{reason.message} ({reason.node})", layer.name)
-    return axis[0][0]
+    place = place_of(coupling, layer)
+    if isinstance(place, Place) and place.repeat > 1:
+        return Reason("not-rearranged", "its output channels are those of several heads", layer.name)
+    return place.space if isinstance(place, Place) else place
 
 
-def _output_axis(layer: LayerInfo) -> int:
-    if layer.op_type == "Conv" or (layer.op_type == "Gemm" and layer.trans_b):
-        return 0
-    return 1
-
-
-def _view(model: ir.Model, layer: LayerInfo, choice: Choice, moments: Moments | None) -> View:
+def _scores(model: ir.Model, layer: LayerInfo, choice: Choice, moments: Moments | None) -> Array:
     weight = canonical_weight(model, layer)
     scores = magnitude(weight) if moments is None else obs(weight, moments)
-    density = 1.0 if choice.density is None else choice.density
-    if choice.pattern.m > 1:  # what is kept or dropped together along the inputs competes as one
-        scores = np.add.reduceat(scores, np.arange(0, scores.shape[1], choice.pattern.m), axis=1)
     if choice.pattern.kind == "block":
-        scores = scores.sum(axis=2)
-    return View(scores.reshape(len(scores), -1).astype("float32"), density)
+        scores = scores.sum(axis=2, keepdims=True)
+    return scores.astype(np.float32)

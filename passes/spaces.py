@@ -123,14 +123,19 @@ class Spaces:
         return found
 
     def indices(self, axis: Axis, order: dict[int, Array]) -> Array:
-        """Where each entry of the permuted axis comes from, int64 `[n]`; `order` has a permutation per free leaf."""
+        """Where each entry of the permuted axis comes from, int64 `[n]`.
+
+        `order` has a permutation per free leaf, `[size]`; or one for each head, `[heads, size]`, told by the head's
+        place before it was moved, where the leaf follows the heads' in every segment of the axis (see `heads`).
+        """
         parts, start = [], 0
         for segment in self.leaves(axis):
             index = np.zeros(1, np.int64)
             for space in segment:
                 own = order.get(space)
                 own = np.arange(self.size[space]) if own is None else own
-                index = (index[:, None] * self.size[space] + own[None, :]).reshape(-1)
+                own = own[None, :] if own.ndim == 1 else own[index % len(own)]
+                index = (index[:, None] * self.size[space] + own).reshape(-1)
             parts.append(index + start)
             start += len(index)
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)

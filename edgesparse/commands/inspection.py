@@ -97,7 +97,8 @@ def _inspect_coupling(console: Console, path: Path, shapes: Mapping[str, tuple[i
         return
     for one in sets:
         kind = "free" if one.reason is None else f"pinned: {one.reason}"
-        console.result(f"set {one.space}  {one.size} channels, {kind}")
+        heads = f" in each of {one.heads} heads on its own" if one.heads > 1 else ""
+        console.result(f"set {one.space}  {one.size} channels{heads}, {kind}")
         for member in one.members:
             console.result(
                 f"    {member.constant} axis {member.axis}" + (f" from {member.start}" if member.start else "")

@@ -119,19 +119,43 @@ def _attention(net: Net, x: str, c: int) -> tuple[str, int]:
     return net.op("Add", x, back), c
 
 
+def _heads(net: Net, x: str, c: int) -> tuple[str, int]:
+    """Heads that something joins, or does not: a softmax or a product over heads, a scale that all heads share."""
+    tokens = net.op("Transpose", net.op("Reshape", x, net.ints(1, c, SIDE * SIDE)), perm=[0, 2, 1])
+    y = net.op("Reshape", net.op("MatMul", tokens, net.normal(c, 6)), net.ints(1, SIDE * SIDE, 2, 3))
+    match int(net.rng.integers(5)):
+        case 0:
+            y = net.op("Softmax", y, axis=2)
+        case 1:
+            turned = net.op("Transpose", y, perm=[0, 1, 3, 2])
+            mixed = net.op("Add", net.op("MatMul", turned, net.normal(2, 2)), turned)
+            y = net.op("Transpose", mixed, perm=[0, 1, 3, 2])
+        case 2:
+            y = net.op("Mul", y, net.normal(3))
+        case 3:  # each head with each: channels of one head meet those of another
+            scores = net.op("MatMul", y, net.op("Transpose", y, perm=[0, 1, 3, 2]))
+            y = net.op("MatMul", scores, net.op("Reshape", net.op("MatMul", tokens, net.normal(c, 6)),
+                                                net.ints(1, SIDE * SIDE, 2, 3)))  # fmt: skip
+        case _:
+            y = net.op("Softmax", y, axis=3)
+    out = net.op("MatMul", net.op("Reshape", y, net.ints(1, SIDE * SIDE, 6)), net.normal(6, c))
+    return net.op("Reshape", net.op("Transpose", out, perm=[0, 2, 1]), net.ints(1, c, SIDE, SIDE)), c
+
+
 def _shuffle(net: Net, x: str, c: int) -> tuple[str, int]:
     return net.op("DepthToSpace", net.op("SpaceToDepth", x, blocksize=2), blocksize=2), c
 
 
 BLOCKS: tuple[Block, ...] = (
     _pointwise, _depthwise, _grouped, _residual, _excite, _concat, _split, _slice, _norm, _prelu, _flat, _attention,
-    _shuffle,
+    _shuffle, _heads,
 )  # fmt: skip
 
 
-def network(blocks: list[int], seed: int, dtype: type[np.floating] = np.float64) -> onnx.ModelProto:
-    """A network of these blocks between two convolutions."""
+def network(blocks: list[int], seed: int, rng: np.random.Generator | None = None) -> onnx.ModelProto:
+    """A network of these blocks between two convolutions; `rng` takes the place of the one that the seed makes."""
     net = Net(seed)
+    net.rng = rng or net.rng
     x, c = net.conv("x", 2, 6), 6
     for block in blocks:
         x, c = BLOCKS[block](net, x, c)

@@ -16,11 +16,17 @@ from edgesparse.passes.spaces import Clash, Spaces
 
 
 def shuffled(model: ir.Model, seed: int) -> tuple[ir.Model, Coupling]:
-    """A copy with every free set permuted at random."""
+    """A copy with every free set permuted at random, each head in its own way where that is said to be legal."""
     copy = model.clone()
     coupling = couple(copy)
     rng = np.random.default_rng(seed)
-    order = {one.space: rng.permutation(one.size) for one in coupling.sets if one.reason is None}
+    order = {
+        one.space: rng.permuted(np.tile(np.arange(one.size), (one.heads, 1)), axis=1)
+        if one.heads > 1
+        else rng.permutation(one.size)
+        for one in coupling.sets
+        if one.reason is None
+    }
     apply_order(copy, coupling, order)
     return copy, coupling
 
@@ -37,9 +43,11 @@ def prepared(blocks: list[int], seed: int) -> ir.Model:
     return model
 
 
+@pytest.mark.parametrize("part", range(4))  # in parts, so that they run side by side: 520 networks in all
 @given(st.lists(st.integers(0, len(BLOCKS) - 1), min_size=1, max_size=5), st.integers(0, 2**31))
-@settings(max_examples=500, deadline=None)
-def test_any_legal_permutation_changes_nothing(blocks: list[int], seed: int) -> None:
+@settings(max_examples=130, deadline=None)
+def test_any_legal_permutation_changes_nothing(part: int, blocks: list[int], seed: int) -> None:
+    seed += part
     model = prepared(blocks, seed)
     before = outputs(model, seed)
     after = outputs(shuffled(model, seed)[0], seed)
@@ -69,6 +77,29 @@ def test_a_wrong_permutation_is_seen() -> None:
     value = model.graph.initializers["c1"]
     value.const_value = ir.tensor(value.const_value.numpy()[::-1].copy(), name="c1")
     assert np.abs(before - outputs(model, 1)).max() > 1e-6
+
+
+def test_heads_of_attention_have_orders_of_their_own() -> None:
+    """Queries and keys share one set, values and the output another: two sets of two heads of three channels."""
+    coupling = couple(prepared([11], 1))
+    own = [one for one in coupling.sets if one.heads > 1 and one.reason is None]
+    assert [(one.size, one.heads) for one in own] == [(3, 2), (3, 2)]
+    assert sorted(len(one.members) for one in own) == [3, 4]
+
+
+@pytest.mark.parametrize(("seed", "free"), [(0, False), (1, False), (2, False), (3, False), (4, True)])
+def test_heads_that_are_joined_have_not(seed: int, free: bool) -> None:
+    """Softmax or product over heads, a scale they share, channels of one head against another's: one order for all."""
+
+    class Chosen(np.random.Generator):
+        def integers(self, *args: object, **more: object) -> object:
+            return seed if args == (5,) else super().integers(*args, **more)  # type: ignore[call-overload]
+
+    model = ir.serde.deserialize_model(network([13], 1, rng=Chosen(np.random.PCG64(1))))
+    infer_shapes(model)
+    assert any(one.heads > 1 and one.reason is None for one in couple(model).sets) == free
+    before, after = outputs(model, 1), outputs(shuffled(model, 3)[0], 1)
+    assert np.abs(before - after).max() <= 1e-12 * max(np.abs(before).max(), 1.0)
 
 
 TEXT = "g (double[1,4,4,4] x) => (double[1,N,H,W] y) {{ a = Conv(x, w)  {middle}  y = Conv(b, v) }}"

@@ -21,7 +21,6 @@ from edgesparse.passes.agreement import divergence
 from edgesparse.passes.allocate import Sensitivity, by_sensitivity, erk, knapsack
 from edgesparse.passes.calibration import read_samples, samples_of
 from edgesparse.passes.layers import canonical_weight
-from edgesparse.passes.permute import View, by_norm, retained, search
 from edgesparse.passes.prune import LAYERS_KEY, RECIPE_KEY
 from edgesparse.passes.sparsify import ORDER_KEY
 from edgesparse.recipe import Recipe
@@ -67,42 +66,6 @@ def test_rearrangement_alone_changes_nothing(net: ir.Model) -> None:  # noqa: F8
 def test_a_recipe_that_needs_data(net: ir.Model) -> None:  # noqa: F811
     with pytest.raises(UsageError, match=r"needs calibration data.*--calibrate"):
         sparsify_passes(Recipe.from_yaml("{pattern: group:2x1, density: 0.5, criterion: wanda}"), None)
-
-
-# --- search
-
-
-@given(st.integers(0, 10**6), st.sampled_from([2, 4]), st.sampled_from([8, 12, 13]))
-@settings(max_examples=30, deadline=None)
-def test_search_is_a_permutation_and_no_worse(seed: int, size: int, channels: int) -> None:
-    rng = np.random.default_rng(seed)
-    views = [View(rng.random((channels, 10)).astype(np.float32) ** 4, d) for d in (0.5, 0.3)]
-    order = search(views, size, seed=1)
-    assert sorted(order.tolist()) == list(range(channels))
-    value = retained(views, order, size)
-    assert value >= retained(views, np.arange(channels), size) - 1e-6
-    assert np.array_equal(order, search(views, size, seed=1))
-
-
-def test_search_finds_hidden_groups() -> None:
-    rng = np.random.default_rng(0)
-    profiles = (rng.random((8, 40)) < 0.5) + 0.01
-    hidden = rng.permutation(32)
-    view = View(np.repeat(profiles, 4, axis=0)[hidden].astype(np.float32), float((profiles > 1).mean()))
-    found = retained([view], search([view], 4), 4)
-    assert found == pytest.approx(retained([view], np.argsort(hidden), 4), rel=1e-6)
-    assert found > retained([view], by_norm([view]), 4) + 0.05
-
-
-def test_search_against_all_partitions() -> None:
-    rng = np.random.default_rng(3)
-    gaps = []
-    for _ in range(10):
-        view = View(rng.random((6, 8)).astype(np.float32) ** 3, 0.5)
-        best = max(retained([view], np.array(p), 2) for p in itertools.permutations(range(6)))
-        gaps.append(best - retained([view], search([view], 2), 2))
-    assert max(gaps) < 0.02
-    assert np.median(gaps) == pytest.approx(0, abs=1e-6)
 
 
 # --- allocation

@@ -1,0 +1,145 @@
+"""Rearranging whole networks for every pattern with groups: the function stays, and what is said to be kept is kept."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import BLOCKS, network
+from onnx.reference import ReferenceEvaluator
+
+from edgesparse.passes import run_passes, sparsify_passes
+from edgesparse.passes.base import infer_shapes
+from edgesparse.passes.layers import LayerInfo, canonical_weight, weight_layers
+from edgesparse.passes.rearrange import rearrange
+from edgesparse.passes.sides import group_sizes
+from edgesparse.pattern import SparsePattern, best_mask
+from edgesparse.recipe import Choice, Recipe
+
+ATTENTION = 11
+ATTENTIVE = """g (double[1,5,16] x) => (double[1,5,16] y) {
+  [q_proj] a = MatMul(x, q)
+  [k_proj] b = MatMul(x, k)
+  [v_proj] c = MatMul(x, v)
+  a2 = Reshape(a, cut)
+  b2 = Reshape(b, cut)
+  c2 = Reshape(c, cut)
+  a3 = Transpose <perm = [0, 2, 1, 3]> (a2)
+  b3 = Transpose <perm = [0, 2, 3, 1]> (b2)
+  c3 = Transpose <perm = [0, 2, 1, 3]> (c2)
+  s = MatMul(a3, b3)
+  p = Softmax <axis = -1> (s)
+  m = MatMul(p, c3)
+  m2 = Transpose <perm = [0, 2, 1, 3]> (m)
+  m3 = Reshape(m2, whole)
+  [o_proj] y = MatMul(m3, o)
+}"""
+PATTERNS = ("group:2x1", "group:1x2", "group:2x2", "block:2x2", "nm:2:4", "nm:1:2")
+
+
+def prepared(blocks: list[int], seed: int) -> ir.Model:
+    model = ir.serde.deserialize_model(network(blocks, seed))
+    infer_shapes(model)
+    return model
+
+
+def outputs(model: ir.Model) -> np.ndarray:
+    proto = ir.serde.serialize_model(model)
+    shape = tuple(d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim)
+    return ReferenceEvaluator(proto).run(None, {"x": np.random.default_rng(0).normal(size=shape)})[0]
+
+
+def choices(model: ir.Model, texts: list[str]) -> dict[str, Choice]:
+    found = {}
+    for number, layer in enumerate(one for one in weight_layers(model) if one.default):
+        pattern = SparsePattern.parse(texts[number % len(texts)])
+        found[layer.name] = Choice(pattern, None if pattern.fixed else 0.5)
+    return found
+
+
+def kept(model: ir.Model, layer: LayerInfo, choice: Choice) -> float:
+    """Share of the squared weights that the pruner keeps."""
+    scores = np.square(canonical_weight(model, layer).astype(np.float64))
+    return float(scores[best_mask(choice.pattern, scores, choice.density)].sum() / scores.sum())
+
+
+@given(
+    st.lists(st.integers(0, len(BLOCKS) - 1), min_size=1, max_size=3),
+    st.lists(st.sampled_from(PATTERNS), min_size=1, max_size=3),
+    st.integers(0, 2**31),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_function_stays_and_the_report_is_true(blocks: list[int], texts: list[str], seed: int) -> None:
+    model = prepared(blocks, seed)
+    before, wanted = outputs(model), choices(model, texts)
+    layers = {layer.name: layer for layer in weight_layers(model)}
+    first = {name: kept(model, layers[name], one) for name, one in wanted.items()}
+    reports, reasons = rearrange(model, wanted, {}, seed=seed)
+    assert np.abs(before - outputs(model)).max() <= 1e-12 * max(np.abs(before).max(), 1.0)
+    last = {name: kept(model, layers[name], one) for name, one in wanted.items()}
+    assert sum(last.values()) >= sum(first.values()) - 1e-6
+    for one in reports:
+        if all(min(group_sizes(wanted[name])) == 1 for name in one.layers):  # else the order of other sets counts too
+            assert one.found >= one.given
+            assert one.found == pytest.approx(np.mean([last[name] for name in one.layers]), abs=1e-5)
+            assert one.given == pytest.approx(np.mean([first[name] for name in one.layers]), abs=1e-5)
+    assert {name for one in reports for name in one.layers} | {reason.node for reason in reasons} == set(wanted)
+
+
+@pytest.mark.parametrize("text", ["group:2x2", "block:2x2", "group:1x2", "nm:2:4"])
+def test_groups_of_inputs_gain(text: str) -> None:
+    """A chain of three layers: the inputs of the middle one are the outputs of the first."""
+    model = prepared([0, 0, 0], 5)
+    reports, _ = rearrange(model, choices(model, [text]), {})
+    assert max(one.found - one.given for one in reports) > 0.01
+
+
+def test_heads_are_searched_each_on_its_own(load) -> None:
+    """Planted: in each head the channels that belong together are others; one order for all could not join them."""
+    rng = np.random.default_rng(4)
+    width, heads, size = 16, 2, 8
+    weights = {"o": rng.normal(size=(width, width))}
+    for name in ("q", "k", "v"):
+        columns = [np.repeat(np.eye(width)[:, 4 * h : 4 * h + 4], 2, axis=1)[:, rng.permutation(size)] for h in (0, 1)]
+        weights[name] = np.concatenate(columns, axis=1) + 1e-3
+    weights |= {"cut": np.array([1, 5, heads, size]), "whole": np.array([1, 5, width])}
+    model = load(ATTENTIVE, weights)
+    infer_shapes(model)
+    before = outputs(model)
+    wanted = {name: Choice(SparsePattern.parse("group:2x1"), 1 / width) for name in ("q_proj", "k_proj", "v_proj")}
+    reports, reasons = rearrange(model, wanted, {})
+    assert not reasons
+    assert np.abs(before - outputs(model)).max() <= 1e-12
+    value_set = next(one for one in reports if one.layers == ("v_proj",))
+    assert value_set.given < 0.95
+    assert value_set.found == pytest.approx(value_set.free, abs=1e-3)
+
+
+def test_no_step_is_added() -> None:
+    """Constants are reordered; operators, names and shapes stay."""
+    model = prepared([3, 4, ATTENTION, 5], 2)
+    names = [(node.op_type, node.name, str([value.shape for value in node.outputs])) for node in model.graph]
+    shapes = {name: value.const_value.shape for name, value in model.graph.initializers.items()}  # type: ignore[union-attr]
+    weights = {layer.weight: canonical_weight(model, layer).copy() for layer in weight_layers(model)}
+    rearrange(model, choices(model, ["group:2x1"]), {})
+    assert [(node.op_type, node.name, str([value.shape for value in node.outputs])) for node in model.graph] == names
+    assert {n: v.const_value.shape for n, v in model.graph.initializers.items()} == shapes  # type: ignore[union-attr]
+    moved = [
+        layer.name
+        for layer in weight_layers(model)
+        if not np.array_equal(canonical_weight(model, layer), weights[layer.weight])
+    ]
+    assert len(moved) > 3
+
+
+def test_by_recipe_for_n_of_m() -> None:
+    model = prepared([0, 0, 0], 7)
+    recipe = Recipe.from_yaml("{pattern: 'nm:2:4', rearrangement: {method: search}}")
+    props = run_passes(model, sparsify_passes(recipe)).model.metadata_props
+    told = json.loads(props["edgesparse.rearrangement"])
+    assert told
+    assert all(one["found"] >= one["given"] for one in told)
