@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -251,10 +252,10 @@ def _pages(artifact: Artifact, strips: int) -> int:
 
 
 def density(layers: list[dict[str, Any]]) -> float:
-    """Share of non-zero weights over all layers that tell their density, by their work."""
-    known = [(layer["macs"], layer["density"]) for layer in layers if layer.get("density") is not None]
-    total = sum(macs for macs, _ in known)
-    return sum(macs * share for macs, share in known) / total if total else 1.0
+    """Share of non-zero weights over all layers that tell their density."""
+    known = [(math.prod(layer["shape"]), layer["density"]) for layer in layers if layer.get("density") is not None]
+    total = sum(weights for weights, _ in known)
+    return sum(weights * share for weights, share in known) / total if total else 1.0
 
 
 def _manifest(it: Description, artifact: Artifact, folder: Path, model: Path) -> dict[str, Any]:

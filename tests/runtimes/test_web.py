@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from webtools import MODELS, check, load, needs, said_by, tool
 
@@ -79,6 +80,15 @@ def test_the_package_is_whole(made: dict[str, Bundle]) -> None:
     listed = it.manifest["files"]
     assert listed.keys() == {path.name for path in it.path.iterdir()} - {"manifest.json"}
     assert bundle.open_bundle(it.path).manifest == it.manifest
+
+
+def test_the_density_that_is_told_counts_weights(made: dict[str, Bundle]) -> None:
+    model = onnx.load(made["pruned"].path.with_suffix(".onnx"))
+    weights = [onnx.numpy_helper.to_array(item) for item in model.graph.initializer]
+    counted = [value for value in weights if value.ndim > 1]
+    expected = sum(map(np.count_nonzero, counted)) / sum(value.size for value in counted)
+    assert made["pruned"].manifest["density"] == pytest.approx(expected)
+    assert f"{expected:.0%} of the weights are not zero" in (made["pruned"].path / "README.md").read_text()
 
 
 def test_modules_for_threads(made: dict[str, Bundle]) -> None:
