@@ -18,7 +18,8 @@ import json
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,12 @@ from edgesparse.errors import EdgesparseError
 from edgesparse.models import digits, fashion
 from edgesparse.recipe import Recipe
 from edgesparse.training import Sparsifier, methods
+from edgesparse.training.activations import rechoose
 from edgesparse.training.distil import logit_loss
+from edgesparse.training.soup import average, recalibrate
+from edgesparse.training.soup import share as meet
 
+METHODS = [*(name for name in methods() if name != "given"), "soup", "swamp", "safs"]
 PATTERNS = ("unstructured", "group:4x1", "group:8x1", "nm:2:4", "fanin")
 
 
@@ -110,46 +115,136 @@ def keys(args: argparse.Namespace, seed: int, epochs: int) -> list[tuple[Any, ..
 def run(task: Task, data: Any, teacher: Teacher, key: tuple[Any, ...], *, time_it: bool) -> dict[str, Any]:
     """Train one network; its accuracy in percent, sparsity, seconds, and milliseconds of the compiled form."""
     method, pattern, sparsity, allocation, distil, seed, epochs = key
-    (inputs, classes), held = data
     torch.manual_seed(1000 + seed)
     model = copy.deepcopy(teacher.model).train()
-    per_epoch = len(classes) // task.batch
-    steps = per_epoch * epochs
-    optimizer = torch.optim.AdamW(model.parameters(), lr=task.rate, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=task.rate, total_steps=steps, pct_start=0.2)
+    fit = Fit(task, data[0], teacher, distil)
+    share = {} if pattern.startswith("nm") else {"sparsity": sparsity}
+    recipe = Recipe.from_dict({"targets": list(task.targets), "pattern": pattern, "seed": seed, **share})
     sparsifier = None
-    if method != "dense, longer":
-        share = {} if pattern.startswith("nm") else {"sparsity": sparsity}
-        recipe = Recipe.from_dict({"targets": list(task.targets), "pattern": pattern, "seed": seed, **share})
-        sparsifier = Sparsifier(model, recipe, steps=steps, method=method, allocation=allocation)
-    began, spent = time.perf_counter(), 0.0
-    for _ in range(epochs):
-        for rows in torch.randperm(len(classes))[: per_epoch * task.batch].split(task.batch):
-            batch, flips = task.augmented(inputs[rows])
+    if method == "dense, longer":
+        fit.train(model, None, epochs)
+    elif method in ("soup", "swamp"):
+        sparsifier = {"soup": soup, "swamp": swamp}[method](fit, model, recipe, allocation, epochs)
+    else:
+        if method == "safs":
+            rechosen(fit, model, recipe, allocation, seed)
+        name = "gradual" if method == "safs" else method
+        sparsifier = Sparsifier(model, recipe, steps=fit.steps(epochs), method=name, allocation=allocation)
+        fit.train(model, sparsifier, epochs)
+    row: dict[str, Any] = {
+        "seconds": round(fit.seconds, 1),
+        "overhead": round(fit.spent / (fit.seconds - fit.spent), 4),
+    }
+    if sparsifier is not None:
+        model = sparsifier.model
+        sparsifier.finalize()
+        row["reached"] = round(sparsifier.sparsity, 4)
+        if time_it:
+            row["ms"] = compiled_ms(sparsifier, data[0][0][:1])
+    return {"accuracy": accuracy(model, data[1]), **row}
+
+
+class Fit:
+    """Training epochs on labelled inputs, and how much of their time the sparsifier took."""
+
+    def __init__(self, task: Task, data: Any, teacher: Teacher, distil: bool) -> None:
+        self.task, self.teacher, self.distil = task, teacher, distil
+        self.inputs, self.classes = data
+        self.seconds = self.spent = 0.0
+
+    def steps(self, epochs: float) -> int:
+        """Optimizer steps of so many epochs."""
+        return max(int(len(self.classes) // self.task.batch * epochs), 1)
+
+    def train(self, model: Any, sparsifier: Sparsifier | None, epochs: float) -> None:
+        """From a rate of zero over the highest back to zero."""
+        steps = self.steps(epochs)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=self.task.rate, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=self.task.rate, total_steps=max(steps, 10), pct_start=0.2
+        )
+        model.train()
+        began = time.perf_counter()
+        for rows in self.batches(steps):
+            batch, flips = self.task.augmented(self.inputs[rows])
             optimizer.zero_grad()
             logits = model(batch)
-            loss = nn.functional.cross_entropy(logits, classes[rows])
-            if distil:
-                loss = 0.3 * loss + 0.7 * logit_loss(logits, teacher.logits(rows, batch, flips))
+            loss = nn.functional.cross_entropy(logits, self.classes[rows])
+            if self.distil:
+                loss = 0.3 * loss + 0.7 * logit_loss(logits, self.teacher.logits(rows, batch, flips))
             tick = time.perf_counter()
             if sparsifier is not None:
                 loss = loss + sparsifier.regularizer()
-            spent += time.perf_counter() - tick
+            self.spent += time.perf_counter() - tick
             loss.backward()
             optimizer.step()
             schedule.step()
             tick = time.perf_counter()
             if sparsifier is not None:
                 sparsifier.step(loss)
-            spent += time.perf_counter() - tick
-    seconds = time.perf_counter() - began
-    row: dict[str, Any] = {"seconds": round(seconds, 1), "overhead": round(spent / (seconds - spent), 4)}
-    if sparsifier is not None:
-        sparsifier.finalize()
-        row["reached"] = round(sparsifier.sparsity, 4)
-        if time_it:
-            row["ms"] = compiled_ms(sparsifier, inputs[:1])
-    return {"accuracy": accuracy(model, held), **row}
+            self.spent += time.perf_counter() - tick
+        self.seconds += time.perf_counter() - began
+
+    def batches(self, steps: int) -> Iterator[Any]:
+        """Rows of the batches, every epoch in an order of its own."""
+        left: list[Any] = []
+        for _ in range(steps):
+            if not left:
+                whole = len(self.classes) // self.task.batch * self.task.batch
+                left = list(torch.randperm(len(self.classes))[:whole].split(self.task.batch))[::-1]
+            yield left.pop()
+
+    def averaged(self, particles: Sequence[Sparsifier]) -> Sparsifier:
+        """The mean of runs that share a mask, with batch norms' statistics of its own."""
+        made = average(particles)
+        recalibrate(made, (self.task.augmented(self.inputs[rows])[0] for rows in self.batches(20)))
+        return Sparsifier(made, particles[0].recipe, steps=1, method="given")
+
+
+def soup(fit: Fit, model: Any, recipe: Recipe, allocation: str, epochs: int) -> Sparsifier:
+    """Sparse model soup (2306.16788): gradual in the first half, two particles in the second, and their mean."""
+    first = Sparsifier(model, recipe, steps=fit.steps(epochs / 2), allocation=allocation)
+    fit.train(model, first, epochs / 2)
+    first.finalize()
+    particles = []
+    for _ in range(2):
+        twin = copy.deepcopy(model)
+        particles.append(Sparsifier(twin, recipe, steps=fit.steps(epochs / 2), method="given"))
+        fit.train(twin, particles[-1], epochs / 2)
+    return fit.averaged(particles)
+
+
+def swamp(fit: Fit, model: Any, recipe: Recipe, allocation: str, epochs: int, rounds: int = 3) -> Sparsifier:
+    """SWAMP (2305.14852): rounds of pruning, in each of which two particles train and meet in their mean."""
+    models = [model, copy.deepcopy(model)]
+    final = recipe.density if recipe.density is not None else 0.5
+    particles: list[Sparsifier] = []
+    for number in range(1, rounds + 1):
+        step = recipe if recipe.pattern.fixed else replace(recipe, density=final ** (number / rounds))
+        particles = [Sparsifier(one, step, steps=1, allocation=allocation) for one in models]
+        for one in particles:
+            one.finalize()
+            fit.train(one.model, one, epochs / rounds)
+        if number < rounds:
+            meet(particles)
+    return fit.averaged(particles)
+
+
+def rechosen(fit: Fit, model: Any, recipe: Recipe, allocation: str, seed: int, epochs: float = 4) -> None:
+    """Activation re-choice (2305.10964), judged by short sparse trainings on a fifth of the training inputs."""
+    cut = len(fit.classes) // 5
+    held, part = (fit.inputs[:cut], fit.classes[:cut]), (fit.inputs[cut:], fit.classes[cut:])
+
+    def judge(candidate: Any) -> float:
+        torch.manual_seed(seed)
+        short = Fit(fit.task, part, fit.teacher, False)
+        sparsifier = Sparsifier(candidate, recipe, steps=short.steps(epochs), allocation=allocation)
+        short.train(candidate, sparsifier, epochs)
+        candidate.eval()
+        with torch.no_grad():
+            return float(nn.functional.cross_entropy(candidate(held[0]), held[1]))
+
+    rechoose(model, judge, rounds=12, seed=seed)
 
 
 def dense(task: Task, data: Any, seed: int, folder: Path) -> Any:
@@ -234,30 +329,58 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 def table(out: Path) -> None:
-    """Mean and spread (standard deviation) over the seeds, and the difference to the dense network of the seed."""
+    """Mean and spread (standard deviation) over the seeds, and the differences to dense and to gradual, seed by seed.
+
+    The last is told with its 95 % interval by Student's t, where at least three seeds have both.
+    """
     made = [row for row in rows(out) if "accuracy" in row]
     base = {row["key"][5]: row["accuracy"] for row in made if row["key"][0] == "dense"}
+    plain: dict[tuple[Any, ...], float] = {}
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in made:
-        groups.setdefault((*row["key"][:5], row["key"][6]), []).append(row)
-    print("| method | pattern | sparsity | allocation | distilled | epochs | seeds | top-1 | to dense | ms |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+        method, pattern, sparsity, allocation, distil, seed, epochs = row["key"]
+        groups.setdefault((method, pattern, sparsity, allocation, distil, epochs), []).append(row)
+        if (method, allocation, distil) == ("gradual", "uniform", False):
+            plain[(pattern, sparsity, epochs, seed)] = row["accuracy"]
+    head = ("method", "pattern", "sparsity", "allocation", "distilled", "epochs", "seeds", "top-1", "to dense")
+    print("| " + " | ".join((*head, "to gradual, uniform", "overhead of a step", "ms")) + " |")
+    print("|" + " --- |" * (len(head) + 3))
     for key, group in sorted(groups.items(), key=lambda item: (item[0][2], item[0][1], item[0])):
         method, pattern, sparsity, allocation, distil, epochs = key
         values = [row["accuracy"] for row in group]
         spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
         gap = statistics.mean(row["accuracy"] - base[row["key"][5]] for row in group)
+        pairs = [(row["accuracy"], plain.get((pattern, sparsity, epochs, row["key"][5]))) for row in group]
         times = [row["ms"] for row in group if row.get("ms")]
         ms = f"{statistics.median(times):.3f}" if times else ""
+        took = [row["overhead"] for row in group if "overhead" in row]
+        more = f"{statistics.median(took):.1%}" if took else ""
         cells = (method, pattern, f"{sparsity:g}", allocation, "yes" if distil else "", epochs, len(values))
-        print("| " + " | ".join(map(str, (*cells, f"{statistics.mean(values):.2f}{spread}", f"{gap:+.2f}", ms))) + " |")
+        told = (f"{statistics.mean(values):.2f}{spread}", f"{gap:+.2f}", paired(pairs), more, ms)
+        print("| " + " | ".join(map(str, (*cells, *told))) + " |")
+
+
+def paired(pairs: Sequence[tuple[float, float | None]]) -> str:
+    """The mean difference of the pairs that are whole, with its 95 % interval."""
+    from scipy.stats import t
+
+    gaps = [one - other for one, other in pairs if other is not None]
+    if len(gaps) < 3 or not any(gaps):
+        return ""
+    half = float(t.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / len(gaps) ** 0.5
+    return f"{statistics.mean(gaps):+.2f} ± {half:.2f}"
 
 
 def parsed() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, default="digits")
-    parser.add_argument("--methods", nargs="+", default=list(methods()), help="or 'dense, longer'")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=[*(name for name in methods() if name != "given"), "soup", "swamp", "safs"],
+        help="or 'dense, longer'",
+    )
     parser.add_argument("--patterns", nargs="+", default=list(PATTERNS))
     parser.add_argument("--sparsity", nargs="+", type=float, default=[0.8, 0.9])
     parser.add_argument("--allocation", default="uniform")

@@ -33,7 +33,7 @@ class AutoSparse(Method):
     source: ClassVar[str] = "2304.06941"
 
     alpha: float = 0.75
-    rate: float = 0.05
+    rate: float = 0.02
     ramp: float = 0.5
     end: float = 0.75
     every: int = 8
@@ -53,7 +53,7 @@ class AutoSparse(Method):
                 )
         self.memory["dense"] = {name: weight.detach().clone() for name, weight in run.weights().items()}
         self.memory["level"] = dict.fromkeys(run.layers, 0.0)
-        self.memory["square"] = dict.fromkeys(run.layers, 0.0)
+        self.memory["pull"] = dict.fromkeys(run.layers, 0.0)
         self.memory["threshold"] = dict.fromkeys(run.layers, 0.0)
         self._threshold(run)
         self._show(run)
@@ -89,7 +89,7 @@ class AutoSparse(Method):
             self.memory["dense"][name].add_(moved)
 
     def _learn(self, run: Run, rate: float) -> None:
-        """A step of each r along its gradient, relative to the size that its gradients have."""
+        """A step of each r along its gradient per weight that is left, against that of the other layers."""
         for name, layer in run.layers.items():
             gradient = layer.weight.grad
             if gradient is None:
@@ -104,12 +104,14 @@ class AutoSparse(Method):
             found = -self.memory["threshold"][name] * float((layer.view(gradient) * along).sum())
             if not math.isfinite(found):  # an overflow of scaled gradients, which mixed precision skips as well
                 continue
-            self.memory["square"][name] = 0.9 * self.memory["square"][name] + 0.1 * found**2
-            if self.memory["square"][name] > 0:
-                self.memory["level"][name] -= rate * found / math.sqrt(self.memory["square"][name])
-        middle = sum(self.memory["level"].values()) / len(run.layers)
-        for name in run.layers:
-            self.memory["level"][name] -= middle
+            # what a threshold frees or takes goes with the weights that are left
+            each = found / max(float(run.masks[name].sum()), 1.0)
+            self.memory["pull"][name] = 0.9 * self.memory["pull"][name] + 0.1 * each
+        pulls = self.memory["pull"]
+        middle = sum(pulls.values()) / len(pulls)
+        size = math.sqrt(sum((pull - middle) ** 2 for pull in pulls.values()) / len(pulls))
+        for name in run.layers if size > 0 else ():
+            self.memory["level"][name] -= rate * (pulls[name] - middle) / size
 
     def _threshold(self, run: Run, share: float | None = None) -> None:
         """The thresholds that leave what the schedule wants of all weights; masks and factors by them."""
