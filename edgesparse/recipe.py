@@ -47,8 +47,8 @@ from edgesparse.yamltext import kind as _kind
 
 MAX_ITEMS = 10_000
 
-CRITERIA = ("magnitude", "wanda", "obs")
-"""Criteria that layers are scored by; "wanda" and "obs" need calibration data."""
+CRITERIA = ("magnitude", "l1", "wanda", "obs", "fisher")
+"""Criteria that layers are scored by; all but the first two need calibration data, "fisher" torch as well."""
 
 _LATER = ("quantization",)
 _LAYER_KEYS = ("targets", "pattern", "density", "sparsity")
@@ -95,7 +95,7 @@ class Recipe:
         """Whether the recipe cannot be followed without calibration data."""
         wants = self.allocation is not None and self.allocation.method in ("global", "sensitivity")
         repairs = any(part is not None for part in (self.reconstruction, self.recalibration, self.fitting))
-        return repairs or wants or self.criterion != "magnitude"
+        return repairs or wants or self.criterion not in ("magnitude", "l1")
 
     def with_repair(self) -> Recipe:
         """The same with everything that keeps accuracy, where there is calibration data and a free density."""

@@ -11,7 +11,7 @@ from edgesparse.passes.layers import LayerInfo, weight_layers
 from edgesparse.passes.load import load_model, model_from_proto, save_model
 from edgesparse.passes.observe import Feeds, Tick
 from edgesparse.passes.simplify import SIMPLIFY
-from edgesparse.passes.sparsify import Fitter, Pricer, calibrated_passes
+from edgesparse.passes.sparsify import Fitter, Pricer, Weigher, calibrated_passes
 from edgesparse.recipe import Recipe
 
 __all__ = [
@@ -35,12 +35,13 @@ def sparsify_passes(
     tick: Tick | None = None,
     pricer: Pricer | None = None,
     fitter: Fitter | None = None,
+    weigher: Weigher | None = None,
 ) -> tuple[Pass, ...]:
     """The ordered passes from a loaded model to a sparse one; `inputs` are calibration samples.
 
     `pricer` knows what layers cost on a target, for budgets of latency or size; `fitter` how to fit
-    by gradient, for recipes with that section.
+    by gradient, for recipes with that section; `weigher` what errors of channels cost, for criterion "fisher".
 
     UsageError where the recipe needs samples and there are none.
     """
-    return (*SIMPLIFY, *calibrated_passes(recipe, inputs, tick, pricer, fitter))
+    return (*SIMPLIFY, *calibrated_passes(recipe, inputs, tick, pricer, fitter, weigher))

@@ -86,7 +86,9 @@ def sensitivities(
         weight, bias = canonical_weight(model, layer), bias_of(model, layer)
         loss = []
         for density in densities:
-            new, shift, _ = prune_layer(weight, bias, moments, Choice(pattern, density), dense[layer.name], repair)
+            new, shift, _ = prune_layer(
+                weight, bias, moments, Choice(pattern, density), dense[layer.name], repair, repair.worth.get(layer.name)
+            )
             probe = model.clone()
             store(probe, layer, new, shift)
             got = run_values(probe, outputs, probes)

@@ -20,6 +20,7 @@ from edgesparse.passes.graph import Array
 from edgesparse.passes.layers import LayerInfo, canonical_weight, weight_layers
 from edgesparse.passes.observe import Moments, Tick
 from edgesparse.passes.permute import by_norm, retained, search, unstructured
+from edgesparse.passes.reconstruct import weighted
 from edgesparse.passes.score import magnitude
 from edgesparse.passes.sides import Place, Side, group_sizes, place_of
 from edgesparse.passes.surgeon import obs
@@ -52,14 +53,16 @@ def rearrange(
     seed: int = 0,
     method: str = "search",
     tick: Tick | None = None,
+    worth: Mapping[str, Array] | None = None,
 ) -> tuple[list[SetReport], list[Reason]]:
     """Permute in place. `choices` has the pattern and density of each layer to be pruned, `moments` the dense
-    network's inputs (layers without are judged by magnitude). `method` is "search" or "norm".
+    network's inputs (layers without are judged by magnitude), `worth` what an error of each of their output channels
+    costs, where that counts. `method` is "search" or "norm".
 
     Returns what each set gained, and for every layer in groups that could not be rearranged a Reason.
     """
     coupling = couple(model)
-    sets, reasons = _sets(model, coupling, choices, moments)
+    sets, reasons = _sets(model, coupling, choices, moments, worth or {})
     order: Orders = {}
     twofold = any(min(group_sizes(side.choice)) > 1 for sides in sets.values() for side in sides)
     sweeps = _SWEEPS if twofold and method == "search" else 1
@@ -77,7 +80,11 @@ def rearrange(
 
 
 def _sets(
-    model: ir.Model, coupling: Coupling, choices: Mapping[str, Choice], moments: Mapping[str, Moments]
+    model: ir.Model,
+    coupling: Coupling,
+    choices: Mapping[str, Choice],
+    moments: Mapping[str, Moments],
+    worth: Mapping[str, Array],
 ) -> tuple[dict[int, list[Side]], list[Reason]]:
     """The sides of all layers whose pattern has groups, by the set that they meet."""
     sets: dict[int, list[Side]] = {}
@@ -86,7 +93,7 @@ def _sets(
         choice = choices.get(layer.name)
         if choice is None or max(group_sizes(choice)) < 2:
             continue
-        scores = _scores(model, layer, choice, moments.get(layer.name))
+        scores = _scores(model, layer, choice, moments.get(layer.name), worth.get(layer.name))
         for output, size in zip((True, False), group_sizes(choice), strict=True):
             if size < 2:
                 continue
@@ -147,9 +154,9 @@ def output_space(coupling: Coupling, layer: LayerInfo) -> int | Reason:
     return place.space if isinstance(place, Place) else place
 
 
-def _scores(model: ir.Model, layer: LayerInfo, choice: Choice, moments: Moments | None) -> Array:
+def _scores(model: ir.Model, layer: LayerInfo, choice: Choice, moments: Moments | None, worth: Array | None) -> Array:
     weight = canonical_weight(model, layer)
-    scores = magnitude(weight) if moments is None else obs(weight, moments)
+    scores = weighted(magnitude(weight) if moments is None else obs(weight, moments), worth)
     if choice.pattern.kind == "block":
         scores = scores.sum(axis=2, keepdims=True)
     return scores.astype(np.float32)

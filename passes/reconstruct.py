@@ -10,7 +10,7 @@ dense network's own outputs, the fit shrinks the outputs, layer by layer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -20,11 +20,14 @@ from edgesparse.passes.graph import Array, constant, only_user, set_constant
 from edgesparse.passes.layers import LayerInfo, canonical_weight, set_canonical_weight, weight_layers
 from edgesparse.passes.observe import Feeds, Moments, Spread, Tick, advance, input_moments, node_named, output_spread
 from edgesparse.passes.projected import projected
-from edgesparse.passes.score import magnitude
+from edgesparse.passes.score import CRITERIA, saliency
 from edgesparse.passes.surgeon import DAMPING, obs, output_of, refit, rescale, wanda
 from edgesparse.passes.swaps import can_swap, swapped
 from edgesparse.pattern import Mask, SparsePattern, best_mask
 from edgesparse.recipe import Choice
+
+LEAST_WORTH = 1e-3
+"""Share of a layer's mean worth that every output channel has at least."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Repair:
     Attributes
     ----------
     criterion:
-        "magnitude", "wanda" or "obs".
+        "magnitude", "l1", "wanda", "obs", or "fisher": obs with each output channel weighted by `worth`.
     method:
         "refit" fits the kept weights anew, "swap" changes the mask only (`swaps`), "projected" finds mask and weights
         by projected gradient (`projected`), "none" leaves both.
@@ -47,6 +50,8 @@ class Repair:
         error relative to each channel's own variance.
     damping:
         See `surgeon.damped`.
+    worth:
+        By layer name, float64 `[Cout]`, what an error of each output channel costs.
     """
 
     criterion: str = "obs"
@@ -55,13 +60,23 @@ class Repair:
     others: bool = True
     row_power: float = 0.0
     damping: float = DAMPING
+    worth: Mapping[str, Array] = field(default_factory=dict)
 
 
 def prune_layer(
-    weight: Array, bias: Array, moments: Moments, choice: Choice, dense: Spread, repair: Repair
+    weight: Array,
+    bias: Array,
+    moments: Moments,
+    choice: Choice,
+    dense: Spread,
+    repair: Repair,
+    worth: Array | None = None,
 ) -> tuple[Array, Array, Mask]:
-    """One layer's new weight `[Cout, Cin / groups, taps]`, new bias `[Cout]` (float64) and mask."""
-    mask = best_mask(choice.pattern, scores(weight, moments, dense, repair), choice.density)
+    """One layer's new weight `[Cout, Cin / groups, taps]`, new bias `[Cout]` (float64) and mask.
+
+    `worth` `[Cout]` weighs the output channels, for criterion "fisher".
+    """
+    mask = best_mask(choice.pattern, scores(weight, moments, dense, repair, worth), choice.density)
     if repair.method == "swap" and can_swap(choice.pattern):
         mask = swapped(weight, mask, moments, choice.pattern, damping=repair.damping)
     kept = weight * mask.astype(np.float64)
@@ -78,15 +93,25 @@ def prune_layer(
     return kept, bias, mask
 
 
-def scores(weight: Array, moments: Moments, dense: Spread, repair: Repair) -> Array:
+def scores(weight: Array, moments: Moments, dense: Spread, repair: Repair, worth: Array | None = None) -> Array:
     """Saliency by `repair.criterion`, float64, canonical."""
-    if repair.criterion == "magnitude":
-        return magnitude(weight)
+    if repair.criterion in CRITERIA:
+        return saliency(repair.criterion, weight)
     found = wanda(weight, moments) if repair.criterion == "wanda" else obs(weight, moments, repair.damping)
     if repair.row_power:
         variance = np.maximum(dense.variance, 1e-6 * max(float(dense.variance.max()), 1e-30))
         found = found * (variance**-repair.row_power)[:, None, None]
-    return found
+    return weighted(found, worth)
+
+
+def weighted(saliency: Array, worth: Array | None) -> Array:
+    """Saliencies `[Cout, Cin / groups, taps]` times what their output channels are worth `[Cout]`, if that is known.
+
+    No channel counts for less than a thousandth of the mean: few samples may say of one that nothing depends on it.
+    """
+    if worth is None:
+        return saliency
+    return saliency * np.maximum(worth, LEAST_WORTH * max(float(worth.mean()), 1e-30))[:, None, None]
 
 
 def repair_in_order(
@@ -124,7 +149,7 @@ def repair_in_order(
         if layer.name in choices:
             moments = input_moments(model, [layer], inputs)[layer.name]
             new, shift, masks[layer.name] = prune_layer(
-                weight, bias, moments, choices[layer.name], dense[layer.name], repair
+                weight, bias, moments, choices[layer.name], dense[layer.name], repair, repair.worth.get(layer.name)
             )
         else:
             scale, offset = rescale(output_spread(model, [layer], inputs)[layer.name], dense[layer.name])

@@ -17,8 +17,13 @@ def magnitude(weight: Array) -> Array:
     return np.square(weight.astype(np.float64))
 
 
-CRITERIA: dict[str, Callable[[Array], Array]] = {"magnitude": magnitude}
-"""Criterion by the name that recipes use."""
+def absolute(weight: Array) -> Array:
+    """Absolute weights, float64: summed over a unit they order units by their L1 norm."""
+    return np.abs(weight.astype(np.float64))
+
+
+CRITERIA: dict[str, Callable[[Array], Array]] = {"magnitude": magnitude, "l1": absolute}
+"""Criteria that look at weights alone, by the names that recipes use."""
 
 
 def saliency(criterion: str, weight: Array) -> Array:

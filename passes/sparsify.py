@@ -20,11 +20,13 @@ from edgesparse.errors import Reason, UsageError
 from edgesparse.passes import allocate
 from edgesparse.passes.base import Pass, PassResult
 from edgesparse.passes.cluster import cluster_model
+from edgesparse.passes.graph import Array
 from edgesparse.passes.layers import LayerInfo, canonical_weight, weight_layers
 from edgesparse.passes.observe import Feeds, Moments, Tick, input_moments, output_spread
 from edgesparse.passes.prune import LAYERS_KEY, RECIPE_KEY, VERSION_KEY, keep_reason, prune_one
 from edgesparse.passes.rearrange import SetReport, rearrange
 from edgesparse.passes.reconstruct import Repair, can_observe, repair_in_order, scores
+from edgesparse.passes.score import CRITERIA
 from edgesparse.pattern import SparsePattern, check_available, density, kept_units
 from edgesparse.recipe import Choice, Recipe
 from edgesparse.sections import Fitting, Rearrangement, Recalibration, Reconstruction
@@ -42,11 +44,14 @@ Pricer = Callable[[ir.Model, Sequence[LayerInfo], SparsePattern, Budget], alloca
 
 @dataclass(frozen=True)
 class Measured:
-    """What an allocation by sensitivity stands on: the layers it is over, what each loses, and what it costs."""
+    """What an allocation by sensitivity stands on: the layers it is over, what each loses, and what it costs; and how
+    they were pruned for that.
+    """
 
     layers: tuple[LayerInfo, ...]
     losses: tuple[allocate.Sensitivity, ...]
     prices: allocate.Prices
+    repair: Repair
 
     def densities(self, recipe: Recipe) -> dict[str, float]:
         """By layer name, for the recipe's budget, or else its density over the multiply-adds of the layers."""
@@ -56,6 +61,11 @@ class Measured:
         assert recipe.density is not None
         return allocate.by_sensitivity(self.layers, self.losses, recipe.density)
 
+
+Weigher = Callable[[ir.Model, Sequence[LayerInfo], Iterable[Feeds], int], Mapping[str, Array]]
+"""What an error of each output channel of layers costs the model's outputs, float64 `[Cout]` by layer name; the last
+argument is a seed. From those who know torch.
+"""
 
 Fitter = Callable[[ir.Model, ir.Model, Iterable[Feeds], Fitting, int], Mapping[str, float]]
 """Fits a sparse model in place to a dense one by gradient, and says what came of it: from those who know torch."""
@@ -67,10 +77,12 @@ def calibrated_passes(
     tick: Tick | None = None,
     pricer: Pricer | None = None,
     fitter: Fitter | None = None,
+    weigher: Weigher | None = None,
 ) -> tuple[Pass, ...]:
     """The passes `prune` and, where the recipe has them, `rearrange`, `fit` and `cluster`, with calibration samples.
 
-    UsageError where the recipe needs data and there is none, or has a fitting and there is no `fitter`.
+    UsageError where the recipe needs data and there is none, has a fitting and there is no `fitter`, or criterion
+    "fisher" and there is no `weigher`.
     """
     if inputs is None and recipe.needs_data:
         raise UsageError(
@@ -78,14 +90,16 @@ def calibrated_passes(
             why="its criterion, reconstruction, recalibration or allocation measures activations",
             fix="give --calibrate DIR, with pictures or .npy files",
         )
+    if recipe.criterion == "fisher" and weigher is None:
+        raise UsageError("criterion fisher needs gradients", why="nothing here knows them", fix="use sparsify, or obs")
     steps = []
     section = recipe.rearrangement
     if section is not None and section.method in ("search", "norm"):
-        steps.append(Pass("rearrange", lambda model: rearrange_model(model, recipe, section, inputs, tick)))
+        steps.append(Pass("rearrange", lambda model: rearrange_model(model, recipe, section, inputs, tick, weigher)))
     if recipe.fitting is None or recipe.fitting.method == "none" or inputs is None:
-        steps.append(Pass("prune", lambda model: sparsify(model, recipe, inputs, tick, pricer=pricer)))
+        steps.append(Pass("prune", lambda model: sparsify(model, recipe, inputs, tick, pricer=pricer, weigher=weigher)))
     else:
-        steps += _prune_and_fit(recipe, recipe.fitting, inputs, tick, pricer, fitter)
+        steps += _prune_and_fit(recipe, recipe.fitting, inputs, tick, pricer, fitter, weigher)
     if section is not None and section.method == "cluster":
         steps.append(Pass("cluster", lambda model: _cluster(model, recipe.seed, tick)))
     return tuple(steps)
@@ -98,6 +112,7 @@ def _prune_and_fit(
     tick: Tick | None,
     pricer: Pricer | None,
     fitter: Fitter | None,
+    weigher: Weigher | None,
 ) -> tuple[Pass, Pass]:
     """The passes `prune` and `fit`; what was dense before the one is the teacher of the other."""
     if fitter is None:
@@ -106,7 +121,7 @@ def _prune_and_fit(
 
     def prune(model: ir.Model) -> PassResult:
         dense[:] = [model.clone()]
-        return sparsify(model, recipe, inputs, tick, pricer=pricer)
+        return sparsify(model, recipe, inputs, tick, pricer=pricer, weigher=weigher)
 
     def fit(model: ir.Model) -> PassResult:
         told = fitter(model, dense.pop(), inputs, fitting, recipe.seed)
@@ -125,7 +140,12 @@ def _cluster(model: ir.Model, seed: int, tick: Tick | None) -> PassResult:
 
 
 def rearrange_model(
-    model: ir.Model, recipe: Recipe, section: Rearrangement, inputs: Iterable[Feeds] | None, tick: Tick | None = None
+    model: ir.Model,
+    recipe: Recipe,
+    section: Rearrangement,
+    inputs: Iterable[Feeds] | None,
+    tick: Tick | None = None,
+    weigher: Weigher | None = None,
 ) -> PassResult:
     """Permute channels in place for the patterns of `recipe`; without samples by magnitude."""
     layers = weight_layers(model)
@@ -136,10 +156,14 @@ def rearrange_model(
     }
     choices = guess
     moments: Mapping[str, Moments] = {}
+    worth: Mapping[str, Array] = {}
     if inputs is not None:
         seen = [one for one in layers if one.name in choices and can_observe(model, one)]
         moments = input_moments(model, seen, inputs)
-    reports, reasons = rearrange(model, choices, moments, seed=recipe.seed, method=section.method, tick=tick)
+        worth = repair_of(recipe, model, seen, inputs, weigher).worth
+    reports, reasons = rearrange(
+        model, choices, moments, seed=recipe.seed, method=section.method, tick=tick, worth=worth
+    )
     model.metadata_props[ORDER_KEY] = json.dumps([_report(one) for one in reports], sort_keys=True)
     return PassResult(model, bool(reports), tuple(reasons))
 
@@ -152,6 +176,7 @@ def sparsify(
     *,
     pricer: Pricer | None = None,
     measured: Measured | None = None,
+    weigher: Weigher | None = None,
 ) -> PassResult:
     """Allocate, prune and repair in place, and write recipe and densities into the metadata.
 
@@ -159,9 +184,12 @@ def sparsify(
     """
     layers = weight_layers(model)
     choices, reasons = _choices(layers, recipe)
-    repair = repair_of(recipe)
     if measured is None and recipe.allocation is not None and recipe.allocation.method == "sensitivity":
-        measured = measure(model, recipe, inputs, tick, pricer)
+        measured = measure(model, recipe, inputs, tick, pricer, weigher)
+    if measured is not None:
+        repair = measured.repair
+    else:
+        repair = repair_of(recipe, model, [one for one in layers if one.name in choices], inputs, weigher)
     chosen = [one for one in layers if one.name in choices]
     choices = _allocated(model, chosen, choices, recipe, repair, inputs, measured)
     for one in chosen:
@@ -173,12 +201,13 @@ def sparsify(
     chosen = [one for one in chosen if one.name in choices]
     seen = {one.name for one in chosen if inputs is not None and can_observe(model, one)}
     done: dict[str, dict[str, object]] = {}
+    criterion = recipe.criterion if recipe.criterion in CRITERIA else "magnitude"
     for layer in chosen:
         if layer.name not in seen:
-            mask = prune_one(model, layer, choices[layer.name])
+            mask = prune_one(model, layer, choices[layer.name], criterion)
             done[layer.name] = {"pattern": str(choices[layer.name].pattern), "density": round(density(mask), 6)}
             if inputs is not None:
-                why = f"a {layer.kind} layer like this is pruned by magnitude, without repair"
+                why = f"a {layer.kind} layer like this is pruned by {criterion}, without repair"
                 reasons.append(Reason("no-statistics", why, layer.name))
     if seen and inputs is not None:
         picked = {name: choice for name, choice in choices.items() if name in seen and choice.density != 1.0}
@@ -192,8 +221,17 @@ def sparsify(
     return PassResult(model, True, tuple(reasons))
 
 
-def repair_of(recipe: Recipe) -> Repair:
-    """What the recipe's sections mean for each layer. What is left out is not done."""
+def repair_of(
+    recipe: Recipe,
+    model: ir.Model,
+    layers: Iterable[LayerInfo],
+    inputs: Iterable[Feeds] | None,
+    weigher: Weigher | None = None,
+) -> Repair:
+    """What the recipe's sections mean for each layer of a dense model. What is left out is not done."""
+    worth: Mapping[str, Array] = {}
+    if recipe.criterion == "fisher" and weigher is not None and inputs is not None:
+        worth = weigher(model, [one for one in layers if can_observe(model, one)], inputs, recipe.seed)
     fit = recipe.reconstruction or Reconstruction(method="none")
     tune = recipe.recalibration or Recalibration(layers="none")
     return Repair(
@@ -202,6 +240,7 @@ def repair_of(recipe: Recipe) -> Repair:
         recalibrate=tune.layers != "none",
         others=tune.layers == "all",
         damping=fit.damping,
+        worth=worth,
     )
 
 
@@ -224,6 +263,7 @@ def measure(
     inputs: Iterable[Feeds] | None,
     tick: Tick | None = None,
     pricer: Pricer | None = None,
+    weigher: Weigher | None = None,
 ) -> Measured | None:
     """Sensitivities of the layers that the recipe leaves to the allocation, and their prices; None if there are none.
 
@@ -255,8 +295,9 @@ def measure(
         )
     if budget is not None:
         amount_of(str(budget), prices)  # says what is wrong before minutes are spent on sensitivities
-    losses = allocate.sensitivities(model, free, recipe.pattern, inputs, repair_of(recipe), tick=tick)
-    return Measured(tuple(free), tuple(losses), prices)
+    repair = repair_of(recipe, model, [one for one in layers if one.name in choices], inputs, weigher)
+    losses = allocate.sensitivities(model, free, recipe.pattern, inputs, repair, tick=tick)
+    return Measured(tuple(free), tuple(losses), prices, repair)
 
 
 def amount_of(text: str, prices: allocate.Prices) -> float:
@@ -304,9 +345,12 @@ def _allocated(
         moments, spread = input_moments(model, layers, inputs), output_spread(model, layers, inputs)
         found = {}
         for one in layers:
-            saliency = scores(canonical_weight(model, one), moments[one.name], spread[one.name], repair)
-            # error relative to the layer's own output: layers of different scale can be compared
-            found[one.name] = saliency / max(float(np.sum(spread[one.name].variance)), 1e-30) * max(one.macs, 1)
+            saliency = scores(
+                canonical_weight(model, one), moments[one.name], spread[one.name], repair, repair.worth.get(one.name)
+            )
+            # error relative to the layer's own output, or what it costs: layers of different scale can be compared
+            scale = 1.0 if one.name in repair.worth else max(float(np.sum(spread[one.name].variance)), 1e-30)
+            found[one.name] = saliency / scale * max(one.macs, 1)
         shares = allocate.global_threshold(layers, found, recipe.density)
     return _spread(chosen, choices, shares)
 

@@ -18,7 +18,7 @@ from edgesparse.errors import EdgesparseError, Reason, UsageError
 from edgesparse.passes import Pass, run_passes, sparsify_passes
 from edgesparse.passes.allocate import GRID
 from edgesparse.passes.observe import Feeds, Tick
-from edgesparse.passes.sparsify import Measured, Pricer, amount_of, measure, sparsify
+from edgesparse.passes.sparsify import Measured, Pricer, Weigher, amount_of, measure, sparsify
 from edgesparse.recipe import Recipe
 from edgesparse.sections import Allocation
 
@@ -74,6 +74,7 @@ def prepare(
     kind: str = "flops",
     pricer: Pricer | None = None,
     tick: Tick | None = None,
+    weigher: Weigher | None = None,
 ) -> Ground:
     """Simplify and rearrange a loaded model, and measure its layers. `kind` of cost: latency, flops or size.
 
@@ -84,9 +85,9 @@ def prepare(
     wanted = _budgeted(recipe, kind, 1.0)
     if recipe.rearrangement is not None and recipe.rearrangement.method == "cluster":
         raise UsageError("a search does not cluster channels", why="each model has zeros of its own", fix="take search")
-    steps = [step for step in sparsify_passes(wanted, inputs, tick, pricer) if step.name != "prune"]
+    steps = [step for step in sparsify_passes(wanted, inputs, tick, pricer, weigher=weigher) if step.name != "prune"]
     base = run_passes(model, steps).model
-    measured = measure(base, wanted, inputs, tick, pricer)
+    measured = measure(base, wanted, inputs, tick, pricer, weigher)
     if measured is None:
         raise UsageError("the recipe leaves no layer to the budget", fix="give layers no density of their own")
     return Ground(base, wanted, inputs, kind, measured)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgesparse.advice.evaluate import Evaluation
     from edgesparse.advice.frontier import Ground
     from edgesparse.passes.calibration import Samples
-    from edgesparse.passes.sparsify import Pricer
+    from edgesparse.passes.sparsify import Pricer, Weigher
     from edgesparse.recipe import Recipe
 
 Judge = Callable[["ir.Model"], "Evaluation"]
@@ -247,7 +247,7 @@ def _once(
     from edgesparse.passes import run_passes, save_model, sparsify_passes
 
     with console.progress("sparsify") as tick:
-        steps = sparsify_passes(rules, samples, tick, pricer, _fitter(rules, tick))
+        steps = sparsify_passes(rules, samples, tick, pricer, _fitter(rules, tick), _weigher(rules))
         names = [step.name for step in steps]
         for name in dump_after:
             if name not in names:
@@ -273,6 +273,17 @@ def _fitter(rules: Recipe, tick: Callable[[float, str], None]) -> Any:
 
     assert edgesparse.training
     return fitter(tick)
+
+
+def _weigher(rules: Recipe) -> Weigher | None:
+    """What errors of channels cost, where the recipe asks for it: only then is torch loaded."""
+    if rules.criterion != "fisher":
+        return None
+    import edgesparse.training  # says what to install without torch
+    from edgesparse.training.information import information
+
+    assert edgesparse.training
+    return information
 
 
 def _evaluated(console: Console, made: Made, judge: Judge, max_drop: float | None) -> Made:
@@ -310,7 +321,7 @@ def _searched(
     asked = Budget.parse(text) if text else None
     kind = cost if asked is None else asked.kind
     with console.progress("sparsify") as tick:
-        ground = frontier.prepare(loaded, rules, samples, kind=kind, pricer=pricer, tick=tick)
+        ground = frontier.prepare(loaded, rules, samples, kind=kind, pricer=pricer, tick=tick, weigher=_weigher(rules))
         if asked is None:
             assert max_drop is not None
             found = frontier.cheapest(ground, judge, max_drop, tick=tick)

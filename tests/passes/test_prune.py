@@ -130,6 +130,18 @@ def test_named_layers_and_reasons(net: ir.Model) -> None:
     }
 
 
+@pytest.mark.parametrize(("criterion", "power"), [("magnitude", 2), ("l1", 1)])
+def test_groups_by_their_norm(net: ir.Model, criterion: str, power: int) -> None:
+    """The groups kept are those with the largest sums of |w| to a power: L2 and L1 norm."""
+    result = pruned(net, f"{{targets: [pw], pattern: group:4x1, density: 0.5, criterion: {criterion}}}")
+    layer = next(one for one in weight_layers(net) if one.name == "pw")
+    before, after = canonical_weight(net, layer)[..., 0], canonical_weight(result.model, layer)[..., 0]
+    whole = len(before) // 4 * 4
+    norms = (np.abs(before[:whole].astype(np.float64)) ** power).reshape(-1, 4, before.shape[1]).sum(1)
+    kept = after[:whole].reshape(-1, 4, before.shape[1]).any(axis=1)
+    assert norms[kept].min() > norms[~kept].max()
+
+
 def test_metadata_says_what_was_done(net: ir.Model) -> None:
     text = "{pattern: group:4x1, density: 0.5, targets: [pw]}"
     result = pruned(net, text)

@@ -1,0 +1,121 @@
+"""The worth of output channels: against divergences measured in onnxruntime, and what pruning makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnx.parser
+import onnx_ir as ir
+import pytest
+
+from edgesparse import pattern as P
+from edgesparse.errors import UsageError
+from edgesparse.passes import load_model, run_passes, sparsify_passes, weight_layers
+from edgesparse.passes.agreement import divergence
+from edgesparse.passes.layers import canonical_weight
+from edgesparse.passes.observe import run_values
+from edgesparse.passes.reconstruct import bias_of, store, weighted
+from edgesparse.passes.sparsify import repair_of
+from edgesparse.recipe import Recipe
+
+pytest.importorskip("torch")
+from edgesparse.training import information as room
+from edgesparse.training.information import information
+
+RECIPE = """
+pattern: group:2x1
+density: 0.5
+targets: [one]
+criterion: %s
+reconstruction: {method: refit}
+recalibration: {layers: all}
+allocation: {method: %s}
+rearrangement: {method: search}
+"""
+BODY = """<ir_version: 9, opset_import: ["" : 18]> net (float[1,4,5,5] x) => (float[1,6] y) {
+    [one] a = Conv(x, w1, b1)  r = Relu(a)  p = GlobalAveragePool(r)  f = Flatten(p)
+    [two] h = Gemm <transB = 1> (f, w2, b2)  t = Tanh(h)  [three] y = Gemm <transB = 1> (t, w3, b3) }"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> ir.Model:
+    """Only the first four channels of layer "one" are read by what follows."""
+    rng = np.random.default_rng(1)
+    made = onnx.parser.parse_model(BODY)
+    shapes = {"w1": (8, 4, 1, 1), "b1": (8,), "w2": (5, 8), "b2": (5,), "w3": (6, 5), "b3": (6,)}
+    for name, shape in shapes.items():
+        value = rng.normal(size=shape).astype(np.float32)
+        if name == "w2":
+            value[:, 4:] = 0.0
+        made.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    onnx.save(made, tmp_path / "net.onnx")
+    return load_model(tmp_path / "net.onnx")
+
+
+def samples(count: int = 24) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(2)
+    return [{"x": rng.normal(size=(1, 4, 5, 5)).astype(np.float32)} for _ in range(count)]
+
+
+def test_half_the_squared_error_is_the_divergence(model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """KL of a model with a small error e in one output is e^2 / 2 times what is found for it."""
+    monkeypatch.setattr(room, "DRAWS", 400)
+    layers = [one for one in weight_layers(model) if one.op_type == "Gemm"]
+    found = information(model, layers, samples(), seed=0)
+    wanted = [values[0] for values in run_values(model, ["y"], samples())]
+    for layer in layers:
+        size = found[layer.name]
+        assert size.shape == (layer.shape[0],)
+        for channel in range(layer.shape[0]):
+            apart = []
+            for error in (-0.05, 0.05):  # what is odd in the error is none of its business
+                moved, bias = model.clone(), bias_of(model, layer)
+                bias[channel] += error
+                store(moved, layer, canonical_weight(model, layer), bias)
+                got = run_values(moved, ["y"], samples())
+                apart += [divergence(a, b[0]) for a, b in zip(wanted, got, strict=True)]
+            assert size[channel] == pytest.approx(np.mean(apart) / (0.05**2 / 2), rel=0.1, abs=0.01 * size.max())
+
+
+def test_channels_that_nothing_reads_are_worth_nothing(model: ir.Model) -> None:
+    layer = weight_layers(model)[0]
+    found = information(model, [layer], samples())[layer.name]
+    assert (found[:4] > 0).any()
+    assert not found[4:].any()
+    again = information(model, [layer], samples())[layer.name]
+    assert np.array_equal(found, again)
+    saliency = weighted(np.ones(layer.shape), found)[:, 0, 0]
+    assert saliency.min() == pytest.approx(1e-3 * found.mean())
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global", "sensitivity"])
+def test_fisher_keeps_what_the_outputs_depend_on(model: ir.Model, allocation: str) -> None:
+    def made(criterion: str) -> ir.Model:
+        recipe = Recipe.from_yaml(RECIPE % (criterion, allocation))
+        assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+        return run_passes(model, sparsify_passes(recipe, samples(), weigher=information)).model
+
+    wanted = [values[0] for values in run_values(model, ["y"], samples())]
+    fisher, obs = made("fisher"), made("obs")
+    assert P.keeps(P.SparsePattern("group", 2, 1), canonical_weight(fisher, weight_layers(fisher)[0]))
+    apart = [
+        np.mean([divergence(a, b[0]) for a, b in zip(wanted, run_values(one, ["y"], samples()), strict=True)])
+        for one in (fisher, obs)
+    ]
+    assert apart[0] < 0.2 * apart[1], "half the channels are for nothing: dropping them costs nothing"
+    texts = [ir.serde.serialize_model(one).SerializeToString(deterministic=True) for one in (fisher, made("fisher"))]
+    assert texts[0] == texts[1], "same inputs and seed, same bytes"
+
+
+def test_refused(model: ir.Model) -> None:
+    recipe = Recipe.from_yaml(RECIPE % ("fisher", "uniform"))
+    with pytest.raises(UsageError, match="criterion fisher needs gradients"):
+        sparsify_passes(recipe, samples())
+    with pytest.raises(UsageError, match="needs calibration data"):
+        sparsify_passes(recipe, None, weigher=information)
+    with pytest.raises(UsageError, match="there is no calibration data"):
+        information(model, weight_layers(model), [])
+    assert repair_of(recipe, model, weight_layers(model), None, information).worth == {}
