@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from edgesparse.errors import UsageError
 from edgesparse.training.methods import Method, check_positive, check_shares
 from edgesparse.training.run import Run
 
@@ -22,16 +23,19 @@ class SrSte(Method):
     """
 
     name: ClassVar[str] = "sr-ste"
-    source: ClassVar[str] = "2102.04010"
+    source: ClassVar[str] = "2102.04010, 2402.04744"
 
     decay: float = 2e-4
     ramp: float = 0.0
     end: float = 0.85
     every: int = 4
+    flow: str = "structure"
 
     def __post_init__(self) -> None:
         check_shares(ramp=self.ramp, end=self.end)
         check_positive(every=self.every)
+        if self.flow not in ("structure", "mask"):
+            raise UsageError(f"setting flow is {self.flow!r}", fix="take structure or mask")
 
     def start(self, run: Run) -> None:
         self.memory["dense"] = {name: weight.detach().clone() for name, weight in run.weights().items()}
@@ -55,6 +59,7 @@ class SrSte(Method):
     def finish(self, run: Run) -> None:
         if "dense" in self.memory:
             run.set_masks(run.project(run.scores(self.memory["dense"])))
+            self.memory["leak"] = 0.0
             self._show(run)
             del self.memory["dense"], self.memory["shown"]
         run.apply()
@@ -68,9 +73,13 @@ class SrSte(Method):
 
     def _project(self, run: Run) -> None:
         due = run.progress(0.0, self.ramp) if self.ramp > 0 else 1.0
-        run.set_masks(run.project(run.scores(self.memory["dense"]), 1.0 - (1.0 - due) ** 3))
+        self.memory["leak"] = 1.0 - due if self.flow == "mask" else 0.0
+        share = 1.0 if self.flow == "mask" else 1.0 - (1.0 - due) ** 3
+        run.set_masks(run.project(run.scores(self.memory["dense"]), share))
 
     def _show(self, run: Run) -> None:
         for name, weight in run.weights().items():
-            weight.data.copy_(self.memory["dense"][name] * run.masks[name])
+            inside = run.masks[name].to(weight.dtype)
+            leak = self.memory["leak"]
+            weight.data.copy_(self.memory["dense"][name] * (inside + leak * (1.0 - inside) if leak else inside))
         self.memory["shown"] = {name: weight.detach().clone() for name, weight in run.weights().items()}

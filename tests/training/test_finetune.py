@@ -49,7 +49,15 @@ def graph(text: str, opset: int = 18) -> ir.Model:
 
 
 @pytest.mark.parametrize(
-    "name", ["digits", "page-orientation", pytest.param("efficientnet-lite0", marks=pytest.mark.long)]
+    "name",
+    [
+        "digits",
+        "page-orientation",
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in ("efficientnet-lite0-imagenet", "mobilenet-v1", "mobilenet-v2", "mobilenet-v3", "resnet18")
+        ),
+    ],
 )
 def test_the_converter_agrees_with_onnxruntime(name: str, trained: Path, tmp_path: Path) -> None:
     path = trained / "digits.onnx" if name == "digits" else export(name, tmp_path / "model.onnx")

@@ -142,6 +142,22 @@ def test_autosparse_leaves_more_where_the_gradient_asks_for_it() -> None:
     assert sparsifier.sparsity == pytest.approx(0.5, abs=0.01)
 
 
+def test_progressive_flow_fades_what_is_outside() -> None:
+    model, sparsifier = one_layer(
+        4, 4, pattern="unstructured", density=0.5, steps=10, method="sr-ste", flow="mask", ramp=0.8, decay=0.0, every=1
+    )
+    weight = torch.linspace(-8, 7, 16).reshape(4, 4)
+    model[0].weight.data.copy_(weight)
+    sparsifier.method.start(sparsifier.run)
+    assert torch.equal(model[0].weight.data, weight)  # as if dense
+    for step in range(1, 11):
+        sparsifier.step()
+        left = max(1.0 - step / 8, 0.0) if step < 9 else 0.0
+        inside = sparsifier.run.masks["0"].float()
+        assert torch.allclose(model[0].weight.data, weight * (inside + left * (1 - inside)), atol=1e-6), step
+        assert int(inside.sum()) == 8
+
+
 def test_cast_lets_weights_without_gradient_go_first() -> None:
     model, sparsifier = one_layer(
         4, 16, pattern="unstructured", density=0.5, steps=100, method="cast", every=1, ramp=0.0

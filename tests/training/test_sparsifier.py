@@ -329,6 +329,7 @@ def test_checkpoints_that_cannot_be_read(tmp_path: Path) -> None:
         ({"begin": 0.8, "end": 0.2}, "must rise within 0 and 1"),
         ({"updates": 0}, "must be positive"),
         ({"method": "rigl", "initial": "zeros"}, "take magnitude or random"),
+        ({"method": "sr-ste", "flow": "none"}, "take structure or mask"),
     ],
 )
 def test_wrong_arguments(options: dict, message: str) -> None:
