@@ -29,6 +29,7 @@ from edgesparse.models.data import Sample
 from edgesparse.models.exporting import model_path
 from edgesparse.passes import allocate, weight_layers
 from edgesparse.passes.base import infer_shapes
+from edgesparse.passes.graph import Array
 from edgesparse.passes.layers import LayerInfo, canonical_weight
 from edgesparse.passes.observe import Feeds, input_moments, output_spread
 from edgesparse.passes.rearrange import rearrange
@@ -54,8 +55,13 @@ class Stack:
 
     @property
     def repair(self) -> Repair:
-        """What it means for each layer."""
+        """What it means for each layer; criterion fisher wants what its channels are worth besides."""
         return Repair(self.criterion, self.method, self.recalibrate, self.recalibrate)
+
+    @property
+    def known_by(self) -> str:
+        """What orders and sensitivities depend on: they are those of obs unless the criterion is fisher."""
+        return self.criterion if self.criterion == "fisher" else "obs"
 
 
 BEST = Stack("obs", "refit", "sensitivity", "search")
@@ -63,7 +69,7 @@ BEST = Stack("obs", "refit", "sensitivity", "search")
 STACKS = (
     BEST,
     *(replace(BEST, allocation=one) for one in ("uniform", "erk", "global")),
-    *(replace(BEST, criterion=one) for one in ("magnitude", "wanda")),
+    *(replace(BEST, criterion=one) for one in ("magnitude", "wanda", "fisher")),
     *(replace(BEST, method=one) for one in ("projected", "swap", "none")),
     replace(BEST, recalibrate=False),
     replace(BEST, order="given"),
@@ -128,19 +134,20 @@ class Bench:
         self.labelled = [({"input": value}, label) for value, label in some(pictures.samples(evaluation), judges)]
         self.dense = prepare(model_path("efficientnet-lite0-imagenet"), None)
         self.reference = remembered(onnx_model(self.dense))
-        self.rearranged: dict[str, ir.Model] = {}
-        self.sensitivities: dict[tuple[str, str], list[allocate.Sensitivity]] = {}
+        self.rearranged: dict[tuple[str, str], ir.Model] = {}
+        self.sensitivities: dict[tuple[str, str, str], list[allocate.Sensitivity]] = {}
 
     def measure(self, pattern: SparsePattern, stack: Stack, sparsity: float) -> dict[str, Any]:
         """One row: accuracy in per cent, agreement with the dense network, and seconds on one thread."""
-        base = self.base(pattern, stack.order)
+        base = self.base(pattern, stack)
         layers = pointwise(base)
         prepared = self.prepared(pattern, stack, base, layers)
         started = time.process_time()
         model = base.clone()
-        shares = densities(model, layers, stack, 1 - sparsity, prepared, self.samples)
+        repair = self.weighted(stack.repair, base, layers)
+        shares = densities(model, layers, stack.allocation, 1 - sparsity, prepared, self.samples, repair)
         choices = {name: Choice(pattern, share) for name, share in shares.items() if share < 1}
-        repair_in_order(model, choices, self.samples, stack.repair)
+        repair_in_order(model, choices, self.samples, repair)
         seconds = time.process_time() - started
         found = evaluate(onnx_model(model), self.labelled, against=self.reference)
         assert found.quality is not None
@@ -160,23 +167,34 @@ class Bench:
             "pictures": len(self.labelled),
         }
 
-    def base(self, pattern: SparsePattern, order: str) -> ir.Model:
+    def base(self, pattern: SparsePattern, stack: Stack) -> ir.Model:
         """The dense network with its channels in the order that the stack asks for."""
-        if order == "given":
+        if stack.order == "given":
             return self.dense
-        if str(pattern) not in self.rearranged:
-            self.rearranged[str(pattern)] = rearranged(self.dense, pattern, self.samples)
-        return self.rearranged[str(pattern)]
+        key = (str(pattern), stack.known_by)
+        if key not in self.rearranged:
+            repair = self.weighted(replace(BEST, criterion=stack.known_by).repair, self.dense, pointwise(self.dense))
+            self.rearranged[key] = rearranged(self.dense, pattern, self.samples, repair.worth)
+        return self.rearranged[key]
+
+    def weighted(self, repair: Repair, base: ir.Model, layers: Sequence[LayerInfo]) -> Repair:
+        """With what the channels of a dense network are worth, for criterion fisher."""
+        if repair.criterion != "fisher":
+            return repair
+        from edgesparse.training.information import information
+
+        return replace(repair, worth=information(base, layers, self.samples))
 
     def prepared(
         self, pattern: SparsePattern, stack: Stack, base: ir.Model, layers: Sequence[LayerInfo]
     ) -> list[allocate.Sensitivity]:
-        """Sensitivities of the pattern and order, with the best stack's repair: one measurement serves all stacks."""
+        """Sensitivities of the pattern and order, with the best stack's repair: one measurement serves many stacks."""
         if stack.allocation != "sensitivity":
             return []
-        key = (str(pattern), stack.order)
+        key = (str(pattern), stack.order, stack.known_by)
         if key not in self.sensitivities:
-            self.sensitivities[key] = allocate.sensitivities(base, layers, pattern, self.samples, BEST.repair)
+            repair = self.weighted(replace(BEST, criterion=stack.known_by).repair, base, layers)
+            self.sensitivities[key] = allocate.sensitivities(base, layers, pattern, self.samples, repair)
         return self.sensitivities[key]
 
 
@@ -201,21 +219,22 @@ def remembered(model: Model) -> Model:
 def densities(
     model: ir.Model,
     layers: Sequence[LayerInfo],
-    stack: Stack,
+    allocation: str,
     density: float,
     measured: list[allocate.Sensitivity],
     samples: Iterable[Feeds],
+    repair: Repair,
 ) -> Mapping[str, float]:
     """Density by layer name."""
-    if stack.allocation == "erk":
+    if allocation == "erk":
         return allocate.erk(layers, density)
-    if stack.allocation == "sensitivity":
+    if allocation == "sensitivity":
         return allocate.by_sensitivity(layers, measured, density)
-    if stack.allocation == "global":
+    if allocation == "global":
         moments, spread = input_moments(model, layers, samples), output_spread(model, layers, samples)
         found = {}
         for one in layers:
-            saliency = scores(canonical_weight(model, one), moments[one.name], spread[one.name], stack.repair)
+            saliency = scores(canonical_weight(model, one), moments[one.name], spread[one.name], repair)
             found[one.name] = saliency / float(np.sum(spread[one.name].variance)) * one.macs
         return allocate.global_threshold(layers, found, density)
     return {layer.name: density for layer in layers}
@@ -226,11 +245,13 @@ def pointwise(model: ir.Model) -> list[LayerInfo]:
     return [one for one in weight_layers(model) if one.kind == "conv1x1"]
 
 
-def rearranged(model: ir.Model, pattern: SparsePattern, samples: Iterable[Feeds]) -> ir.Model:
+def rearranged(
+    model: ir.Model, pattern: SparsePattern, samples: Iterable[Feeds], worth: Mapping[str, Array]
+) -> ir.Model:
     """A copy with channels in an order found for the pattern at half density."""
     copy = model.clone()
     layers = pointwise(copy)
-    rearrange(copy, uniform(layers, pattern, 0.5), input_moments(copy, layers, samples))
+    rearrange(copy, uniform(layers, pattern, 0.5), input_moments(copy, layers, samples), worth=worth)
     infer_shapes(copy)
     return copy
 
