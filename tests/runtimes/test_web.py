@@ -137,11 +137,14 @@ def test_a_bundler_takes_the_package(node: Engine, made: dict[str, Bundle], tmp_
     source, out = made["pruned"].path, tmp_path / "out"
     flags = ["--bundle", "--format=esm", "--platform=browser", "--minify", f"--outfile={out / 'index.mjs'}"]
     said_by(builder.parent / ".bin" / "esbuild", source / "index.mjs", *flags, cwd=tmp_path)
-    for path in (*source.glob("*.wasm"), source / "weights.bin"):
+    for path in (*source.glob("*.wasm"), source / "weights.bin", source / "worker.mjs"):
         shutil.copy(path, out)
     moved = Bundle(out, made["pruned"].manifest)
     shutil.copy(source.with_suffix(".onnx"), out.with_suffix(".onnx"))
     check(node, moved).close()
+    loaded = check(node, moved, threads=2)
+    assert loaded.told["threads"] == 2
+    loaded.close()
 
 
 # -- bench ---------------------------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """Four families of networks, pruned and bundled: Node, pages and wasmtime compute what onnxruntime computes.
 
-The networks are narrow and their pictures small, so that a test takes seconds; every kind of layer is there.
+The networks are narrow and their pictures small, so that a test takes seconds; every kind of layer of theirs is there.
+Networks of all other kinds, as they are, are a long test.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -13,6 +15,7 @@ import pytest
 from webtools import THREADS, check
 
 from edgesparse.commands.common import read_recipe
+from edgesparse.passes import load_model, save_model
 from edgesparse.runtimes.engines import Engine
 from edgesparse.runtimes.wasm import Wasmtime
 from edgesparse.web import bundle
@@ -62,4 +65,29 @@ def test_a_page(chromium: Engine, network: Bundle, variant: str) -> None:
     for threads in (1, THREADS):
         loaded = check(chromium, network, variant=variant, threads=threads)
         assert loaded.told == {**loaded.told, "variant": variant, "threads": threads}
+        loaded.close()
+
+
+#: Reference networks of all kinds: voice, text, detection, segmentation, super-resolution, transformers, mixers.
+OTHERS = (
+    *("ds-cnn", "voice-lstm", "voice-gru", "digits", "page-orientation", "ppocr-cls", "ppocr-rec", "espcn", "unet"),
+    *("yolo", "mobilenet-v3", "efficientnet-b0", "regnet-x400", "vit-tiny", "mixer-s16", "minilm-l6"),
+)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", OTHERS)
+def test_all_kinds_of_networks_in_node(node: Engine, name: str, tmp_path: Path) -> None:
+    models = pytest.importorskip("edgesparse.models")
+    pytest.importorskip("torch")
+    spec = models.spec(name)
+    fixed = load_model(models.model_path(name), {spec.input_name: spec.input_shape} if spec.dynamic else None)
+    save_model(fixed, tmp_path / "model.onnx")
+    recipe = read_recipe(None, "group:4x1", 0.3, None)
+    made = bundle.bundle_model(
+        tmp_path / "model.onnx", output=tmp_path / "web", recipe=recipe, threads=THREADS, portable=tmp_path / "web.onnx"
+    )
+    for threads in (1, THREADS):
+        loaded = check(node, made, threads=threads)
+        assert loaded.told["threads"] == threads
         loaded.close()
