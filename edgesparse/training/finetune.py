@@ -9,6 +9,7 @@ trained on says nothing about others.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,7 +97,8 @@ def finetune(
     teacher, student = Logits(Converted(start.dense)), Logits(Converted(start.begun))
     check_equal(student.graph, start.begun, held_back[:2])
     model = start.begun
-    trainer = Trainer(teacher, student, trained, held_back, start.recipe, method, settings, checkpoint, resume)
+    who = identity(path, inputs, recipe, settings)
+    trainer = Trainer(teacher, student, trained, held_back, start.recipe, method, settings, checkpoint, resume, who)
     agreement, seconds = trainer.run(tick)
     reports = tuple(trainer.sparsifier.report())
     student.graph.write_back(model)
@@ -109,6 +111,17 @@ def finetune(
     checkpoint.unlink(missing_ok=True)
     forget(checkpoint)
     return Finetuned(output, agreement, trainer.done, seconds, reports)
+
+
+def identity(path: Path, inputs: Tensor, recipe: Recipe, settings: Settings) -> dict[str, str]:
+    """What a run must have in common with the one that it goes on from; how long it may take is not part of it."""
+    asked = {name: value for name, value in vars(settings).items() if name not in ("minutes", "steps")}
+    return {
+        "model": hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+        "data": hashlib.sha256(np.ascontiguousarray(inputs.numpy()).tobytes()).hexdigest()[:16],
+        "recipe": recipe.to_yaml(),
+        "setting": ", ".join(f"{name} {value}" for name, value in asked.items()),
+    }
 
 
 def check_equal(module: Converted, model: ir.Model, inputs: Tensor, tolerance: float = 1e-5) -> None:

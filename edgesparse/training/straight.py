@@ -17,9 +17,12 @@ class SrSte(Method):
     The network runs with W' = proj(W); the gradient at W' goes straight to the dense W, and weights outside the mask
     are drawn to zero: W <- W - lr * (g(W') + decay * (1 - M) * W). Here W lies in `memory`: whatever the optimizer has
     done to W' is done to W, so every optimizer works as it is, and the decay (lr included) is a step of its own, as
-    in AdamW. `end` is the share of the steps after which the mask is fixed; until `ramp` the projection gets
-    denser to sparser by the cubic schedule (0: sparse from the start, as in the paper), which is the progressive form
-    for high sparsity.
+    in AdamW. `end` is the share of the steps after which the mask is fixed.
+
+    Until share `ramp` (0: sparse from the start, as in the paper) the network gets sparse little by little, which is
+    progressive gradient flow for high sparsity (Bambhaniya et al., 2402.04744): with `flow` "structure" the projection
+    goes from dense to sparse by the cubic schedule, with "mask" it is the final one, and what is outside runs at a
+    factor that falls from 1 to 0.
     """
 
     name: ClassVar[str] = "sr-ste"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,9 +87,11 @@ class Trainer:
         settings: Settings,
         checkpoint: Path,
         resume: bool,
+        identity: Mapping[str, str],
     ) -> None:
         self.student, self.trained, self.held_back, self.settings = student, trained, held_back, settings
         self.checkpoint = checkpoint
+        self.identity = dict(identity)
         self.teacher = teacher.eval()
         for parameter in self.teacher.parameters():
             parameter.requires_grad_(False)
@@ -97,6 +99,8 @@ class Trainer:
             self.wanted = torch.cat([self.teacher(part) for part in held_back.split(settings.batch)])
         self.seconds, self.done, self.stale = 0.0, 0, 0
         self.best: dict[str, Any] = {"loss": math.inf, "agreement": 0.0, "weights": {}}
+        if resume:
+            self._compare()
         self.steps = self._stored_steps() if resume else settings.steps or self._steps_in(settings.minutes * 60)
         names = {f"graph.{module}": name for module, name in student.graph.names.items()}
         self.sparsifier = Sparsifier(
@@ -225,6 +229,7 @@ class Trainer:
             "seconds": self.seconds,
             "stale": self.stale,
             "best": self.best,
+            "identity": self.identity,
         }
         save_checkpoint(self.checkpoint, {**self._parts(), **plain})
 
@@ -232,6 +237,19 @@ class Trainer:
         plain = load_checkpoint(self.checkpoint, self._parts())
         self.done, self.seconds = plain["done"], plain["seconds"]
         self.stale, self.best = plain["stale"], plain["best"]
+
+    def _compare(self) -> None:
+        """Raise CheckpointError unless the checkpoint is of a run like this one."""
+        stored = load_checkpoint(self.checkpoint, {}).get("identity")
+        if not isinstance(stored, dict) or stored.keys() != self.identity.keys():
+            raise CheckpointError(f"{self.checkpoint} is not a checkpoint of finetune")
+        for key, value in self.identity.items():
+            if stored[key] != value:
+                raise CheckpointError(
+                    f"{self.checkpoint} is of another {key}",
+                    why=f"it is {' '.join(stored[key].split())} there and {' '.join(value.split())} here",
+                    fix="resume with what the run was started with, or start without --resume",
+                )
 
     def _stored_steps(self) -> int:
         steps = load_checkpoint(self.checkpoint, {}).get("steps")

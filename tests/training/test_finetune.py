@@ -213,9 +213,34 @@ def test_nothing_to_resume_and_other_runs(trained: Path, tmp_path: Path) -> None
     where = (trained / "digits.onnx", trained / "inputs", tmp_path / "out.onnx", targets)
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         finetune(*where, Settings(steps=4), resume=True)
-    torch.save({"steps": "many"}, tmp_path / "out.onnx.checkpoint")
+    checkpoint = tmp_path / "out.onnx.checkpoint"
+    torch.save({"steps": "many"}, checkpoint)
     with pytest.raises(CheckpointError, match="not a checkpoint of finetune"):
         finetune(*where, Settings(steps=4), resume=True)
+
+    def ended(share: float, text: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(*where, Settings(steps=4), progress=ended)
+    kept = checkpoint.read_bytes()
+    model, data, output, _ = where
+    other = Recipe.from_dict({"pattern": "unstructured", "sparsity": 0.6, "targets": ["Conv"]})
+    (tmp_path / "few").mkdir()
+    np.save(tmp_path / "few" / "a.npy", digits.load()[0][0][:10])
+    proto = onnx.load(model)
+    proto.producer_name = "somebody else"
+    (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
+    for what, arguments, settings in (
+        ("recipe", (model, data, output, other), Settings(steps=4)),
+        ("setting", where, Settings(steps=4, seed=1)),
+        ("data", (model, tmp_path / "few", output, targets), Settings(steps=4)),
+        ("model", (tmp_path / "model.onnx", data, output, targets), Settings(steps=4)),
+    ):
+        with pytest.raises(CheckpointError, match=f"is of another {what}"):
+            finetune(*arguments, settings, resume=True)
+        assert checkpoint.read_bytes() == kept
+    assert finetune(*where, Settings(steps=4), resume=True).steps == 4
 
 
 def test_inputs_that_do_not_load(tmp_path: Path) -> None:
