@@ -14,6 +14,9 @@ from typing import Any
 #: Extent under which raw pointers are declared; kernels index by flat 32-bit element offsets.
 _UNBOUNDED = 1 << 30
 
+#: float32 values in a cache line.
+LINE = 16
+
 
 class Body:
     """The pointers of the kernel being built, and the constructs of its body (a thin face over TVM's IR builder)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from edgesparse.kernels.builder import Body, kernel
+from edgesparse.kernels.builder import LINE, Body, kernel
 from edgesparse.kernels.epilogue import Epilogue
 from edgesparse.kernels.tiles import vector_starts
 from edgesparse.kernels.window import FIXED, Block, Chunk, Window, chunks, finish
@@ -77,14 +77,18 @@ class Panel:
     """Gathers the window of every output pixel of a band into a panel ``[C*kh*kw][pitch]`` (im2col of one band).
 
     Pointers: x (the arena), y. Arguments: pitch of y, one unused, the two row tables. Range: input channels.
+
+    With `ahead`, rows lie one after another, as a model's input has them, and those that the next band needs anew are
+    fetched: an input comes from far, in pieces too short for the processor to see where they go on.
     """
 
     window: Window
     lanes: int
+    ahead: bool = False
 
     @property
     def symbol(self) -> str:
-        return f"es_panel_f32_{self.window.name}_{self.lanes}"
+        return f"es_panel_f32_{self.window.name}_{self.lanes}{'a' if self.ahead else ''}"
 
     @property
     def cut(self) -> tuple[Block, ...]:
@@ -97,10 +101,20 @@ class Panel:
     def _body(self, body: Body) -> None:
         window, lanes = self.window, self.window.lanes(self.lanes)
         with body.loop(body.begin, body.end) as channel:
+            if self.ahead:
+                self._fetch(body, channel)
             if len(window.taps) > _MANY_TAPS and window.inside and not window.flat:
                 self._patches(body, channel, lanes)
             else:
                 self._unrolled(body, channel, lanes)
+
+    def _fetch(self, body: Body, channel: Any) -> None:
+        window = self.window
+        fresh = min(window.rows * window.stride[0], window.rows_in)
+        with body.loop(window.rows_in - fresh, window.rows_in) as row:
+            start = body.let(body.args[FIXED + row] + channel * body.args[FIXED + window.rows_in + row])
+            for column in range(0, window.width_in, LINE):
+                body.prefetch("x", start + (fresh * window.width_in + column))
 
     def _unrolled(self, body: Body, channel: Any, lanes: int) -> None:
         window = self.window

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from edgesparse.kernels.builder import Body, kernel
+from edgesparse.kernels.builder import LINE, Body, kernel
 from edgesparse.kernels.epilogue import Epilogue
 from edgesparse.kernels.tiles import Run, cut_pixels
 
@@ -133,7 +133,7 @@ class Spmm:
     def _ahead(self, body: Body, offset: Any) -> None:
         """Fetch the weights that come a while after those at `offset`: one hint for each cache line."""
         if self.ahead:
-            for line in range(0, self.group, _LINE):
+            for line in range(0, self.group, LINE):
                 body.prefetch("w", offset + (self.ahead // 4 + line))
 
     def _weights(self, body: Body, offset: Any) -> Iterator[tuple[int, Any]]:
@@ -219,8 +219,6 @@ class Spmm:
 #: Single pixels done at a time, and independent sums to keep in flight (latency times throughput of FMA).
 _TAIL_PIXELS = 4
 _IN_FLIGHT = 8
-#: float32 values in a cache line.
-_LINE = 16
 
 
 def _split(group: int, lanes: int) -> list[tuple[int, int]]:

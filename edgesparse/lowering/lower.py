@@ -174,7 +174,8 @@ class _Lowering(Emitter):
         taps = op.kernel[0] * op.kernel[1]
         panel = self.buffer(f"panel{self.strip}:{op.name}", 4 * source.channels * taps * pitch)
         args = [pitch, 0, *self.rows(op.inputs[0], step.image, window, step.first)]
-        self.call(Panel(window, self.target.lanes), [Ref(ARENA), Ref(panel)], args, source.channels)
+        ahead = self.target.ahead > 0 and op.inputs[0] in self.graph.inputs and not window.flat
+        self.call(Panel(window, self.target.lanes, ahead), [Ref(ARENA), Ref(panel)], args, source.channels)
         return panel, pitch
 
     def _depthwise(self, op: Conv, step: Step, y: tuple[Ref, int], residual: tuple[Ref, int] | None) -> None:

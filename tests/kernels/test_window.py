@@ -86,7 +86,7 @@ def specs(lanes: int, registers: int) -> tuple[tuple[KernelSpec, ...], ...]:
         kernels: list[KernelSpec] = [
             Depthwise(window, epilogue, lanes, registers, 1 + index % 2),
             Depthwise(window, epilogue, lanes, registers, 1 + index % 2, by_lane=True),
-            Panel(window, lanes),
+            Panel(window, lanes, ahead=not window.flat and index % 2 == 0),
         ]
         if not window.flat:
             modes = ("max", "avg", "avg_valid") if window.dilation == (1, 1) else ("max", "avg")
