@@ -8,11 +8,12 @@ WEB := build/web/.installed
 ARM := build/arm/.installed
 WEB_TOOLS := deno@2.9.6 esbuild@0.28.2 onnxruntime-web@1.30.0 publint@0.3.25 typescript@7.0.2 vite@8.3.8
 
-.PHONY: help setup demo test test-long lint bench wheel clean
+.PHONY: help setup demo test test-arm test-long lint bench wheel clean
 
 help:
 	@echo "make demo       prune, compile, verify and measure a really trained network"
 	@echo "make test       all tests that take seconds; make test-long: those that take minutes"
+	@echo "make test-arm   whole networks for ARM under QEMU and all of its inner loops: a few minutes"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      MobileNet-v1 in groups of 8 at density 0.1, against dense and onnxruntime"
 	@echo "make wheel      build the wheel into dist/"
@@ -55,6 +56,9 @@ $(ARM):
 
 test: $(STAMP) $(WEB) $(ARM)
 	$(BIN)/python -m pytest -n auto -m "not long"
+
+test-arm: $(STAMP) $(ARM)
+	$(BIN)/python -m pytest -n auto -m "long or not long" tests/test_arm_loops.py tests/runtimes/test_arm_networks.py
 
 test-long: $(STAMP) $(ARM)
 	$(BIN)/python -m pytest -m long

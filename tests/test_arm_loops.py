@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from edgesparse.building.assembly import Loop, inner_loops, llvm_mca, predicted_cycles
 from edgesparse.building.codegen import compile_asm
-from edgesparse.kernels import Epilogue, Spmm
+from edgesparse.kernels import Depthwise, Epilogue, Spmm, Window
 from edgesparse.planning.place import GROUPS, accumulators, tile_widths
 from edgesparse.target import TARGETS, Target
 
@@ -51,6 +53,34 @@ def test_no_tile_that_is_ever_placed_spills(target: str, group: int, dense: bool
     for vectors in range(1, widest + 1):
         if group * vectors >= 4 and not (dense and group < 4):
             check(target, group, vectors, dense, widest=vectors == widest)
+
+
+#: Bands of MobileNet-v1: kernel, stride, image width, rows.
+BANDS = [(3, 1, 112, 1), (3, 1, 112, 2), (3, 1, 56, 4), (3, 1, 28, 7), (3, 1, 14, 14), (3, 1, 7, 7), (3, 2, 112, 2)]
+
+
+@pytest.mark.parametrize("band", BANDS)
+def test_depthwise_bodies_hold_their_sums_and_weights(band: tuple[int, int, int, int]) -> None:
+    """A body is all taps of a chunk, unrolled. What little is put on the stack in it are inputs that LLVM moved
+    up; unrolled over a whole map it was a quarter of all instructions.
+    """
+    kernel, stride, width, rows = band
+    pad, columns = kernel // 2, (width - 1) // stride + 1
+    window = Window((kernel, kernel), (stride, stride), (1, 1), pad, pad, width, columns, rows)
+    target = Target.parse("aarch64")
+    spec = Depthwise(window, Epilogue("relu"), target.lanes, accumulators(target), by_lane=target.by_lane)
+    lines = function_lines(compile_asm({spec.symbol: spec.build()}, target.tvm_target()), spec.symbol)
+    touches = sum(bool(re.search(r"\b[qsv]\d+.*\[sp\b", line)) for line in lines)
+    assert touches <= 0.08 * len(lines)
+    sums = sum(block.rows * len(run.offsets) for block in spec.cut for run in block.runs)
+    assert len(lines) <= (2.4, 3.4)[stride - 1] * kernel**2 * sums + 60
+
+
+def function_lines(asm: str, symbol: str) -> list[str]:
+    """The instructions of a function."""
+    body = asm[asm.index(f"\n{symbol}:") :].split(".Lfunc_end")[0]
+    lines = [line.split("//")[0].rstrip() for line in body.splitlines()]
+    return [line for line in lines if re.match(r"\s+[a-z]", line)]
 
 
 def test_armv7_has_fused_multiply_adds() -> None:

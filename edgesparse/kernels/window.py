@@ -25,8 +25,8 @@ from edgesparse.kernels.tiles import Run, runs_of, vector_starts
 #: Arguments before the row tables.
 FIXED = 2
 
-#: Output rows of a block, at most: beyond it, sharing input rows brings little and costs code.
-_MOST_ROWS = 8
+#: Output rows of a block, at most: beyond it, sharing input rows brings less than the registers it takes are worth.
+_MOST_ROWS = 4
 
 
 @dataclass(frozen=True)
