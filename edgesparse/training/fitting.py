@@ -26,7 +26,7 @@ from edgesparse.sections import Fitting
 from edgesparse.training.converter import Converted
 from edgesparse.training.distil import logit_loss
 from edgesparse.training.finetune import check_equal
-from edgesparse.training.inputs import augment
+from edgesparse.training.inputs import MAX_BYTES, augment
 from edgesparse.training.layers import Tensor
 
 LOOKS = 8
@@ -171,7 +171,16 @@ def _batch(model: ir.Model, inputs: Iterable[Feeds]) -> Tensor:
     names = [value.name or "" for value in model.graph.inputs if not value.is_initializer()]
     if len(names) != 1:
         raise UsageError(f"the model has {len(names)} inputs", why="fitting by gradient takes models of one input")
-    found = [np.asarray(feeds[names[0]]) for feeds in inputs]
+    found, size = [], 0
+    for feeds in inputs:
+        found.append(np.asarray(feeds[names[0]]))
+        size += found[-1].nbytes
+        if size > MAX_BYTES:
+            raise UsageError(
+                f"the samples take more than {MAX_BYTES >> 20} MB",
+                why="fitting by gradient keeps them in memory",
+                fix="give fewer, or a lower `limit` in the recipe's calibration",
+            )
     if len(found) < 4:
         raise UsageError(f"there are {len(found)} samples", why="some are held back, and some fitted to", fix="give 4")
     return torch.from_numpy(np.concatenate(found).astype(np.float32))

@@ -48,7 +48,7 @@ def information(
     sums = {layer.name: np.zeros(layer.shape[0]) for layer in layers}
     count = 0
     for feeds in inputs:
-        *values, logits = module.values(wanted, torch.from_numpy(np.asarray(feeds[names[0]])))
+        *values, logits = module.values(wanted, torch.from_numpy(np.array(feeds[names[0]])))
         scores = logits.reshape(-1, logits.shape[-1]).log_softmax(-1)
         for _ in range(DRAWS):
             drawn = torch.multinomial(scores.detach().exp(), 1, generator=source)

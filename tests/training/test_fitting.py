@@ -22,6 +22,7 @@ from edgesparse.passes.sparsify import FITTING_KEY
 from edgesparse.recipe import Recipe
 
 pytest.importorskip("torch")
+from edgesparse.training import fitting
 from edgesparse.training.fitting import fitter
 
 RECIPE = """
@@ -95,7 +96,7 @@ def test_fitting_that_harms_is_taken_back(model: ir.Model) -> None:
         assert np.array_equal(canonical_weight(plain, before), canonical_weight(fitted, after))
 
 
-def test_fitting_refused(model: ir.Model) -> None:
+def test_fitting_refused(model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe.from_yaml(RECIPE % ("channels", 0.01))
     with pytest.raises(UsageError, match=r"fits by gradient.*use sparsify, with torch"):
         sparsify_passes(recipe, samples())
@@ -103,6 +104,9 @@ def test_fitting_refused(model: ir.Model) -> None:
         sparsify_passes(recipe, None, fitter=fitter())
     with pytest.raises(UsageError, match="there are 3 samples"):
         run_passes(model, sparsify_passes(recipe, samples(3), fitter=fitter()))
+    monkeypatch.setattr(fitting, "MAX_BYTES", 20 * 6 * 7 * 7 * 4)
+    with pytest.raises(UsageError, match="the samples take more than 0 MB"):
+        run_passes(model, sparsify_passes(recipe, samples(21), fitter=fitter()))
     with pytest.raises(RecipeError, match=r"fitting\.rate"):
         Recipe.from_yaml(RECIPE % ("channels", 7))
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ import onnx_ir as ir
 import pytest
 
 from edgesparse import pattern as P
+from edgesparse.cli import main
 from edgesparse.errors import UsageError
-from edgesparse.passes import load_model, run_passes, sparsify_passes, weight_layers
+from edgesparse.passes import load_model, run_passes, save_model, sparsify_passes, weight_layers
 from edgesparse.passes.agreement import divergence
 from edgesparse.passes.layers import canonical_weight
 from edgesparse.passes.observe import run_values
+from edgesparse.passes.prune import LAYERS_KEY, RECIPE_KEY
 from edgesparse.passes.reconstruct import bias_of, store, weighted
 from edgesparse.passes.sparsify import repair_of
 from edgesparse.recipe import Recipe
@@ -108,6 +111,20 @@ def test_fisher_keeps_what_the_outputs_depend_on(model: ir.Model, allocation: st
     assert apart[0] < 0.2 * apart[1], "half the channels are for nothing: dropping them costs nothing"
     texts = [ir.serde.serialize_model(one).SerializeToString(deterministic=True) for one in (fisher, made("fisher"))]
     assert texts[0] == texts[1], "same inputs and seed, same bytes"
+
+
+def test_from_the_command_line(model: ir.Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = RECIPE % ("fisher", "sensitivity")
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    np.save(tmp_path / "x.npy", np.concatenate([one["x"] for one in samples()]))
+    save_model(model, tmp_path / "dense.onnx")
+    files = {name: str(tmp_path / name) for name in ("dense.onnx", "recipe.yaml", "x.npy", "sparse.onnx")}
+    options = ["--recipe", files["recipe.yaml"], "--calibrate", files["x.npy"], "-o", files["sparse.onnx"]]
+    assert main(["sparsify", files["dense.onnx"], *options]) == 0, capsys.readouterr().err
+    made = onnx.load(files["sparse.onnx"])
+    stored = {entry.key: entry.value for entry in made.metadata_props}
+    assert Recipe.from_yaml(stored[RECIPE_KEY]) == Recipe.from_yaml(recipe)
+    assert json.loads(stored[LAYERS_KEY])["one"]["pattern"] == "group:2x1"
 
 
 def test_refused(model: ir.Model) -> None:
