@@ -3,10 +3,8 @@
 A kernel for groups of N output channels runs the union of N rows of non-zeros. No weight changes here; which rows make
 a group does. With B `[channels, features]` the 0/1 matrix of all non-zeros that a set of coupled channels writes, and w
 a price for each feature (how often a run uses it), an order costs the sum over groups and features of w where any row
-of the group has a non-zero. Groups are grown one by one (largest row first, then by the share in common), or taken as
-given or as sorted by their number of non-zeros; then any two channels are swapped for the best gain until nothing
-gains. Groups of 4 are found first, then pairs within each and, twice, pairs of groups: which size the kernel has is
-the compiler's choice.
+of the group has a non-zero. The order is found by `permute.search`: groups of 4 first and pairs within each, then,
+twice, pairs of groups. Which size the kernel has is the compiler's choice.
 """
 
 from __future__ import annotations
@@ -22,14 +20,12 @@ from edgesparse.passes.couple import apply_order, couple
 from edgesparse.passes.graph import Array
 from edgesparse.passes.layers import LayerInfo, canonical_weight, weight_layers
 from edgesparse.passes.observe import Tick
+from edgesparse.passes.permute import View, search
 from edgesparse.passes.rearrange import output_space
 from edgesparse.pattern import DENSE_FROM, density
 
 SIZE = 4
 _PAIRINGS = 2
-MAX_SWEEPS = 8
-WORK = 2e10
-"""Products that the sweeps of one set may make; at least two sweeps are made."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +90,10 @@ def gather(rows: Array, prices: Array, size: int = SIZE, *, seed: int = 0) -> Ar
     """
     channels = len(rows)
     best = np.arange(channels)
-    if channels <= size:
+    matrix = _priced(rows, prices)
+    if channels <= size or not matrix.size:
         return best
-    matrix, weight = _shrunk(rows, prices)
-    if not weight.size:
-        return best
-    rng = np.random.default_rng(seed)
-    found = _search(matrix, weight, size, rng)
-    found = _nested(matrix, weight, found, size, rng)
+    found = _in_pairs(matrix, search(_views(matrix, size, size // 2), seed=seed), size, seed)
     for tried in (size, size // 2):
         if union_work(rows, prices, found, tried) > union_work(rows, prices, best, tried):
             return best
@@ -124,94 +116,24 @@ def _rows(model: ir.Model, layers: Sequence[LayerInfo]) -> tuple[Array, Array]:
     return np.concatenate(parts, axis=1), np.concatenate(price)
 
 
-def _shrunk(rows: Array, prices: Array) -> tuple[Array, Array]:
-    """Without features that no order can change; float32 for fast products."""
+def _priced(rows: Array, prices: Array) -> Array:
+    """The price of each non-zero, float32, without features that no order can change."""
     mixed = rows.any(axis=0) & ~rows.all(axis=0)
-    return np.ascontiguousarray(rows[:, mixed], np.float32), (prices[mixed] / prices.max()).astype(np.float32)
+    return np.ascontiguousarray(rows[:, mixed] * (prices[mixed] / prices.max()), np.float32)
 
 
-def _search(matrix: Array, weight: Array, size: int, rng: np.random.Generator) -> Array:
-    best, least = np.arange(len(matrix)), union_work(matrix, weight, np.arange(len(matrix)), size)
-    by_count = np.argsort(-(matrix @ weight), kind="stable")
-    for start in (best, by_count, _grown(matrix, weight, size)):
-        order = _swap(matrix, weight, start, size, rng)
-        work = union_work(matrix, weight, order, size)
-        if work < least:
-            best, least = order, work
-    return best
+def _views(matrix: Array, *sizes: int) -> list[View]:
+    return [View(matrix, 1.0, size, shared=True) for size in sizes]
 
 
-def _grown(matrix: Array, weight: Array, size: int) -> Array:
-    left = list(np.argsort(-(matrix @ weight), kind="stable"))
-    order: list[int] = []
-    while left:
-        group = [left.pop(0)]
-        union = matrix[group[0]].copy()
-        while len(group) < size and left:
-            rows = matrix[left]
-            common = rows @ (weight * union)
-            either = rows @ weight + float(weight @ union) - common
-            pick = left.pop(int((common / np.maximum(either, 1e-9)).argmax()))
-            group.append(pick)
-            np.maximum(union, matrix[pick], out=union)
-        order += group
-    return np.asarray(order)
-
-
-def _swap(matrix: Array, weight: Array, order: Array, size: int, rng: np.random.Generator) -> Array:
-    """Swap each channel with the partner that saves most, sweep after sweep, while anything saves."""
-    channels = len(matrix)
-    group = np.empty(channels, np.int64)
-    group[order] = np.arange(channels) // size
-    sums = np.zeros((int(group.max()) + 1, matrix.shape[1]), np.float32)
-    np.add.at(sums, group, matrix)
-    # what a channel alone has in its group, and what is missing in a group without it, both priced
-    free = (sums[group] - matrix == 0) * weight
-    rest = float(weight.sum()) - free.sum(axis=1)
-    work = (sums > 0) @ weight
-    sweeps = int(np.clip(WORK / (2 * channels * matrix.size), 2, MAX_SWEEPS))
-    for _ in range(sweeps):
-        swaps = 0
-        for a in rng.permutation(channels):
-            own = int(group[a])
-            saved = work[own] + work[group] - (rest[a] + matrix @ free[a]) - (rest + free @ matrix[a])
-            saved[group == own] = -np.inf
-            b = int(saved.argmax())
-            if not saved[b] > 1e-4 * float(weight.max()):
-                continue
-            other = int(group[b])
-            sums[own] += matrix[b] - matrix[a]
-            sums[other] += matrix[a] - matrix[b]
-            group[a], group[b] = other, own
-            for one in (own, other):
-                work[one] = (sums[one] > 0) @ weight
-                members = np.flatnonzero(group == one)
-                free[members] = (sums[one] - matrix[members] == 0) * weight
-                rest[members] = float(weight.sum()) - free[members].sum(axis=1)
-            swaps += 1
-        if swaps <= channels // 200:
-            break
-    return np.argsort(group, kind="stable")
-
-
-def _nested(matrix: Array, weight: Array, order: Array, size: int, rng: np.random.Generator) -> Array:
-    """The same groups, each with the halves that fit best together, and the groups in the best pairs."""
+def _in_pairs(matrix: Array, order: Array, size: int, seed: int) -> Array:
+    """The same groups in another order, so that two of them, and four, have much in common as well."""
     whole = len(order) // size * size
-    groups = [_halved(matrix, weight, order[first : first + size], rng) for first in range(0, whole, size)]
-    rest = [np.sort(order[whole:])]
+    groups = list(order[:whole].reshape(-1, size))
+    rest = [order[whole:]]
     for _ in range(_PAIRINGS):
         if len(groups) > 2:
-            unions = np.stack([matrix[one].max(axis=0) for one in groups])
-            order = _search(unions, weight, 2, rng)
-            rest = [groups[order[-1]], *rest] if len(groups) % 2 else rest
-            pairs = order[: len(groups) // 2 * 2].reshape(-1, 2)
-            groups = [np.concatenate([groups[one], groups[other]]) for one, other in pairs]
+            pairs = search(_views(np.stack([matrix[one].max(axis=0) for one in groups]), 2), seed=seed)
+            rest = [groups[pairs[-1]], *rest] if len(groups) % 2 else rest
+            groups = [np.concatenate([groups[a], groups[b]]) for a, b in pairs[: len(groups) // 2 * 2].reshape(-1, 2)]
     return np.concatenate([*groups, *rest]).astype(np.int64)
-
-
-def _halved(matrix: Array, weight: Array, members: Array, rng: np.random.Generator) -> Array:
-    half = len(members) // 2
-    if half < 2:
-        return np.sort(members)
-    found = members[_search(matrix[members], weight, half, rng)]
-    return np.concatenate([_halved(matrix, weight, part, rng) for part in (found[:half], found[half:])])

@@ -5,9 +5,10 @@ for groups Nx1, inputs for groups 1xM and n:m. Groups are `size` consecutive cha
 of A over them, and the k largest entries of G over the whole view are kept. With the k-th largest value t, what is
 retained is k t + sum of max(G - t, 0), so for fixed t a channel is worth max(R - t + a, 0) in a group whose others sum
 to R. Or, in n:m, channels compete within each group, feature by feature, and a channel is worth max(a - r, 0) where r
-is the n-th largest of the others.
+is the n-th largest of the others. Or the zeros are there already, entries are the price p of a feature or zero, and a
+channel saves max(a + u - p, 0) in a group where the largest entry of the others is u.
 
-Both are max(R + a, 0), and so is the search: take one channel out of each group, and give all of them back to the
+All are max(R + a, 0), and so is the search: take one channel out of each group, and give all of them back to the
 groups by the assignment that is best of all (scipy's `linear_sum_assignment`); again with other channels, until nothing
 gains; then shake a tenth of the channels, and keep what is better. One such exchange weighs every swap and every cycle
 of swaps between the channels taken out, at the cost of one product of matrices.
@@ -51,12 +52,21 @@ class View:
         Consecutive channels of a group.
     keep:
         For n:m, how many channels of each group every feature keeps; 0 where whole groups compete.
+    shared:
+        For zeros that are there already: entries are a feature's price or zero, and what counts is the work that
+        channels of a group have in common. `density` then has no meaning.
     """
 
     matrix: Array
     density: float
     size: int
     keep: int = 0
+    shared: bool = False
+
+    @property
+    def summed(self) -> bool:
+        """Whether whole groups compete."""
+        return not self.keep and not self.shared
 
 
 def retained(views: Sequence[View], order: Array) -> float:
@@ -108,13 +118,13 @@ class _Task:
         self.size, self.count = size, len(views[0].matrix)
         self.missing = -self.count % size
         self.number = (self.count + self.missing) // size
-        self.views = sorted(views, key=lambda view: view.keep)
+        self.views = sorted(views, key=lambda view: not view.summed)
         parts = [view.matrix / _total(view) for view in self.views]
         zeros = np.zeros((self.missing, sum(view.matrix.shape[1] for view in views)))
         self.matrix = np.ascontiguousarray(np.concatenate([np.concatenate(parts, axis=1), zeros]), np.float32)
         bounds = np.cumsum([0, *(view.matrix.shape[1] for view in self.views)])
         self.spans = [slice(*pair) for pair in itertools.pairwise(bounds)]
-        self.summed = slice(0, int(sum(v.matrix.shape[1] for v in self.views if not v.keep)))
+        self.summed = slice(0, int(sum(v.matrix.shape[1] for v in self.views if v.summed)))
         self.per_block = fence // size if fence else 1
         self.fenced = bool(fence)
         together = min(self.number, _TOGETHER)
@@ -190,7 +200,9 @@ class _Task:
         rest = np.empty((len(members), self.matrix.shape[1]), np.float32)
         rest[:, self.summed] = rows[:, :, self.summed].sum(axis=1) - thresholds
         for view, span in zip(self.views, self.spans, strict=True):
-            if view.keep:  # the place that was emptied counts as a zero, so the n-th largest is that of the others
+            if view.shared:
+                rest[:, span] = rows[:, :, span].max(axis=1) - self.matrix[:, span].max(axis=0)
+            elif view.keep:  # the place that was emptied counts as a zero, so the n-th largest is that of the others
                 quota = -(-width * view.keep // self.size)
                 ranks = np.sort(rows[:, :, span], axis=1)
                 rest[:, span] = -ranks[np.arange(len(members)), self.size - quota]
@@ -200,7 +212,7 @@ class _Task:
         """Per feature of views whose groups compete, the smallest sum that is kept, float32."""
         found = [np.zeros(0, np.float32)]
         for view, span in zip(self.views, self.spans, strict=True):
-            if not view.keep:
+            if view.summed:
                 flat = self.matrix[groups.reshape(-1), span].reshape(self.number, self.size, -1).sum(axis=1).reshape(-1)
                 kept = min(max(_rounded(view.density * flat.size), 1), flat.size)
                 found.append(
@@ -252,6 +264,8 @@ def _share(view: View) -> float:
 def _kept(rows: Array, view: View) -> float:
     """Saliency that the pattern keeps of rows in their order."""
     starts = np.arange(0, len(rows), view.size)
+    if view.shared:
+        return float((rows.sum(axis=0) - np.maximum.reduceat(rows, starts, axis=0).sum(axis=0)).sum(dtype=np.float64))
     if not view.keep:
         return _top_sum(np.add.reduceat(rows, starts, axis=0), view.density)
     total = 0.0

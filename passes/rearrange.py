@@ -62,7 +62,7 @@ def rearrange(
     Returns what each set gained, and for every layer in groups that could not be rearranged a Reason.
     """
     coupling = couple(model)
-    sets, reasons = _sets(model, coupling, choices, moments, worth or {})
+    sets, reasons = sets_of(model, coupling, choices, moments, worth)
     order: Orders = {}
     twofold = any(min(group_sizes(side.choice)) > 1 for sides in sets.values() for side in sides)
     sweeps = _SWEEPS if twofold and method == "search" else 1
@@ -79,12 +79,12 @@ def rearrange(
     return reports, reasons
 
 
-def _sets(
+def sets_of(
     model: ir.Model,
     coupling: Coupling,
     choices: Mapping[str, Choice],
     moments: Mapping[str, Moments],
-    worth: Mapping[str, Array],
+    worth: Mapping[str, Array] | None = None,
 ) -> tuple[dict[int, list[Side]], list[Reason]]:
     """The sides of all layers whose pattern has groups, by the set that they meet."""
     sets: dict[int, list[Side]] = {}
@@ -93,7 +93,7 @@ def _sets(
         choice = choices.get(layer.name)
         if choice is None or max(group_sizes(choice)) < 2:
             continue
-        scores = _scores(model, layer, choice, moments.get(layer.name), worth.get(layer.name))
+        scores = _scores(model, layer, choice, moments.get(layer.name), (worth or {}).get(layer.name))
         for output, size in zip((True, False), group_sizes(choice), strict=True):
             if size < 2:
                 continue
