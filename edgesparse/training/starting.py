@@ -21,6 +21,7 @@ from edgesparse.passes.prune import LAYERS_KEY
 from edgesparse.passes.sparsify import calibrated_passes
 from edgesparse.pattern import SparsePattern
 from edgesparse.recipe import LayerRule, Recipe
+from edgesparse.training.information import information
 from edgesparse.training.layers import Tensor
 
 Tick = Callable[[float, str], None]
@@ -51,13 +52,13 @@ def begin(model: ir.Model, recipe: Recipe, inputs: Tensor, tick: Tick) -> Start:
     samples = [{name: one[None].numpy()} for one in inputs]
     if section is not None and section.method != "none":
         order = replace(_plain(recipe), rearrangement=section)
-        only = [one for one in calibrated_passes(order, samples, tick) if one.name == "rearrange"]
+        only = [one for one in calibrated_passes(order, samples, tick, weigher=information) if one.name == "rearrange"]
         dense = run_passes(model, only).model
     if not recipe.needs_data:
         return Start(dense, dense, _named(dense, recipe), False)
     full = replace(recipe, rearrangement=None)
     dense = dense.clone()
-    begun = run_passes(dense, calibrated_passes(full, samples, tick)).model
+    begun = run_passes(dense, calibrated_passes(full, samples, tick, weigher=information)).model
     return Start(dense, begun, held_to(recipe, json.loads(begun.metadata_props[LAYERS_KEY])), True)
 
 

@@ -24,9 +24,10 @@ from edgesparse.passes.reconstruct import bias_of, store, weighted
 from edgesparse.passes.sparsify import repair_of
 from edgesparse.recipe import Recipe
 
-pytest.importorskip("torch")
-from edgesparse.training import information as room
-from edgesparse.training.information import information
+torch = pytest.importorskip("torch")
+from edgesparse.training import information as room  # noqa: E402
+from edgesparse.training.information import information  # noqa: E402
+from edgesparse.training.starting import begin  # noqa: E402
 
 RECIPE = """
 pattern: group:2x1
@@ -125,6 +126,13 @@ def test_from_the_command_line(model: ir.Model, tmp_path: Path, capsys: pytest.C
     stored = {entry.key: entry.value for entry in made.metadata_props}
     assert Recipe.from_yaml(stored[RECIPE_KEY]) == Recipe.from_yaml(recipe)
     assert json.loads(stored[LAYERS_KEY])["one"]["pattern"] == "group:2x1"
+
+
+def test_finetuning_can_start_from_it(model: ir.Model) -> None:
+    inputs = torch.from_numpy(np.concatenate([one["x"] for one in samples()]))
+    start = begin(model, Recipe.from_yaml(RECIPE % ("fisher", "uniform")), inputs, lambda share, text: None)
+    assert start.pruned
+    assert P.density(canonical_weight(start.begun, weight_layers(start.begun)[0])) == 0.5
 
 
 def test_refused(model: ir.Model) -> None:
