@@ -34,9 +34,10 @@ SPELL = 1.5
 """Mean seconds of work, and of rest, of the child."""
 
 
-def disturb(core: int, seed: int, stop: Event) -> None:
+def disturb(core: int, seed: int, ready: Event, stop: Event) -> None:
     """Multiply matrices on one core in spells of random length until told to stop."""
     os.sched_setaffinity(0, {core})
+    ready.set()
     rng = np.random.default_rng(seed)
     matrix = rng.standard_normal((700, 700))
     while not stop.is_set():
@@ -50,10 +51,12 @@ def disturb(core: int, seed: int, stop: Event) -> None:
 def disturbed(core: int, seed: int) -> Iterator[None]:
     """Have a child work on a core while the block runs."""
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    child = context.Process(target=disturb, args=(core, seed, stop), daemon=True)
+    ready, stop = context.Event(), context.Event()
+    child = context.Process(target=disturb, args=(core, seed, ready, stop), daemon=True)
     child.start()
     try:
+        if not ready.wait(60):  # its imports would run on any core
+            raise click.ClickException("the child that is to load the other core did not start")
         yield
     finally:
         stop.set()
