@@ -168,7 +168,7 @@ def compiled_outputs(
     """Compile a model and run it, twice: the second run meets the memory that the first one left."""
     path = folder / "model.onnx"
     path.write_bytes(model.SerializeToString())
-    artifact = compile_model(path, target=target, output=folder / "artifact", tune=False, **options)
+    artifact = compile_model(path, target=target, output=folder / "artifact", **{"tune": False, **options})
     assert artifact is not None
     most = options.get("threads", 1)
     with LocalRunner(artifact, threads=1) as runner:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from networks import random_network
+from networks import HOST_TARGETS, check_against_onnx, random_network, text_model
 
-from edgesparse.graph.ops import Fallback
+from edgesparse.graph.ops import Elementwise, Fallback
 from edgesparse.graph.recognise import recognise
 from edgesparse.lowering import arena
 from edgesparse.lowering.emitter import _nearest
-from edgesparse.lowering.lower import Lowered, lower
+from edgesparse.lowering.lower import Lowered, _Lowering, lower
 from edgesparse.lowering.program import ARENA, Ref
 from edgesparse.passes import SIMPLIFY, model_from_proto, run_passes
 from edgesparse.planning.place import place
@@ -74,3 +76,25 @@ def test_the_nearest_row_lies_in_the_same_window(height: int, step: int) -> None
         if step <= height:
             assert 0 <= found < height
             assert not 0 <= row < height or found == row
+
+
+#: Whole planes: a gate, a chain, a value that is read again later, one that is an output, one that is a view.
+IN_PLACE = """a = Conv(x, w) p = GlobalAveragePool(a) s = Sigmoid(p) b = Mul(a, s) c = Sub(b, one) d = Neg(c)
+    e = Conv(c, w) f = Mul(e, two) g = Relu(x) h = Div(g, two) i = Add(h, f) j = Reshape(i, flat) k = Conv(i, w)
+    l = Sub(i, one) y = Add(l, k) z = Add(f, one)"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_elementwise_operations_work_in_place_where_nobody_reads_again(threads: int, tmp_path: Path) -> None:
+    weights = {"w": np.random.default_rng(0).standard_normal((4, 4, 1, 1)).astype(np.float32)}
+    weights |= {"one": np.float32(1), "two": np.float32(2), "flat": np.array([1, -1], np.int64)}
+    outputs = "float[1,4,9,9] y, float[1,4,9,9] z, float[1,324] j, float[1,4,9,9] d"
+    proto = text_model(f"g (float[1,4,9,9] x) => ({outputs}) {{ {IN_PLACE} }}", weights, opset=20)
+    graph = recognise(run_passes(model_from_proto(proto), SIMPLIFY).model)
+    made = plan(graph, V3, strips=threads)
+    found = _Lowering(graph, made, V3, {})
+    work = {op.output: op for op in graph.ops if isinstance(op, Elementwise)}
+    # g reads the input, l what is an output under another shape
+    assert {name for name, op in work.items() if found._last_reader(op)} == set(work) - {"g", "l"}
+    assert {"b", "c", "h", "i", "y", "z"} <= set(work)
+    check_against_onnx(proto, tmp_path, HOST_TARGETS[-1], threads=threads)

@@ -183,9 +183,11 @@ def placed_as(
     found = place(graph, plan, target, dense=dense)
     for record in records:
         mine = found.get(str(record.get("name")))
-        product = read_product(str(record.get("kernel")))
+        text = str(record.get("kernel"))
+        product = read_product(text.removeprefix("winograd "))
         if mine is not None and mine.product is not None and product is not None:
-            found[mine.op] = replace(mine, product=product, runner_up=read_product(str(record.get("runner_up"))))
+            other = read_product(str(record.get("runner_up")))
+            found[mine.op] = replace(mine, product=product, runner_up=other, winograd=text.startswith("winograd "))
     return found
 
 

@@ -1,9 +1,9 @@
 """The kernel families. An instance of a family is a frozen spec: it has a `symbol` (its C name) and `build()`s its TIR.
 
-Families: `Spmm` (sparse and dense products), `Depthwise`, `Pool`, `Panel` (windows), `Pointwise`, `GlobalPool`,
-`Transpose`, `Norm`, `Attention`, `Interleave` (pixels of several images), `Gates` (recurrences), `Largest` (TopK),
-`Probe` and `LoadProbe` (the roofline). A spec is all there is to know of a kernel: equal specs are one kernel,
-compiled once.
+Families: `Spmm` (sparse and dense products), `Depthwise`, `Pool`, `Panel` (windows), `WinogradIn`, `WinogradOut`,
+`Pointwise`, `GlobalPool`, `Transpose`, `Norm`, `Attention`, `Interleave` (pixels of several images), `Gates`
+(recurrences), `Largest` (TopK), `Probe` and `LoadProbe` (the roofline). A spec is all there is to know of a kernel:
+equal specs are one kernel, compiled once.
 """
 
 from edgesparse.kernels.attention import Attention
@@ -18,6 +18,7 @@ from edgesparse.kernels.recurrent import Gates
 from edgesparse.kernels.spmm import Spmm
 from edgesparse.kernels.topk import Largest
 from edgesparse.kernels.window import Window
+from edgesparse.kernels.winograd import WinogradIn, WinogradOut
 
 KernelSpec = (
     Spmm
@@ -34,6 +35,8 @@ KernelSpec = (
     | Largest
     | Probe
     | LoadProbe
+    | WinogradIn
+    | WinogradOut
 )
 
 __all__ = [
@@ -54,4 +57,6 @@ __all__ = [
     "Spmm",
     "Transpose",
     "Window",
+    "WinogradIn",
+    "WinogradOut",
 ]

@@ -194,11 +194,15 @@ class Emitter:
             offset, pitch = self.row(name, image, 0)
             return [offset, pitch]
         start = window.first_row(first)
+        if not clamp:
+            return self.rows_from(name, image, start, window.rows_in)
         wanted = range(start, start + window.rows_in)
-        if clamp:
-            found = [self.row(name, image, _nearest(row, layout.height, window.dilation[0])) for row in wanted]
-        else:
-            found = [self.row(name, image, row) for row in wanted]
+        found = [self.row(name, image, _nearest(row, layout.height, window.dilation[0])) for row in wanted]
+        return [*(offset for offset, _ in found), *(pitch for _, pitch in found)]
+
+    def rows_from(self, name: str, image: int, start: int, count: int) -> list[int | Ref]:
+        """The two row tables for `count` rows from row `start` on, zeros outside of the image."""
+        found = [self.row(name, image, row) for row in range(start, start + count)]
         return [*(offset for offset, _ in found), *(pitch for _, pitch in found)]
 
     def plain(self, name: str) -> str:
@@ -227,6 +231,11 @@ class Emitter:
                 spec = Pointwise("first", "none", (last - first) * layout.width, Epilogue(), self.target.lanes)
                 offset = 4 * (image * layout.channels * size + first * layout.width)
                 self.call(spec, [spot[0], Ref(target, offset)], [spot[1], 0, size], layout.channels)
+
+
+def bits_of(numbers: tuple[float, ...]) -> list[int]:
+    """Numbers as arguments: the bits of float32."""
+    return [int(bits) for bits in np.array(numbers, np.float32).view(np.int32)]
 
 
 def _shares(extent: int, count: int, work: np.ndarray | None) -> list[int]:

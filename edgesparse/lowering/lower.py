@@ -6,6 +6,7 @@ comes as ready parts (`fallback.relaxed`) whose calls are taken over.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -42,10 +43,11 @@ from edgesparse.kernels import (
 )
 from edgesparse.kernels.spmm import AFFINE_AT
 from edgesparse.lowering.columns import lower_attention, lower_linear, lower_norm, lower_view
-from edgesparse.lowering.emitter import Emitter, Place
+from edgesparse.lowering.emitter import Emitter, Place, bits_of
 from edgesparse.lowering.program import ARENA, Layout, Port, Program, Ref
 from edgesparse.lowering.recurrent import lower_recurrence
 from edgesparse.lowering.upsample import lower_interleave
+from edgesparse.lowering.winograd import lower_winograd
 from edgesparse.planning.order import Step
 from edgesparse.planning.packing import pack
 from edgesparse.planning.place import Placement, accumulators, kernel_of
@@ -79,6 +81,30 @@ class Lowered:
 class _Lowering(Emitter):
     """A method per family of operations."""
 
+    @functools.cached_property
+    def consumers(self) -> dict[str, list[Op]]:
+        """The operations that read each value."""
+        return self.graph.consumers()
+
+    @functools.cached_property
+    def shared_places(self) -> frozenset[str]:
+        """Values that are another's elements under another shape, and those others."""
+        views = [op for op in self.graph.ops if isinstance(op, View)]
+        return frozenset(name for op in views for name in (*op.inputs, *op.outputs))
+
+    @functools.cached_property
+    def times(self) -> dict[str, tuple[int, int]]:
+        """When each operation begins and ends: by steps, or by stages where threads share them."""
+        found: dict[str, tuple[int, int]] = {}
+        step = 0
+        for number, stage in enumerate(self.plan.stages):
+            for each in (each for steps in stage.strips for each in steps):
+                step += 1
+                time = step if self.plan.strips == 1 else number
+                name = self.graph.ops[each.op].name
+                found[name] = (found.get(name, (time, time))[0], time)
+        return found
+
     def product(
         self,
         op: Conv | Linear | Recurrence,
@@ -111,7 +137,7 @@ class _Lowering(Emitter):
                 refs.append(self.constant(f"{key}/column{number}x{x[1]}", lambda c=columns: c.astype(np.int32)))  # type: ignore[misc]
             refs.append(Ref(bias.name, 4 * (first_row + part.first)))
             if isinstance(op, Conv) and op.epilogue.affine:
-                args += [*[0] * (AFFINE_AT - len(args)), *_bits(op.affine)]
+                args += [*[0] * (AFFINE_AT - len(args)), *bits_of(op.affine)]
             if residual:
                 refs.append(Ref(residual[0].name, residual[0].offset + 4 * part.first * residual[1]))
             refs.append(Ref(y[0].name, y[0].offset + 4 * part.first * y[1]))
@@ -138,6 +164,11 @@ class _Lowering(Emitter):
         x = self.span(op.inputs[0], step.image, step.first, step.last) if op.pointwise else None
         if x is not None:
             self.product(op, op.weight[:, :, 0], "w", pixels, x, y, residual)
+            return
+        placement = self.placements[op.name]
+        # A thread's share may begin or end within a band: a row without its partner goes the usual way.
+        if placement.winograd and placement.product is not None and (step.last - step.first) % 2 == 0:
+            lower_winograd(self, op, step, placement.product, y, residual)
             return
         panel, pitch = self._panel(op, step, pixels)
         matrix = op.weight.reshape(op.weight.shape[0], -1)
@@ -196,7 +227,7 @@ class _Lowering(Emitter):
         bias = self.constant(f"{op.name}/bias", lambda: np.ascontiguousarray(op.bias, np.float32))
         refs = [Ref(ARENA), weight, bias, *([residual[0]] if residual else []), y[0]]
         args = [y[1], residual[1] if residual else 0, *self.rows(op.inputs[0], step.image, window, step.first)]
-        args += _bits(op.affine) if op.epilogue.affine else []
+        args += bits_of(op.affine) if op.epilogue.affine else []
         along = op.inputs[0] if op.weight.shape[0] == op.groups and self.plan.layouts[op.output].images == 1 else ""
         self.call(spec, refs, args, op.weight.shape[0], along=along)
         if along:
@@ -217,6 +248,8 @@ class _Lowering(Emitter):
         self.call(spec, [Ref(ARENA), y[0]], args, source.channels)
 
     def elementwise(self, op: Elementwise, step: Step) -> None:
+        if self.own(op.output) not in self.places and self._last_reader(op):
+            self.places[op.output] = self.place_of(op.inputs[0])
         _, layout = self.image(op.output)
         pixels = (step.last - step.first) * layout.width
         spots = [self.span(name, step.image, step.first, step.last) for name in (op.inputs[0], op.output)]
@@ -248,6 +281,16 @@ class _Lowering(Emitter):
         self.call(spec, [*refs, y[0]], [x[1], z_pitch, y[1]], layout.channels, along=along)
         if along:
             self.made(op.output, 1)
+
+    def _last_reader(self, op: Elementwise) -> bool:
+        """Whether the output may take the place of the first input: all have read that, and both lie alike."""
+        x, y = op.inputs[0], op.output
+        if {x, y} & self.plan.waiting or x in (*op.inputs[1:], *self.graph.inputs, *self.graph.outputs):
+            return False
+        if x in self.shared_places or self.plan.layouts[x] != self.plan.layouts[y]:
+            return False
+        begins, _ = self.times[op.name]
+        return all(other is op or self.times[other.name][1] < begins for other in self.consumers[x])
 
     def concat(self, op: Concat, step: Step) -> None:
         y = self.span(op.output, step.image, step.first, step.last)
@@ -329,11 +372,6 @@ def lower(
     )
     objects = tuple(dict.fromkeys(code for part in parts.values() for code in part.objects))
     return Lowered(program, emitter.kernels, objects)
-
-
-def _bits(numbers: tuple[float, ...]) -> list[int]:
-    """Numbers as arguments: the bits of float32."""
-    return [int(bits) for bits in np.array(numbers, np.float32).view(np.int32)]
 
 
 def _step(emitter: _Lowering, op: Op, step: Step, parts: Mapping[str, Part]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,8 @@ class Placement:
         Of `predicted`: "ns" or "cycles".
     reason:
         Why the layer is not sparse, or not in its own pattern.
+    winograd:
+        The product is one of the 16 of a dense 3x3 convolution by Winograd's algorithm.
     """
 
     op: str
@@ -89,6 +91,7 @@ class Placement:
     measured_us: float | None = None
     runner_up_us: float | None = None
     reason: Reason | None = None
+    winograd: bool = False
 
     def record(self) -> dict[str, Any]:
         """The placement as JSON values, for the manifest and `inspect`."""
@@ -99,7 +102,7 @@ class Placement:
             "shape": list(self.shape),
             "pattern": str(self.pattern) if self.pattern else None,
             "density": self.density,
-            "kernel": str(self.product) if self.product else self.kind,
+            "kernel": f"{'winograd ' * self.winograd}{self.product}" if self.product else self.kind,
             "runner_up": str(self.runner_up) if self.runner_up else None,
             "macs": self.macs,
             "bytes": self.stored,
@@ -231,10 +234,64 @@ def place(
             best = cost(job, ranked[0], target)
             close = [product for product in ranked if cost(job, product, target) <= best * _CLOSE][:_MOST]
             jobs[op.name] = (job, close if len(close) > 1 else ranked[:2])
-    times = measure(jobs) if measure is not None else {}
-    return {
-        op.name: _placement(op, graph, plan, target, dense, jobs.get(op.name), times.get(op.name)) for op in graph.ops
-    }
+    if measure is None:
+        return {op.name: _placement(op, graph, plan, target, dense, jobs.get(op.name), None) for op in graph.ops}
+    others = {}
+    for op in graph.ops:
+        other = winograd_job(op, plan)
+        if other is not None and jobs[op.name][1][0].dense:
+            others[f"{op.name}{_WINOGRAD}"] = (other, candidates(other, target, dense_only=True)[:_MOST])
+    times = measure({**jobs, **others})
+    found = {}
+    for op in graph.ops:
+        usual = _placement(op, graph, plan, target, dense, jobs.get(op.name), times.get(op.name))
+        found[op.name] = _by_winograd(usual, others, times, target)
+    return found
+
+
+#: What is added to a layer's name for its products by Winograd's algorithm.
+_WINOGRAD = "/winograd"
+
+#: Winograd's products must take less than this share of the usual one: its additions and the fetching of almost twice
+#: the weights are not in them, nor is the gathering of windows in the other.
+_MARGIN = 0.85
+
+
+def winograd_job(op: Op, plan: Plan) -> Job | None:
+    """The 16 products of a layer by Winograd's algorithm, where it is possible: 3x3, stride 1, bands of even size."""
+    if not isinstance(op, Conv) or op.kernel != (3, 3) or op.groups != 1:
+        return None
+    if op.strides != (1, 1) or op.dilations != (1, 1):
+        return None
+    layout = plan.layouts[op.output]
+    if layout.width % 2 or layout.rows % 2 or layout.height % 2 or layout.width < _LEAST_WIDTH:
+        return None
+    return Job(op.weight[:, :, 4], layout.rows * layout.width // 4, 16 * layout.bands * layout.images, Epilogue())
+
+
+#: Columns below which a row has too few pieces to fill a vector.
+_LEAST_WIDTH = 8
+
+
+def _by_winograd(usual: Placement, others: Jobs, times: Mapping[str, list[float]], target: Target) -> Placement:
+    """The placement with Winograd's products instead, where they are measured to be the faster way."""
+    name = f"{usual.op}{_WINOGRAD}"
+    if name not in others or usual.product is None or not usual.product.dense or usual.measured_us is None:
+        return usual
+    (job, products), measured = others[name], times[name]
+    best = min(range(len(products)), key=lambda index: measured[index])
+    if measured[best] * 1e6 > _MARGIN * usual.measured_us:
+        return usual
+    return replace(
+        usual,
+        product=products[best],
+        runner_up=usual.product,
+        stored=16 * sum(part.nbytes for part in job.sizes(products[best])),
+        predicted=cost(job, products[best], target),
+        measured_us=round(measured[best] * 1e6, 2),
+        runner_up_us=usual.measured_us,
+        winograd=True,
+    )
 
 
 def _placement(
