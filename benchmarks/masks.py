@@ -19,7 +19,7 @@ from edgesparse.models.exporting import model_path
 from edgesparse.passes import weight_layers
 from edgesparse.passes.layers import canonical_weight
 from edgesparse.passes.observe import input_moments
-from edgesparse.passes.permute import View, by_norm, retained, search
+from edgesparse.passes.permute import View, by_norm, retained, search, unstructured
 from edgesparse.passes.surgeon import obs
 from edgesparse.pattern import SparsePattern, best_mask
 from edgesparse.portable import prepare
@@ -39,9 +39,9 @@ def main(layer: str, samples: int, out: Path) -> None:
     scores = obs(canonical_weight(model, chosen), input_moments(model, [chosen], inputs)[layer])
     view = View(scores[:, :, 0].astype(np.float32), DENSITY, SIZE)
     plain, found = np.arange(len(scores)), search([view])
-    for name, order, size in (("given", plain, SIZE), ("by norm", by_norm([view]), SIZE), ("found", found, SIZE)):
-        click.echo(f"{name}: {retained([view], order, size):.4f} of the saliency retained")
-    click.echo(f"unstructured: {retained([view], plain, 1):.4f}")
+    for name, order in (("given", plain), ("by norm", by_norm([view])), ("found", found)):
+        click.echo(f"{name}: {retained([view], order):.4f} of the saliency retained")
+    click.echo(f"unstructured: {unstructured([view]):.4f}")
     pattern = SparsePattern("group", SIZE, 1)
     parts = [best_mask(pattern, scores[order], DENSITY)[:, :, 0] * 255 for order in (plain, found)]
     top = np.quantile(scores, 0.95)
