@@ -17,19 +17,20 @@ class Cast(Method):
 
     All weights run and get gradients. Those outside the present projection are drawn to zero by an L1 decay that is
     adaptive, as in the paper's AdamS: where gradients are small the decay is strong, so weights that the loss does not
-    need go first. Its strength rises until little is left of them at share `end`, where the mask is fixed. The kept
-    weights of a layer are scaled to the norm that it had with the others (the paper's weight scaling).
+    need go first. Its strength rises beyond all bounds to share `end`, where the mask is fixed. The kept weights of a
+    layer are scaled to the norm that it had with the others (the paper's weight scaling).
 
-    A decay, every `every` steps, takes strength * t^2 * m / (sqrt(v) / mean sqrt(v)) off a weight, at most all of it:
-    v is the running mean of squared gradients, m the mean magnitude outside the mask.
+    A decay, every `every` steps, takes strength * t^2 / (1 - t^2) * m * mean sqrt(v) / sqrt(v) off a weight, at most
+    all of it: t is the share of the way to `end`, v the running mean of squared gradients, m the mean magnitude outside
+    the mask.
     """
 
     name: ClassVar[str] = "cast"
     source: ClassVar[str] = "2509.25996"
 
-    strength: float = 2.0
+    strength: float = 4.0
     ramp: float = 0.5
-    end: float = 0.8
+    end: float = 0.7
     every: int = 8
 
     def __post_init__(self) -> None:
@@ -51,7 +52,8 @@ class Cast(Method):
             return
         due = run.progress(0.0, self.ramp)
         run.set_masks(run.project(run.scores(run.weights()), 1.0 - (1.0 - due) ** 3))
-        share = self.strength * run.progress(0.0, self.end) ** 2
+        time = run.progress(0.0, self.end)
+        share = self.strength * time**2 / (1.0 - time**2)
         for name, weight in run.weights().items():
             square = self.memory["square"][name]
             if weight.grad is not None and bool(weight.grad.isfinite().all()):

@@ -7,6 +7,7 @@ Only what the claimed networks use is there: any other operator is refused by na
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -283,6 +284,18 @@ OPS: dict[str, Op] = {
     "Clip": _clip,
     "Sigmoid": lambda _, x: torch.sigmoid(x[0]),
     "Tanh": lambda _, x: torch.tanh(x[0]),
+    "LeakyRelu": lambda node, x: nn.functional.leaky_relu(x[0], node.attributes.get_float("alpha", 0.01)),
+    "Elu": lambda node, x: nn.functional.elu(x[0], node.attributes.get_float("alpha", 1.0)),
+    "PRelu": lambda _, x: torch.where(x[0] >= 0, x[0], x[0] * x[1]),
+    "Gelu": lambda node, x: nn.functional.gelu(x[0], approximate=node.attributes.get_string("approximate", "none")),
+    "Erf": lambda _, x: torch.erf(x[0]),
+    "Exp": lambda _, x: torch.exp(x[0]),
+    "Sqrt": lambda _, x: torch.sqrt(x[0]),
+    "Abs": lambda _, x: torch.abs(x[0]),
+    "Neg": lambda _, x: -x[0],
+    "Pow": lambda _, x: torch.pow(x[0], x[1]),
+    "Min": lambda _, x: functools.reduce(torch.minimum, x),
+    "Max": lambda _, x: functools.reduce(torch.maximum, x),
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": lambda _, x: nn.functional.hardswish(x[0]),
     "Softmax": lambda node, x: torch.softmax(x[0], node.attributes.get_int("axis", -1)),

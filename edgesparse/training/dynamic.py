@@ -53,6 +53,10 @@ class GivenMask(RandomMask):
                     why="method given keeps the zeros that are there",
                     fix="prune the model first, or take another method",
                 )
+        if all(mask.all() for mask in masks.values()):
+            raise UsageError(
+                "no layer has a zero", why="method given keeps the zeros that are there", fix="prune the model first"
+            )
         run.set_masks(masks)
 
 

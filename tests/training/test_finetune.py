@@ -86,6 +86,9 @@ def test_the_converter_agrees_with_onnxruntime(name: str, trained: Path, tmp_pat
         "y = Conv<pads: ints = [0, 1, 1, 0], strides: ints = [2, 1]>(x, w)",
         "m = ReduceMean<keepdims: int = 0>(x, axes) y = Unsqueeze(m, last)",
         "g = GlobalAveragePool(x) f = Flatten(g) y = Gemm(f, v, b)",
+        "l = LeakyRelu<alpha: float = 0.2>(x) e = Elu<alpha: float = 0.7>(x) n = Neg(e) y = Max(l, n)",
+        "p = PRelu(x, low) a = Abs(p) s = Sqrt(a) y = Pow(s, high)",
+        "e = Erf(x) f = Exp(x) y = Min(e, f, high)",
         "g = GlobalAveragePool(x) s = Squeeze(g, axes) h = MatMul(s, v) d = Div(h, high) y = HardSwish(d)",
     ],
 )
@@ -109,6 +112,13 @@ def test_operators_agree_with_onnxruntime(body: str) -> None:
     proto.graph.output[0].type.tensor_type.ClearField("shape")
     model = model_from_proto(onnx.shape_inference.infer_shapes(proto))
     check_equal(Converted(model), model, torch.from_numpy(source.standard_normal((1, 3, 6, 6)).astype(np.float32)))
+
+
+@pytest.mark.parametrize("form", ["none", "tanh"])
+def test_gelu_agrees_with_onnxruntime(form: str) -> None:
+    text = f'agraph (float[1,30] x) => (float[1,30] y) {{ y = Gelu<approximate: string = "{form}">(x) }}'
+    model = graph(text, opset=20)
+    check_equal(Converted(model), model, torch.randn(2, 30))
 
 
 def test_an_unknown_operator() -> None:

@@ -113,6 +113,9 @@ def test_given_zeros_must_make_the_pattern() -> None:
     with torch.no_grad():
         model[0].weight[0, 0] = 0.0
     recipe = Recipe.from_dict({"pattern": "group:4x1", "density": 0.5})
+    plain = Recipe.from_dict({"pattern": "unstructured", "density": 0.5})
+    with pytest.raises(UsageError, match="no layer has a zero"):
+        Sparsifier(torch.nn.Linear(4, 4), plain, steps=1, method="given")
     with pytest.raises(UsageError, match="do not make pattern group:4x1"):
         Sparsifier(model, recipe, steps=1, method="given")
     with torch.no_grad():
