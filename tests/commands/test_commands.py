@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,14 @@ def test_sparsify_with_calibration_and_coupling(run: Run, tmp_path: Path) -> Non
     options = ("--pattern", "group:4x1", "--sparsity", "0.5", "--calibrate", tmp_path / "x.npy")
     code, out, _ = run("sparsify", path, *options)
     assert (code, "of 2 layers pruned" in out) == (0, True)
+    assert re.search(r"channels rearranged in 1 sets: 0\.\d+ of the saliency retained became 0\.\d+", out)
+    (tmp_path / "cluster.yaml").write_text("{ignore: [MatMul], rearrangement: {method: cluster}}")
+    code, again, _ = run(
+        "sparsify", tmp_path / "net.sparse.onnx", "--recipe", tmp_path / "cluster.yaml", "-o", "c.onnx"
+    )
+    assert code == 0, "a model that is sparse already keeps its zeros"
+    assert re.search(r"channels clustered in 1 sets: groups of 4 ran (0\.\d+) of the weights, now (0\.\d+)", again)
+    assert "of 2 layers pruned, density" in again
     props = {one.key: one.value for one in onnx.load(tmp_path / "net.sparse.onnx").metadata_props}
     assert json.loads(props["edgesparse.rearrangement"])[0]["channels"] == 12
     code, out, _ = run("inspect", path, "--coupling")
