@@ -45,7 +45,8 @@ def devices(console: Console, names: tuple[str, ...], json_to: str | None) -> No
         data = {"schema": "edgesparse.devices/1", "devices": [item.record() for item in found]}
         console.json(data, json_to)
         return
-    columns = ("device", "machine", "cpu", "cores", "memory MB", "governor", "temperature", "features", "can emulate")
+    hardware = ("device", "machine", "cpu", "cores", "memory MB", "governor", "temperature", "features")
+    columns = (*hardware, "onnxruntime", "can emulate")
     rows = [
         (
             item.name,
@@ -56,11 +57,12 @@ def devices(console: Console, names: tuple[str, ...], json_to: str | None) -> No
             item.governor,
             "" if item.temperature is None else f"{item.temperature:.0f}",
             _features(item),
+            item.onnxruntime,
             " ".join(item.emulators),
         )
         for item in found
     ]
-    console.table(columns, rows, text_columns=tuple(columns[index] for index in (0, 1, 2, 5, 7, 8)))
+    console.table(columns, rows, text_columns=tuple(columns[index] for index in (0, 1, 2, 5, 7, 8, 9)))
 
 
 def bench_on(
