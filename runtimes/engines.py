@@ -232,9 +232,13 @@ class EngineModel:
         }
         self.engine.ask({"deed": "feed", "id": self.name, "tensors": tensors})
 
-    def step(self, count: int = 1) -> list[float]:
-        """Run on the inputs that are in place: the seconds that each run took by the engine's clock."""
-        return [float(each) for each in self.engine.ask({"deed": "run", "id": self.name, "count": count})["seconds"]]
+    def step(self, count: int = 1, group: int = 1) -> list[float]:
+        """Run on the inputs that are in place: the seconds that each run took by the engine's clock.
+
+        With a `group`, each of the `count` numbers is the mean over so many runs.
+        """
+        job = {"deed": "run", "id": self.name, "count": count, "group": group}
+        return [float(each) for each in self.engine.ask(job)["seconds"]]
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs by name for inputs by name. UsageError, DeviceError."""

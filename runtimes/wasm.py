@@ -136,17 +136,21 @@ class WasmtimeModel:
         """Put inputs in place for `step`. UsageError for wrong names, shapes or dtypes."""
         self._feeds = check_feeds(self.inputs, feeds)
 
-    def step(self, count: int = 1) -> list[float]:
-        """Run on the inputs that are in place: the seconds of each run, with inputs and outputs copied."""
+    def step(self, count: int = 1, group: int = 1) -> list[float]:
+        """Run on the inputs that are in place: the seconds of each run, with inputs and outputs copied.
+
+        With a `group`, each of the `count` numbers is the mean over so many runs.
+        """
         run, store, seconds = self._code["run"], self._store, []
         for _ in range(count):
             began = time.perf_counter()
-            for place, value in zip(self._given, self._feeds, strict=True):
-                place[...] = value
-            run(store)
-            for place, value in zip(self._results, self._taken, strict=True):
-                value[...] = place
-            seconds.append(time.perf_counter() - began)
+            for _ in range(group):
+                for place, value in zip(self._given, self._feeds, strict=True):
+                    place[...] = value
+                run(store)
+                for place, value in zip(self._results, self._taken, strict=True):
+                    value[...] = place
+            seconds.append((time.perf_counter() - began) / group)
         return seconds
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

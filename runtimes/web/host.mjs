@@ -121,12 +121,13 @@ const DEEDS = {
     models.get(id).feed(tensors);
     return {};
   },
-  async run({ id, count }) {
+  /** Seconds of each of `count` runs; with a `group`, the mean over so many runs each: clocks of pages are coarse. */
+  async run({ id, count, group = 1 }) {
     const model = models.get(id), seconds = [];
     for (let index = 0; index < count; index++) {
       const started = performance.now();
-      await model.run();
-      seconds.push((performance.now() - started) / 1e3);
+      for (let each = 0; each < group; each++) await model.run();
+      seconds.push((performance.now() - started) / 1e3 / group);
     }
     return { seconds };
   },

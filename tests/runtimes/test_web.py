@@ -168,6 +168,40 @@ def test_bench_in_an_engine(node: Engine, made: dict[str, Bundle]) -> None:
     assert told.arena_bytes
 
 
+class CoarseModel:
+    """Runs of 3 us by a clock that ticks every 5 us; the first one takes 200 us."""
+
+    inputs, load_seconds = (), 0.1
+
+    def __init__(self) -> None:
+        self.engine = self
+        self.now = 0.0
+        self.runs = 0
+
+    def load(self, feeds: dict[str, np.ndarray]) -> None:
+        assert not feeds
+
+    def preemptions(self) -> int:
+        return 0
+
+    def step(self, count: int = 1, group: int = 1) -> list[float]:
+        found = []
+        for _ in range(count):
+            began = self.now // 5e-6
+            for _ in range(group):
+                self.now += 3e-6 if self.runs else 200e-6
+                self.runs += 1
+            found.append((self.now // 5e-6 - began) * 5e-6 / group)
+        return found
+
+
+def test_runs_that_are_short_for_the_clock_are_timed_in_groups() -> None:
+    contender = webbench.EngineContender("short", CoarseModel())  # type: ignore[arg-type]
+    assert contender.run_once() == pytest.approx(200e-6, abs=5e-6)
+    found = [contender.run_once() for _ in range(300)]
+    np.testing.assert_allclose(found, 3e-6, rtol=0.11)  # a tick of 5 us in a timing of 50 us or more
+
+
 def test_bench_on_threads(node: Engine, made: dict[str, Bundle]) -> None:
     it = made["pruned"]
     built = webbench.Built(it, None, it.path.with_suffix(".onnx"))
