@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -98,6 +98,8 @@ def finetune(
     check_equal(student.graph, start.begun, held_back[:2])
     model = start.begun
     who = identity(path, inputs, recipe, settings)
+    if start.pruned:  # its densities are found already
+        settings = replace(settings, allocation="uniform")
     trainer = Trainer(teacher, student, trained, held_back, start.recipe, method, settings, checkpoint, resume, who)
     agreement, seconds = trainer.run(tick)
     reports = tuple(trainer.sparsifier.report())
