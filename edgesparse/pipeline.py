@@ -24,13 +24,13 @@ from edgesparse.artifacts.artifact import Artifact
 from edgesparse.artifacts.manifest import Manifest, TensorInfo
 from edgesparse.building.build import build_kernels
 from edgesparse.building.modules import APART, TWINS, Table, link_module, strip_counts
-from edgesparse.errors import CompileError, EdgesparseError, ModelError
+from edgesparse.errors import CompileError, EdgesparseError, ModelError, UsageError
 from edgesparse.graph.ops import Fallback, Graph
 from edgesparse.graph.recognise import recognise
 from edgesparse.lowering import arena, emit
 from edgesparse.lowering.describe import describe_graph, describe_placements, describe_plan, describe_program
 from edgesparse.lowering.lower import Lowered, Part, lower
-from edgesparse.lowering.program import Program
+from edgesparse.lowering.program import MOST_STRIPS, Program
 from edgesparse.passes import save_model
 from edgesparse.planning.decide import Choice, decide
 from edgesparse.planning.place import Measure, Placement, place
@@ -100,6 +100,8 @@ def compile_model(
         One of its kinds, whatever goes wrong; nothing half-written stays.
     """
     tick = progress or (lambda share, text: None)
+    if not 1 <= threads <= MOST_STRIPS:
+        raise UsageError(f"a program of {threads} threads", why=f"it may have 1 to {MOST_STRIPS}")
     with artifact.claim(output, force=force) as slot:
         record = Steps(output, stop_after, tuple(dump_after), COMPILER_STEPS)
         model = prepare(path, recipe, shapes, tick, notice, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +22,12 @@ from networks import (
 )
 
 import edgesparse
-from edgesparse.errors import CompileError, EdgesparseError
+from edgesparse.artifacts.artifact import open_artifact
+from edgesparse.errors import CompileError, EdgesparseError, UsageError
 from edgesparse.models.packages import MissingPackageError
 from edgesparse.pipeline import compile_model
 from edgesparse.recipe import Recipe
+from edgesparse.runtimes.local import LocalRunner
 
 WIDEST = HOST_TARGETS[-1]
 RNG = np.random.default_rng(0)
@@ -227,6 +230,29 @@ def compile_text(text: str, weights: dict[str, Any], folder: Path) -> None:
     path = folder / "model.onnx"
     path.write_bytes(text_model(text, weights).SerializeToString())
     compile_model(path, target=WIDEST, output=folder / "out", tune=False)
+
+
+def test_threads_that_get_no_core_hold_nobody_up(tmp_path: Path) -> None:
+    """Four threads on one core: strips that a thread has not begun are run by others, with the same bits."""
+    model, cores = random_network(3, 16), os.sched_getaffinity(0)
+    check_against_onnx(model, tmp_path, threads=4)
+    made = open_artifact(tmp_path / "artifact")
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        with LocalRunner(made, threads=1) as one, LocalRunner(made, threads=4) as four:
+            for seed in range(60):
+                feeds = feeds_of(model, seed)
+                expected, found = one.run(feeds), four.run(feeds)
+                for name, value in expected.items():
+                    np.testing.assert_array_equal(found[name], value)
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.parametrize("threads", [0, 65])
+def test_no_program_for_so_many_threads(threads: int, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="1 to 64"):
+        compile_model(tmp_path / "model.onnx", target=WIDEST, output=tmp_path / "out", threads=threads)
 
 
 def test_an_output_may_be_constant(tmp_path: Path) -> None:

@@ -34,6 +34,9 @@ class Ref:
     offset: int = 0
 
 
+#: Threads, and so strips, that a program may have at most; the runtime has room for so many.
+MOST_STRIPS = 64
+
 #: The arena itself, for kernels that take row offsets.
 ARENA = "@arena"
 

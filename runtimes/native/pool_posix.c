@@ -11,8 +11,10 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-/* Looks at a flag before a thread offers its core to others: some tens of microseconds. */
+/* Looks at a counter before a thread offers its core to others: some hundreds of microseconds. */
 #define SPINS 20000
+/* Looks that make a brief wait: a microsecond or two, longer than a thread that is awake needs to come. */
+#define BRIEF 100
 /* Looks at the count of runs before a worker sleeps: waking it would take as long. */
 #define LINGERS 4000
 
@@ -30,8 +32,6 @@ struct es_pool {
     uint32_t runs;     /* counts the runs that were started: written under the lock, read by workers that linger */
     int asleep;        /* under the lock: workers that must be woken */
     int quit;          /* under the lock */
-    uint32_t arrived;  /* atomic: threads that wait at the barrier */
-    uint32_t phase;    /* atomic: barriers passed */
     int threads;
     pid_t process;
     worker workers[];
@@ -45,19 +45,21 @@ static void relax(void) {
 #endif
 }
 
-void es_pool_barrier(es_pool *pool) {
-    const uint32_t phase = __atomic_load_n(&pool->phase, __ATOMIC_RELAXED);
-    if (__atomic_add_fetch(&pool->arrived, 1, __ATOMIC_ACQ_REL) == (uint32_t)pool->threads) {
-        __atomic_store_n(&pool->arrived, 0, __ATOMIC_RELAXED);
-        __atomic_store_n(&pool->phase, phase + 1, __ATOMIC_RELEASE);
-        return;
-    }
-    for (int spins = 0; __atomic_load_n(&pool->phase, __ATOMIC_ACQUIRE) == phase; spins++) {
+int es_pool_wait(const uint32_t *counter, uint32_t value, int briefly) {
+    for (int spins = 0; (int32_t)(__atomic_load_n(counter, __ATOMIC_ACQUIRE) - value) < 0; spins++) {
+        if (briefly && spins == BRIEF)
+            return 0;
         if (spins < SPINS)
             relax();
         else
             sched_yield();
     }
+    return 1;
+}
+
+void es_pool_add(uint32_t *counter, uint32_t value) {
+    (void)value; /* nobody sleeps within a run */
+    __atomic_add_fetch(counter, 1, __ATOMIC_ACQ_REL);
 }
 
 static void *serve(void *argument) {
@@ -79,8 +81,7 @@ static void *serve(void *argument) {
         pthread_mutex_unlock(&pool->lock);
         if (quit)
             return NULL;
-        work(context, pool, self->index, pool->threads);
-        es_pool_barrier(pool);
+        work(context, pool, seen, self->index, pool->threads);
     }
 }
 
@@ -131,7 +132,7 @@ void es_pool_run(es_pool *pool, es_work work, void *context) {
     __atomic_store_n(&pool->runs, pool->runs + 1, __ATOMIC_RELAXED);
     if (pool->asleep)
         pthread_cond_broadcast(&pool->wake);
+    const uint32_t run = pool->runs;
     pthread_mutex_unlock(&pool->lock);
-    work(context, pool, 0, pool->threads);
-    es_pool_barrier(pool);
+    work(context, pool, run, 0, pool->threads);
 }

@@ -10,13 +10,13 @@
 
 /* Looks at a word before a thread goes to sleep: about as long as waking it would take. */
 #define SPINS 50000
+/* Looks that make a brief wait: longer than a thread that is awake needs to come. */
+#define BRIEF 1000
 
 struct es_pool {
     es_work work;
     void *context;
-    uint32_t runs;    /* atomic: the runs that were started */
-    uint32_t arrived; /* atomic: threads that wait at the barrier */
-    uint32_t phase;   /* atomic: barriers passed */
+    uint32_t runs; /* atomic: the runs that were started */
     int threads;
 };
 
@@ -36,14 +36,21 @@ static void advance(uint32_t *word) {
     __builtin_wasm_memory_atomic_notify((int *)word, 0xffffffffu);
 }
 
-void es_pool_barrier(es_pool *it) {
-    const uint32_t phase = __atomic_load_n(&it->phase, __ATOMIC_RELAXED);
-    if (__atomic_add_fetch(&it->arrived, 1, __ATOMIC_ACQ_REL) != (uint32_t)it->threads) {
-        wait_while(&it->phase, phase);
-        return;
+int es_pool_wait(const uint32_t *counter, uint32_t value, int briefly) {
+    for (int spins = 0;; spins++) {
+        const uint32_t now = __atomic_load_n(counter, __ATOMIC_ACQUIRE);
+        if ((int32_t)(now - value) >= 0)
+            return 1;
+        if (briefly && spins == BRIEF)
+            return 0;
+        if (spins >= SPINS)
+            es_web_sleep(counter, now);
     }
-    __atomic_store_n(&it->arrived, 0, __ATOMIC_RELAXED);
-    advance(&it->phase);
+}
+
+void es_pool_add(uint32_t *counter, uint32_t value) {
+    if (__atomic_add_fetch(counter, 1, __ATOMIC_ACQ_REL) == value)
+        __builtin_wasm_memory_atomic_notify((int *)counter, 0xffffffffu);
 }
 
 /* What a worker does until the pool ends. */
@@ -52,8 +59,7 @@ __attribute__((export_name("serve"))) void es_web_serve(int index) {
         wait_while(&pool.runs, seen);
         if (!pool.work)
             return;
-        pool.work(pool.context, &pool, index, pool.threads);
-        es_pool_barrier(&pool);
+        pool.work(pool.context, &pool, seen + 1, index, pool.threads);
     }
 }
 
@@ -78,6 +84,5 @@ void es_pool_run(es_pool *it, es_work work, void *context) {
     it->work = work;
     it->context = context;
     advance(&it->runs);
-    work(context, it, 0, it->threads);
-    es_pool_barrier(it);
+    work(context, it, it->runs, 0, it->threads);
 }

@@ -35,6 +35,9 @@ typedef struct es_short_call {
 #define ES_WEIGHTS_VERSION 1
 #define ES_HEADER_BYTES 64
 
+/* The most strips of a program: `compile --threads` allows no more. */
+#define ES_MOST_STRIPS 64
+
 /* The start of a weights file; little-endian. The digest is that of the constants, so that a file of another model of
  * the same size is told. */
 typedef struct es_weights_header {

@@ -24,6 +24,8 @@ struct es_model {
     uint64_t mapped_bytes; /* 0 where the weights belong to the caller */
 #ifdef ES_THREADS
     es_pool *pool; /* null while there is one thread */
+    uint32_t done; /* atomic: strips ended since the pool was made */
+    uint32_t begun[ES_MOST_STRIPS]; /* atomic: the last stage that was begun of each strip */
 #endif
 };
 
@@ -262,6 +264,9 @@ int es_set_threads(es_model *model, int32_t threads) {
 #ifdef ES_THREADS
     es_pool_destroy(model->pool);
     model->pool = NULL;
+    __atomic_store_n(&model->done, 0, __ATOMIC_RELAXED);
+    for (int strip = 0; strip < model->program->strip_count; strip++)
+        __atomic_store_n(&model->begun[strip], 0, __ATOMIC_RELAXED);
     if (threads > 1) {
         model->pool = es_pool_create(threads);
         if (!model->pool)
@@ -272,16 +277,34 @@ int es_set_threads(es_model *model, int32_t threads) {
 }
 
 #ifdef ES_THREADS
-/* One thread's part of a run: its strips of each stage, then a wait for the others. */
-static void run_strips(void *context, es_pool *pool, int thread, int threads) {
-    const es_model *model = context;
+/* Run a strip of a stage unless another thread has begun it. Stages are numbered through all runs of a pool. */
+static void take(es_model *model, const uint32_t *range, int strip, uint32_t stage) {
+    uint32_t before = stage - 1;
+    if (!__atomic_compare_exchange_n(&model->begun[strip], &before, stage, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+        return;
+    run_calls(model, range[2 * strip], range[2 * strip + 1]);
+    es_pool_add(&model->done, stage * (uint32_t)model->program->strip_count);
+}
+
+/* One thread's part of a run: of each stage its own strips, then a wait for the others. A thread whose core was taken away
+ * does not hold up the rest: strips that it has not begun after a moment are run by who is there. Which thread runs a strip
+ * changes no result. */
+static void run_strips(void *context, es_pool *pool, uint32_t run, int thread, int threads) {
+    es_model *model = context;
     const es_program *program = model->program;
     const uint32_t *range = program->stages;
-    for (uint32_t stage = 0; stage < program->stage_count; stage++, range += 2 * program->strip_count) {
-        for (int strip = thread; strip < program->strip_count; strip += threads)
-            run_calls(model, range[2 * strip], range[2 * strip + 1]);
-        if (stage + 1 < program->stage_count)
-            es_pool_barrier(pool);
+    const int strips = program->strip_count;
+    uint32_t stage = (run - 1) * program->stage_count;
+    (void)pool;
+    for (uint32_t index = 0; index < program->stage_count; index++, range += 2 * strips) {
+        stage++;
+        for (int strip = thread; strip < strips; strip += threads)
+            take(model, range, strip, stage);
+        if (es_pool_wait(&model->done, stage * (uint32_t)strips, 1))
+            continue;
+        for (int strip = 0; strip < strips; strip++)
+            take(model, range, strip, stage);
+        es_pool_wait(&model->done, stage * (uint32_t)strips, 0);
     }
 }
 #endif
