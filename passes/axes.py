@@ -335,6 +335,17 @@ def _pad(work: AxisWork, node: ir.Node) -> None:
             work.pin_axis(axis, node, "padding binds the order")
 
 
+def _gather(work: AxisWork, node: ir.Node) -> None:
+    """A look-up along one axis, as of embeddings: the others stay whole."""
+    data, indices, out = work.needed(node, 0), work.needed(node, 1), work.out(node)
+    at = _along(node, len(data))
+    work.pin_axis(data[at], node, "a look-up by index keeps its order")
+    for axis in out[at : at + len(indices)]:
+        work.pin_axis(axis, node, "a look-up by index keeps its order")
+    for one, other in zip((*data[:at], *data[at + 1 :]), (*out[:at], *out[at + len(indices) :]), strict=True):
+        work.unite(one, other, node)
+
+
 def _expand(work: AxisWork, node: ir.Node) -> None:
     for one, other in zip(reversed(work.needed(node, 0)), reversed(work.out(node)), strict=False):
         if work.spaces.extent(one) != 1 or work.spaces.extent(other) == 1:
@@ -359,7 +370,10 @@ _HANDLERS: dict[str, Callable[[AxisWork, ir.Node], None]] = {
     "Slice": _slice,
     "Pad": _pad,
     "Expand": _expand,
+    "Gather": _gather,
 }
 
-_FIRST_ONLY = frozenset((*SAME, *_POOLS, *REDUCE, *RESHAPES, "Resize", "Transpose", "Split", "Slice", "Pad", "Expand"))
+_FIRST_ONLY = frozenset(
+    (*SAME, *_POOLS, *REDUCE, *RESHAPES, "Resize", "Transpose", "Split", "Slice", "Pad", "Expand", "Gather")
+)
 """Operators whose other inputs are numbers that say what to do: these are pinned."""

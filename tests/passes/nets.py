@@ -142,13 +142,21 @@ def _heads(net: Net, x: str, c: int) -> tuple[str, int]:
     return net.op("Reshape", net.op("Transpose", out, perm=[0, 2, 1]), net.ints(1, c, SIDE, SIDE)), c
 
 
+def _lookup(net: Net, x: str, c: int) -> tuple[str, int]:
+    """Rows of the image in another order, and rows of a table added, as embeddings are."""
+    rows = net.op("Gather", x, net.ints(2, 0, 3, 1), axis=2)
+    table = net.op("Gather", net.normal(9, c), net.ints(*range(4, 8)), axis=0)
+    turned = net.op("Reshape", net.op("Transpose", table, perm=[1, 0]), net.ints(1, c, SIDE, 1))
+    return net.op("Add", rows, turned), c
+
+
 def _shuffle(net: Net, x: str, c: int) -> tuple[str, int]:
     return net.op("DepthToSpace", net.op("SpaceToDepth", x, blocksize=2), blocksize=2), c
 
 
 BLOCKS: tuple[Block, ...] = (
     _pointwise, _depthwise, _grouped, _residual, _excite, _concat, _split, _slice, _norm, _prelu, _flat, _attention,
-    _shuffle, _heads,
+    _shuffle, _heads, _lookup,
 )  # fmt: skip
 
 
