@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import random_network
 
@@ -39,6 +39,7 @@ def programs(draw: st.DrawFn) -> Program:
     return Program(calls, buffers, {}, (), (), ("layer",))
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(programs())
 def test_live_buffers_never_overlap(program: Program) -> None:
     placed = arena.assign(program)
@@ -54,12 +55,14 @@ def test_live_buffers_never_overlap(program: Program) -> None:
     assert placed.offsets.keys() == {buffer.name for buffer in program.buffers}
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(programs())
 def test_room_is_between_the_bound_and_all_buffers(program: Program) -> None:
     used = arena.assign(program).arena_bytes - arena.TAIL_BYTES
     assert arena.lower_bound(program) <= used <= 1.5 * arena.lower_bound(program) + 1
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(programs())
 def test_placement_does_not_depend_on_the_order_of_buffers(program: Program) -> None:
     turned = Program(program.calls, program.buffers[::-1], {}, (), (), program.layers)
