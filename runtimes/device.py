@@ -13,8 +13,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from edgesparse.artifacts.artifact import Artifact
 from edgesparse.artifacts.manifest import TensorInfo
 from edgesparse.errors import DeviceError, UnsupportedError, UsageError
 from edgesparse.runtimes import links
-from edgesparse.runtimes.base import check_feeds
+from edgesparse.runtimes.base import Closing, check_feeds
 from edgesparse.runtimes.links import Done, Link
 
 #: What times onnxruntime on the device.
@@ -135,7 +134,7 @@ def check_device(artifact: Artifact, device: Description) -> None:
         )
 
 
-class Device:
+class Device(Closing):
     """One artifact's folder on one device.
 
     Parameters
@@ -230,14 +229,6 @@ class Device:
             self._used = False
         self.link.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _hashes(self, names: Mapping[str, Any]) -> dict[str, str]:
         """SHA-256 of those of the files that are there."""
         spots = " ".join(shlex.quote(name) for name in names)
@@ -279,7 +270,7 @@ class Device:
         raise DeviceError(f"{path} failed on {name}", why=said or signal, fix=fix)
 
 
-class DeviceRunner:
+class DeviceRunner(Closing):
     """A `Runner` on a device: every run sends the inputs and fetches the outputs."""
 
     def __init__(self, device: Device, *, timeout: float = 600.0) -> None:
@@ -319,14 +310,6 @@ class DeviceRunner:
 
     def close(self) -> None:
         self.device.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 @contextlib.contextmanager

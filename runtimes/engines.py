@@ -17,15 +17,14 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from edgesparse.artifacts.manifest import TensorInfo
 from edgesparse.errors import DeviceError, UsageError
 from edgesparse.measuring.cores import preemptions_of
-from edgesparse.runtimes.base import check_feeds
+from edgesparse.runtimes.base import Closing, check_feeds
 from edgesparse.runtimes.serving import Mailbox
 
 #: Engine to the programs that may be it.
@@ -54,7 +53,7 @@ _CHROMIUM = (
 )
 
 
-class Engine:
+class Engine(Closing):
     """One running engine.
 
     Parameters
@@ -181,14 +180,6 @@ class Engine:
             self._room.cleanup()
             del self._box
         self._box = None  # type: ignore[assignment]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _last_words(self) -> str:
         try:

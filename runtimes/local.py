@@ -7,15 +7,13 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from edgesparse.artifacts.artifact import Artifact, open_artifact
 from edgesparse.artifacts.manifest import TensorInfo
 from edgesparse.errors import ArtifactError, DeviceError, UsageError
-from edgesparse.runtimes.base import check_feeds, check_host
+from edgesparse.runtimes.base import Closing, check_feeds, check_host
 
 #: The ABI of edgesparse.h that this module speaks.
 ABI = 2
@@ -33,7 +31,7 @@ class _Port(ctypes.Structure):
     )
 
 
-class LocalRunner:
+class LocalRunner(Closing):
     """One model in this process.
 
     All memory is taken when it is made; `run` allocates the arrays it returns and nothing else.
@@ -132,14 +130,6 @@ class LocalRunner:
                 self._inputs, self._outputs = [], []
                 self._library.es_destroy(self._model)
                 self._model = ctypes.c_void_p()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_library", None) is not None:

@@ -8,14 +8,13 @@ import resource
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from edgesparse.artifacts.manifest import TensorInfo
 from edgesparse.errors import DeviceError
-from edgesparse.runtimes.base import check_feeds
+from edgesparse.runtimes.base import Closing, check_feeds
 
 #: Rounds of one timing of the probe, and how often each of its loops is timed; the least time counts.
 _PROBE_ROUNDS, _PROBE_TURNS = 1200, 40
@@ -23,7 +22,7 @@ _PROBE_ROUNDS, _PROBE_TURNS = 1200, 40
 _SLOWER = 1.2
 
 
-class Wasmtime:
+class Wasmtime(Closing):
     """The engine, with the interface of `engines.Engine` as far as a bench needs it.
 
     Raises
@@ -71,16 +70,8 @@ class Wasmtime:
     def close(self) -> None:
         """Nothing runs beside this process."""
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class WasmtimeModel:
+class WasmtimeModel(Closing):
     """One bundle in wasmtime: a `Runner`."""
 
     def __init__(
@@ -168,11 +159,3 @@ class WasmtimeModel:
     def close(self) -> None:
         """Give the model's memory back."""
         del self._memory, self._given, self._results, self._code, self._store
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
