@@ -89,6 +89,7 @@ def prepare(
         on_step=lambda name, _: tick(0.02 + 0.1 * names.index(name) / len(names), name),
         stop_after=steps.stop_after if steps.stop_after in names else None,
         dump=steps.dump_model,
+        keep=False,
     )
     if reasons is not None:
         reasons.extend(result.reasons)

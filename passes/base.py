@@ -55,6 +55,7 @@ def run_passes(
     on_step: Callable[[str, PassResult], None] | None = None,
     stop_after: str | None = None,
     dump: Callable[[str, ir.Model], None] | None = None,
+    keep: bool = True,
 ) -> RunResult:
     """Run `passes` in order on a copy of `model`; after each the model must be valid and keep its signature.
 
@@ -66,6 +67,9 @@ def run_passes(
         Name of the last pass to run. UsageError if there is none of this name.
     dump:
         Called with each pass's name and model: for `--dump-after`.
+    keep:
+        False for a model that the caller has no more use for: it is changed itself, so that weights can be freed as
+        soon as others take their place.
 
     Raises ------ ModelError: a pass made an invalid model, changed its inputs or outputs, or crashed; it is
     named, with those that ran before. Errors that passes raise on purpose keep their class and are told with
@@ -76,7 +80,8 @@ def run_passes(
         near = difflib.get_close_matches(stop_after, names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UsageError(f"unknown step {stop_after!r}", fix=f"{hint}steps are {', '.join(names)}")
-    model = model.clone()
+    if keep:
+        model = model.clone()
     before = signature(model)
     modified = False
     reasons: list[Reason] = []

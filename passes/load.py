@@ -10,7 +10,7 @@ import contextlib
 import difflib
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import onnx
@@ -24,8 +24,10 @@ from onnx_ir.passes.common import (
 
 from edgesparse.errors import EdgesparseError, ModelError, UnsupportedError, UsageError
 from edgesparse.passes.base import check_model, first_line, infer_shapes
+from edgesparse.passes.graph import Array
 from edgesparse.passes.untrusted import (
     MAX_ELEMENTS,
+    Weights,
     check_extent,
     check_numbers,
     check_proto,
@@ -33,6 +35,7 @@ from edgesparse.passes.untrusted import (
     read_proto,
 )
 from edgesparse.passes.widen import widen
+from edgesparse.passes.write import MOST_BYTES, model_chunks
 
 OPSET = 18
 """Older models are converted to this opset: from here on, axes, bounds and pads are inputs everywhere."""
@@ -43,6 +46,10 @@ MAX_IR = 10
 SETTLED = 23
 """A newer opset is only kept where an operator needs it: released tools do not read the newest."""
 
+_HEAVY = 2**16
+"""Bytes from which on a weight is kept away from the version converter, which looks at small ones only: shapes, axes,
+scales.
+"""
 _GREW = ("Cast", "CastLike", "SpaceToDepth")
 _CLARIFIED = ("Mod", "BitShift")
 
@@ -89,13 +96,14 @@ def model_from_proto(
     """
     notice = notice or (lambda _: None)
     check_proto(proto)
+    weights: Weights = {}
     if folder is not None:
-        read_external(proto, folder)
+        weights = read_external(proto, folder)
     elif any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer):
         raise ModelError("the model's weights are in other files", why="it was given without its folder")
-    check_numbers(proto)
+    check_numbers(proto, weights)
     try:
-        model = _upgrade(_ordered(_deserialize(proto)), notice)
+        model = _upgrade(_ordered(_deserialize(proto, weights)), notice)
     except EdgesparseError:
         raise
     except Exception as error:  # whatever the libraries make of a graph that is no graph
@@ -113,20 +121,19 @@ def model_from_proto(
 def save_model(model: ir.Model, path: str | Path) -> None:
     """Write a model to one file, whole or not at all. EdgesparseError if the disk does not take it."""
     path = Path(path)
-    try:
-        data = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
-    except Exception as error:  # protobuf's classes differ by backend
-        raise UnsupportedError(f"cannot write {path}", why="the model is larger than 2 GiB") from error
-    write_atomic(path, data)
+    size, chunks = model_chunks(model)
+    if size > MOST_BYTES:
+        raise UnsupportedError(f"cannot write {path}", why="the model is larger than 2 GiB")
+    write_atomic(path, chunks)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Write a file by way of a temporary one beside it, so that nothing half-written is ever seen."""
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         # a temporary file is private; the result is as readable as any file the user makes
@@ -141,8 +148,15 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise EdgesparseError(f"cannot write {path}", why=error.strerror or str(error)) from error
 
 
-def _deserialize(proto: onnx.ModelProto) -> ir.Model:
+def _deserialize(proto: onnx.ModelProto, weights: Weights) -> ir.Model:
+    """The model of a message, whose initializers get these arrays; the message is changed."""
+    for tensor in proto.graph.initializer:
+        if tensor.name in weights:
+            tensor.ClearField("data_location")
     model = ir.serde.deserialize_model(proto)
+    for name, array in weights.items():
+        value = model.graph.initializers[name]
+        value.const_value = ir.tensor(array, name=name)
     RemoveInitializersFromInputsPass()(model)
     if model.functions:
         InlinePass()(model)
@@ -167,7 +181,7 @@ def _upgrade(model: ir.Model, notice: Notice) -> ir.Model:
         _settle(model, version)
         return model
     try:
-        proto = onnx.version_converter.convert_version(ir.serde.serialize_model(model), OPSET)
+        proto, weights = _converted(model)
     except Exception as error:
         raise UnsupportedError(
             f"opset {version} cannot be converted to {OPSET}",
@@ -175,9 +189,30 @@ def _upgrade(model: ir.Model, notice: Notice) -> ir.Model:
             fix=f"export the model with opset_version={OPSET}",
         ) from error
     notice(f"converted from opset {version} to {OPSET}")
-    upgraded = _deserialize(proto)
+    upgraded = _deserialize(proto, weights)
     upgraded.metadata_props.update(model.metadata_props)
     return _ordered(upgraded)
+
+
+def _converted(model: ir.Model) -> tuple[onnx.ModelProto, Weights]:
+    """The model's message in `OPSET`, and its large weights, which are taken from both: converting copies all it is
+    given.
+    """
+    weights: dict[str, Array] = {}
+    stubs = []
+    for name, value in tuple(model.graph.initializers.items()):
+        if value.const_value is not None and value.const_value.nbytes > _HEAVY:
+            weights[name] = value.const_value.numpy()
+            stubs.append(onnx.TensorProto(name=name, dims=weights[name].shape, data_type=value.const_value.dtype.value))
+            del model.graph.initializers[name]
+            value.const_value = None
+            model.graph.inputs.append(value)
+    proto = onnx.version_converter.convert_version(ir.serde.serialize_model(model), OPSET)
+    kept = [value for value in proto.graph.input if value.name not in weights]
+    del proto.graph.input[:]
+    proto.graph.input.extend(kept)
+    proto.graph.initializer.extend(stubs)
+    return proto, weights
 
 
 def _settle(model: ir.Model, version: int) -> None:

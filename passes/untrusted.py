@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,10 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from edgesparse.errors import ModelError, UnsupportedError
+from edgesparse.passes.graph import Array
 
+Weights = Mapping[str, Array]
+"""Arrays by the name of the initializer."""
 MAX_FILE = 2**31 - 1
 """Largest model file and tensor in bytes: protobuf's own limit."""
 MAX_TOTAL = 2**32
@@ -205,19 +208,33 @@ def expected_bytes(tensor: TensorProto) -> int:
     return int(math.prod(tensor.dims) * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
 
 
-def read_external(proto: onnx.ModelProto, folder: Path) -> None:
-    """Read all external tensors into the message. They must lie in regular files inside `folder`: ModelError."""
+def read_external(proto: onnx.ModelProto, folder: Path) -> Weights:
+    """Read all external tensors. They must lie in regular files inside `folder`: ModelError.
+
+    The graph's initializers are returned by name and stay away from the message, which keeps all it ever held until
+    its last tensor goes: what is pruned could not be freed. The others, in branches and constants, go into it.
+    """
+    weights: dict[str, Array] = {}
     root = Path(os.path.realpath(folder))
     total = 0
-    for tensor, where in tensors(proto):
+    for number, (tensor, where) in enumerate(tensors(proto)):
         total += expected_bytes(tensor)
         if total > MAX_TOTAL:
             raise ModelError("the model's weights are too large", why=f"together more than {MAX_TOTAL} bytes")
         if tensor.data_location == TensorProto.EXTERNAL:
-            _read_tensor(tensor, where, root)
+            data = _read_tensor(tensor, where, root)
+            tensor.ClearField("external_data")
+            if number < len(proto.graph.initializer):
+                tensor.ClearField("raw_data")
+                kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+                weights[tensor.name] = np.frombuffer(data, kind).reshape(tuple(tensor.dims))
+            else:
+                tensor.data_location = TensorProto.DEFAULT
+                tensor.raw_data = data
+    return weights
 
 
-def _read_tensor(tensor: TensorProto, where: str, root: Path) -> None:
+def _read_tensor(tensor: TensorProto, where: str, root: Path) -> bytes:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     parts = Path(location).parts
@@ -243,9 +260,7 @@ def _read_tensor(tensor: TensorProto, where: str, root: Path) -> None:
         raise ModelError(f"{where}: cannot read {location!r}", why=why, fix=fix) from error
     if len(data) != wanted:
         raise ModelError(f"{where} in {location!r}", why=f"the file ends after {len(data)} of {wanted} bytes")
-    tensor.ClearField("external_data")
-    tensor.data_location = TensorProto.DEFAULT
-    tensor.raw_data = data
+    return data
 
 
 def _outside(where: str, location: str) -> ModelError:
@@ -256,9 +271,9 @@ def _outside(where: str, location: str) -> ModelError:
     )
 
 
-def check_numbers(proto: onnx.ModelProto) -> None:
+def check_numbers(proto: onnx.ModelProto, weights: Weights) -> None:
     """Every tensor holds the data that its shape needs, and no NaN; infinities only where masks and bounds
-    read.
+    read. `weights` are the initializers whose data is not in the message.
     """
     readers: dict[str, set[str]] = {}
     for node in proto.graph.node:
@@ -269,7 +284,8 @@ def check_numbers(proto: onnx.ModelProto) -> None:
             held, wanted = len(tensor.raw_data), expected_bytes(tensor)
             raise ModelError(f"{where} is damaged", why=f"it holds {held} bytes, its shape needs {wanted}")
         try:
-            array = numpy_helper.to_array(tensor)
+            external = tensor.data_location == TensorProto.EXTERNAL
+            array = weights[tensor.name] if external else numpy_helper.to_array(tensor)
         except Exception as error:  # onnx raises whatever numpy raises on what does not fit
             raise ModelError(f"{where} is damaged", why="its data does not fit its shape") from error
         if tensor.data_type not in _FLOATS or np.isfinite(array).all():

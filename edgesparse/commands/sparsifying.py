@@ -163,7 +163,7 @@ def sparsify(
         assert samples is not None
         made = _searched(console, loaded, rules, samples, judge, pricer, cost, max_drop, frontier)
     else:
-        made = _once(console, loaded, rules, samples, pricer, place, stop_after, dump_after)
+        made = _once(console, loaded, rules, samples, pricer, place, stop_after, dump_after, keep=judge is not None)
         if judge is not None:
             made = _evaluated(console, made, judge, max_drop)
     save_model(made.model, place)
@@ -244,6 +244,8 @@ def _once(
     place: Path,
     stop_after: str | None,
     dump_after: tuple[str, ...],
+    *,
+    keep: bool,
 ) -> Made:
     from edgesparse.passes import run_passes, save_model, sparsify_passes
 
@@ -261,6 +263,7 @@ def _once(
             dump=lambda name, made: (
                 save_model(made, place.with_suffix(f".{name}.onnx")) if name in dump_after else None
             ),
+            keep=keep,
         )
     return Made(result.model, tuple(map(str, result.reasons)), {})
 
@@ -356,10 +359,10 @@ def _measure(found: Evaluation) -> str:
 
 def show_sparse(console: Console, path: Path, made: Made, json_to: str | None) -> None:
     """Print the pruned model's layers in short, and what was not pruned and why."""
-    from edgesparse.graph.survey import survey
+    from edgesparse.graph.survey import survey_model
     from edgesparse.passes.sparsify import ORDER_KEY
 
-    layers = survey(path)
+    layers = survey_model(made.model)
     prunable = [layer for layer in layers if layer.weights]
     kept = sum(layer.weights * layer.density for layer in prunable)
     total = sum(layer.weights for layer in prunable) or 1

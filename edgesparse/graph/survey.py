@@ -7,7 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,18 @@ def survey(
     UnsupportedError
         If it has open dimensions that `shapes` does not fix.
     """
-    from edgesparse.passes import SIMPLIFY, load_model, run_passes, weight_layers
+    from edgesparse.passes import load_model
+
+    return survey_model(load_model(path, shapes, notice))
+
+
+def survey_model(given: ir.Model) -> list[SurveyedLayer]:
+    """`survey` of a loaded model, which stays as it is."""
+    from edgesparse.passes import SIMPLIFY, run_passes, weight_layers
     from edgesparse.passes.layers import canonical_weight
     from edgesparse.pattern import find_pattern
 
-    model = run_passes(load_model(path, shapes, notice), SIMPLIFY).model
+    model = run_passes(given, SIMPLIFY).model
     layers = []
     for layer in weight_layers(model):
         pattern, density = find_pattern(canonical_weight(model, layer))

@@ -1,0 +1,112 @@
+"""How much memory a model with external weights takes, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnx import helper
+
+from edgesparse.passes.load import load_model, save_model
+from edgesparse.passes.write import model_chunks
+
+STATUS = Path("/proc/self/status")
+
+WATCH = """
+import json, pathlib, sys
+from edgesparse.cli import main
+
+def peak():
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+def run(name):
+    command = [word.replace("MODEL", name) for word in sys.argv[1:]]
+    assert main(command) == 0
+    return peak()
+
+print(json.dumps([run("small"), run("large")]))
+"""
+"""Runs a command on a small model, which loads all that the command needs, then on a large one."""
+
+
+def _chain(path: Path, width: int, layers: int, opset: int) -> int:
+    """A network of matrix products with its weights in a file beside, and their bytes."""
+    rng = np.random.default_rng(0)
+    weights = [
+        onnx.numpy_helper.from_array(rng.standard_normal((width, width), np.float32) * width**-0.5, f"w{index}")
+        for index in range(layers)
+    ]
+    names = ["x", *(f"y{index}" for index in range(layers))]
+    nodes = [helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]]) for i in range(layers)]
+    ports = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, width]) for name in (names[0], names[-1])]
+    graph = helper.make_graph(nodes, "chain", ports[:1], ports[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    onnx.save(model, path, save_as_external_data=True, location=f"{path.stem}.bin", size_threshold=0)
+    return layers * width * width * 4
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="the peak is read from /proc")
+@pytest.mark.parametrize("opset", [13, 18])
+def test_sparsify_needs_less_than_twice_the_weights(tmp_path: Path, opset: int) -> None:
+    _chain(tmp_path / "small.onnx", 64, 2, opset)
+    size = _chain(tmp_path / "large.onnx", 1024, 16, opset)
+    command = ["sparsify", "MODEL.onnx", "--pattern", "group:8x1", "--density", "0.5", "-o", "MODEL.out.onnx", "-q"]
+    done = subprocess.run(
+        [sys.executable, "-c", WATCH, *command], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
+    )
+    before, after = json.loads(done.stdout.splitlines()[-1])
+    assert size * 0.9 < after - before < 2 * size
+    # and the result is the model that it should be
+    made = onnx.load(tmp_path / "large.out.onnx")
+    weights = {each.name: onnx.numpy_helper.to_array(each) for each in made.graph.initializer}
+    x = np.random.default_rng(1).standard_normal((1, 1024), np.float32)
+    wanted = x.astype(np.float64)
+    dense = {
+        each.name: onnx.numpy_helper.to_array(each) for each in onnx.load(tmp_path / "large.onnx").graph.initializer
+    }
+    for index in range(16):
+        kept = weights[f"w{index}"] != 0
+        assert 0.4999 < kept.mean() <= 0.5  # a random weight may be zero itself
+        assert (weights[f"w{index}"][kept] == dense[f"w{index}"][kept]).all()
+        wanted = wanted @ weights[f"w{index}"]
+    session = onnxruntime.InferenceSession(str(tmp_path / "large.out.onnx"), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("kind", ["FLOAT", "FLOAT16", "BFLOAT16", "INT64", "BOOL"])
+def test_external_weights_of_each_type(tmp_path: Path, kind: str) -> None:
+    number = getattr(onnx.TensorProto, kind)
+    values = [0.0, 1.0, 1.0, 0.0, 1.0, 0.0]
+    weight = helper.make_tensor("w", number, [2, 3], values)
+    inline = helper.make_tensor("w", number, [2, 3], onnx.numpy_helper.to_array(weight).tobytes(), raw=True)
+    node = helper.make_node("Cast", ["w"], ["c"], to=onnx.TensorProto.FLOAT)
+    add = helper.make_node("Add", ["x", "c"], ["y"])
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, 3]) for name in "xy")
+    model = helper.make_model(helper.make_graph([node, add], "g", [x], [y], [inline]), ir_version=8)
+    del model.opset_import[:]
+    model.opset_import.append(helper.make_opsetid("", 18))
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=0)
+    save_model(load_model(tmp_path / "m.onnx"), tmp_path / "out.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "out.onnx"), providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": np.ones((2, 3), np.float32)})[0].ravel().tolist() == [one + 1 for one in values]
+
+
+def test_chunks_are_the_message(tmp_path: Path) -> None:
+    """Cut as it is, the file is byte by byte what protobuf writes of the whole message."""
+    _chain(tmp_path / "m.onnx", 16, 3, 18)
+    model = load_model(tmp_path / "m.onnx")
+    model.metadata_props["key"] = "value"
+    model.graph.metadata_props["inner"] = "value"
+    model.graph.doc_string = "a graph"
+    size, chunks = model_chunks(model)
+    data = b"".join(chunks)
+    assert len(data) == size
+    assert data == ir.serde.serialize_model(model).SerializeToString(deterministic=True)
