@@ -32,6 +32,7 @@ from edgesparse.lowering.describe import describe_graph, describe_placements, de
 from edgesparse.lowering.lower import Lowered, Part, lower
 from edgesparse.lowering.program import MOST_STRIPS, Program
 from edgesparse.passes import save_model
+from edgesparse.passes.load import check_one_file
 from edgesparse.planning.decide import Choice, decide
 from edgesparse.planning.place import Measure, Placement, place
 from edgesparse.planning.plan import plan
@@ -107,6 +108,7 @@ def compile_model(
         model = prepare(path, recipe, shapes, tick, notice, record)
         if stop_after is not None and stop_after not in COMPILER_STEPS:
             return None
+        check_one_file(model, Path(path).name)
         graph = recognise(model)
         if record.done("recognise", lambda: describe_graph(graph)):
             return None

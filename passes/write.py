@@ -18,6 +18,10 @@ _Message = TypeVar("_Message", onnx.ModelProto, onnx.GraphProto)
 
 _BYTES = 2
 """The wire type of strings, bytes and messages."""
+_SMALL = 1024
+"""Bytes of a tensor that stays in the model: shapes, scales, biases of small layers."""
+_PAGE = 4096
+"""Tensors start at multiples of it, so that runtimes can map them."""
 MOST_BYTES = 2**31 - 1
 """Largest message that protobuf reads."""
 
@@ -50,6 +54,28 @@ def model_chunks(model: ir.Model) -> tuple[int, Iterator[bytes]]:
         yield graph_tail + tail
 
     return len(head) + len(front) + inside + len(tail), chunks()
+
+
+def apart_chunks(model: ir.Model, location: str) -> tuple[bytes, Iterator[bytes]]:
+    """The model's bytes without its large initializers, and those of the file `location` beside it that has them."""
+    bare = model.clone()
+    held = []
+    offset = 0
+    for value in bare.graph.initializers.values():
+        tensor = value.const_value
+        assert tensor is not None
+        if tensor.nbytes > _SMALL:
+            shape, name = ir.Shape(tensor.shape.numpy()), value.name or ""
+            value.const_value = ir.ExternalTensor(location, offset, tensor.nbytes, tensor.dtype, shape=shape, name=name)
+            held.append(tensor)
+            offset += tensor.nbytes + -tensor.nbytes % _PAGE
+
+    def chunks() -> Iterator[bytes]:
+        for tensor in held:
+            yield tensor.tobytes()
+            yield bytes(-tensor.nbytes % _PAGE)
+
+    return ir.serde.serialize_model(bare).SerializeToString(deterministic=True), chunks()
 
 
 def _tensor(name: str | None, tensor: ir.TensorProtocol) -> onnx.TensorProto:

@@ -166,7 +166,7 @@ def sparsify(
         made = _once(console, loaded, rules, samples, pricer, place, stop_after, dump_after, keep=judge is not None)
         if judge is not None:
             made = _evaluated(console, made, judge, max_drop)
-    save_model(made.model, place)
+    save_model(made.model, place, apart=True)
     show_sparse(console, place, made, json_to)
 
 

@@ -14,8 +14,11 @@ import onnxruntime
 import pytest
 from onnx import helper
 
+from edgesparse.errors import EdgesparseError, UnsupportedError, UsageError
 from edgesparse.passes.load import load_model, save_model
 from edgesparse.passes.write import model_chunks
+from edgesparse.pipeline import compile_model
+from edgesparse.target import Target
 
 STATUS = Path("/proc/self/status")
 
@@ -110,3 +113,47 @@ def test_chunks_are_the_message(tmp_path: Path) -> None:
     data = b"".join(chunks)
     assert len(data) == size
     assert data == ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+
+
+def test_weights_too_large_for_one_file_go_beside(tmp_path: Path, monkeypatch) -> None:
+    _chain(tmp_path / "m.onnx", 32, 3, 18)
+    model = load_model(tmp_path / "m.onnx")
+    out, data = tmp_path / "out.onnx", tmp_path / "out.onnx.data"
+    save_model(model, out, apart=True)
+    one = out.read_bytes()
+    assert not data.exists()
+    monkeypatch.setattr("edgesparse.passes.load.MOST_BYTES", len(one) - 1)
+    with pytest.raises(UnsupportedError, match="larger than 2 GiB"):
+        save_model(model, out)
+    assert out.read_bytes() == one
+    save_model(model, out, apart=True)
+    assert out.stat().st_size < 4096 < data.stat().st_size
+    x = np.random.default_rng(1).standard_normal((1, 32), np.float32)
+    results = []
+    for given in (one, str(out)):
+        session = onnxruntime.InferenceSession(given, providers=["CPUExecutionProvider"])
+        results.append(session.run(None, {"x": x})[0])
+    np.testing.assert_array_equal(*results)
+    before = load_model(out).graph.initializers
+    for name, value in model.graph.initializers.items():
+        assert (before[name].const_value.numpy() == value.const_value.numpy()).all()
+    with pytest.raises(UsageError, match="is there already"):
+        save_model(model, out, apart=True)
+
+
+def test_weights_beside_are_not_left_without_their_model(tmp_path: Path, monkeypatch) -> None:
+    _chain(tmp_path / "m.onnx", 32, 3, 18)
+    model = load_model(tmp_path / "m.onnx")
+    monkeypatch.setattr("edgesparse.passes.load.MOST_BYTES", 100)
+    (tmp_path / "out.onnx").mkdir()
+    with pytest.raises(EdgesparseError, match="cannot write"):
+        save_model(model, tmp_path / "out.onnx", apart=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.bin", "m.onnx", "out.onnx"]
+
+
+def test_compile_refuses_what_no_file_holds(tmp_path: Path, monkeypatch) -> None:
+    _chain(tmp_path / "m.onnx", 32, 3, 18)
+    monkeypatch.setattr("edgesparse.passes.load.MOST_BYTES", 12000)
+    with pytest.raises(UnsupportedError, match="its weights have 12288 bytes"):
+        compile_model(tmp_path / "m.onnx", target=Target.parse("x86-64-v3"), output=tmp_path / "out")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.bin", "m.onnx"]
