@@ -50,7 +50,7 @@ _HEAVY = 2**16
 """Bytes from which on a weight is kept away from the version converter, which looks at small ones only: shapes, axes,
 scales.
 """
-_GREW = ("Cast", "CastLike", "SpaceToDepth")
+_GREW = ("Cast", "CastLike", "Range", "SpaceToDepth")
 _CLARIFIED = ("Mod", "BitShift")
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -184,6 +184,10 @@ def _deserialize(proto: onnx.ModelProto, weights: Weights) -> ir.Model:
     for name, array in weights.items():
         value = model.graph.initializers[name]
         value.const_value = ir.tensor(array, name=name)
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type == "MeanVarianceNormalization" and "axes" not in node.attributes:
+            # ONNX's own inference does not put the default into the operator's definition, and fails.
+            node.attributes.add(ir.AttrInt64s("axes", [0, 2, 3]))
     RemoveInitializersFromInputsPass()(model)
     if model.functions:
         InlinePass()(model)

@@ -31,7 +31,7 @@ MAX_DIM = 2**26
 MAX_ELEMENTS = 2**31 - 1
 """Largest number of elements of one tensor: indices are 32-bit."""
 MIN_OPSET = 7
-"""Below, broadcasting and batch normalisation mean other things."""
+"""Below, broadcasting and batch normalisation mean other things: taken only if all operators are the same there."""
 
 DTYPES = frozenset(
     getattr(TensorProto, name)
@@ -101,12 +101,28 @@ def _check_opset(proto: onnx.ModelProto) -> None:
     versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
     if not versions:
         raise ModelError("the model names no opset", fix="export it again")
+    if 1 <= versions[0] < MIN_OPSET and all(_unchanged(node, versions[0]) for node in proto.graph.node):
+        for entry in proto.opset_import:
+            if entry.domain in ("", "ai.onnx"):
+                entry.version = MIN_OPSET
+        return
     if not MIN_OPSET <= versions[0] <= newest:
         raise UnsupportedError(
             f"opset {versions[0]}",
             why=f"opsets {MIN_OPSET} to {newest} are understood",
             fix="export the model with opset_version=18",
         )
+
+
+def _unchanged(node: onnx.NodeProto, version: int) -> bool:
+    """Whether an operator of an old opset is that of `MIN_OPSET`. Operators with branches are taken to differ."""
+    if node.domain not in ("", "ai.onnx") or any(item.HasField("g") or item.graphs for item in node.attribute):
+        return False
+    try:
+        old, new = (onnx.defs.get_schema(node.op_type, number) for number in (version, MIN_OPSET))
+    except onnx.defs.SchemaError:
+        return False
+    return bool(old.since_version == new.since_version)
 
 
 def _check_value(value: onnx.ValueInfoProto) -> None:

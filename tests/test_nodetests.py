@@ -12,13 +12,15 @@ import onnx
 import pytest
 from networks import HOST_TARGETS
 
-from edgesparse.nodetests import CLAIMED, DISPUTED, OK, OUTSIDE, WRONG, Case, Outcome, cases, difference, outcome, table
+from edgesparse.nodetests import CLAIMED, DISPUTED, OK, WRONG, Case, Outcome, cases, difference, outcome, table
 
 PAGE = Path(__file__).parents[1] / "docs" / "operators.md"
 
 QUICK = (
     "test_averagepool_2d_ceil",
     "test_constant",
+    "test_convtranspose_output_shape",
+    "test_div_int32_trunc",
     "test_gelu_tanh_1_expanded",
     "test_gru_bidirectional",
     "test_isinf_positive",
@@ -27,10 +29,15 @@ QUICK = (
     "test_lstm_with_peepholes",
     "test_maxpool_2d_ceil",
     "test_mod_broadcast",
+    "test_mvn",
+    "test_not_2d",
     "test_onehot_negative_indices",
     "test_pow_types_float32_int64",
+    "test_pow_types_int32_float32",
+    "test_range_float_type_positive_delta",
     "test_reduce_max_bool_inputs",
     "test_reduce_min_keepdims_random",
+    "test_resize_tf_crop_and_resize_extrapolation_value",
     "test_resize_upsample_sizes_nearest_not_larger",
     "test_top_k_smallest",
 )
@@ -91,8 +98,7 @@ def test_all_of_the_claimed_operators() -> None:
     counts = Counter(row.status for row in rows)
     assert counts[WRONG] == 0
     assert counts["failed"] == 0
-    assert counts[OK] >= 0.93 * len(rows)
-    assert counts[OK] >= 0.95 * sum(not any(mark in row.reason for mark in OUTSIDE) for row in rows)
+    assert counts[OK] >= 0.95 * len(rows)
 
 
 def test_the_page_lists_every_test_of_the_claimed_operators() -> None:
@@ -109,4 +115,4 @@ def test_the_page_lists_every_test_of_the_claimed_operators() -> None:
     passed = sum(int(count or 0) for _, count, *_ in rows)
     of = sum(plain for plain, _ in told.values())
     assert f"**{passed} of {of} plain tests of the claimed operators pass" in PAGE.read_text()
-    assert passed >= 0.93 * of
+    assert passed >= 0.95 * of

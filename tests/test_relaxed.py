@@ -183,7 +183,13 @@ def test_operator_left_to_the_runtime_is_named() -> None:
         (
             "g (float[1,1,8,8] x, float[8] r) => (float[1,1,4,4] y) <float[4] s = {1.0, 1.0, 0.5, 0.5}>"
             ' { y = Resize<coordinate_transformation_mode="tf_crop_and_resize">(x, r, s) }',
-            "tf_crop_and_resize",
+            "its roi is not constant",
+        ),
+        (
+            "g (float[1,1,8,8] x) => (float[1,1,8,8] y) <float[8] r = {0, 0, 0, 0, 1, 1, 0.5, 0.5},"
+            " int64[4] n = {1, 1, 8, 8}>"
+            ' { y = Resize<coordinate_transformation_mode="tf_crop_and_resize">(x, r, , n) }',
+            "copied whole by onnxruntime",
         ),
     ],
 )

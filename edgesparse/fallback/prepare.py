@@ -30,6 +30,8 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
             nodes.append(node)
         elif node.op_type == "Concat":
             nodes += _joined(node)
+        elif node.op_type == "ConvTranspose":
+            nodes.append(_padded(node, shapes))
         elif node.op_type == "Split":
             nodes += _sliced(copy, node, shapes)
         else:
@@ -56,6 +58,7 @@ def constants_held(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _special(node: onnx.NodeProto) -> bool:
     wide = {"Concat": len(node.input) > MOST, "Split": len(node.output) > MOST, "Resize": True, "Constant": True}
+    wide["ConvTranspose"] = any(item.name == "output_shape" for item in node.attribute)
     return node.domain in ("", "ai.onnx") and wide.get(node.op_type, False)
 
 
@@ -74,6 +77,29 @@ def _known(model: onnx.ModelProto) -> tuple[dict[str, list[int]], dict[str, int]
 
 def _axis(node: onnx.NodeProto, default: int) -> int:
     return next((int(item.i) for item in node.attribute if item.name == "axis"), default)
+
+
+def _padded(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> onnx.NodeProto:
+    """A transposed convolution whose result has a given shape, by the pads that give it (ONNX's formula)."""
+    options = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    if any(name not in shapes for name in (*node.input[:2], node.output[0])):
+        return node
+    image, kernel, made = (shapes[name][2:] for name in (*node.input[:2], node.output[0]))
+    rank = len(image)
+    strides, dilations, more = (
+        list(options.get(name, [default] * rank))
+        for name, default in (("strides", 1), ("dilations", 1), ("output_padding", 0))
+    )
+    begins, ends = [], []
+    for axis in range(rank):
+        size = strides[axis] * (image[axis] - 1) + more[axis] + (kernel[axis] - 1) * dilations[axis] + 1
+        more[axis] += max(0, made[axis] - size)
+        total = max(0, size - made[axis])
+        begins.append(total // 2 if options.get("auto_pad") == b"SAME_UPPER" else total - total // 2)
+        ends.append(total - begins[-1])
+    kept = {name: value for name, value in options.items() if name not in ("auto_pad", "output_shape")}
+    kept |= {"pads": [*begins, *ends], "output_padding": more}
+    return helper.make_node("ConvTranspose", list(node.input), list(node.output), node.name, **kept)
 
 
 def _joined(node: onnx.NodeProto) -> list[onnx.NodeProto]:

@@ -30,6 +30,12 @@ _FRAMES: dict[str, Callable[[float, float, int, int], float]] = {
     "half_pixel_symmetric": lambda x, scale, size, out: size / 2 * (1 - out / (scale * size)) + (x + 0.5) / scale - 0.5,
 }
 
+#: The mode that reads a window of the source, `roi`, and fills what lies outside of the source.
+_CROP = "tf_crop_and_resize"
+
+#: A window's first and last place, as shares of the last index.
+_WHOLE = (0.0, 1.0)
+
 _NEAREST: dict[str, Callable[[float], int]] = {
     "round_prefer_floor": lambda x: math.ceil(x - 0.5),
     "round_prefer_ceil": lambda x: math.floor(x + 0.5),
@@ -38,14 +44,31 @@ _NEAREST: dict[str, Callable[[float], int]] = {
 }
 
 
-def table(options: dict[str, Any], size: int, out: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+def _cropped(window: tuple[float, float], size: int, out: int) -> list[float]:
+    """Places in the source of the elements of a window, which may lie outside of it.
+
+    float32 at every step, in onnxruntime's order: the last bit decides whether the edge of the source is outside.
+    """
+    first, last, most = np.float32(window[0]), np.float32(window[1]), np.float32(size - 1)
+    if out == 1:
+        return [float(np.float32(0.5 * float(first + last) * float(most)))]
+    steps = np.arange(out, dtype=np.float32) * (last - first) * most / np.float32(out - 1)
+    return [float(place) for place in first * most + steps]
+
+
+def table(
+    options: dict[str, Any], size: int, out: int, scale: float, window: tuple[float, float] = _WHOLE
+) -> tuple[np.ndarray, np.ndarray]:
     """Source places ``[out, taps]`` and weights ``[out, taps]`` along one axis of `size` elements."""
     mode = options.get("mode", "nearest")
-    frame = _FRAMES[options.get("coordinate_transformation_mode", "half_pixel")]
+    frame = options.get("coordinate_transformation_mode", "half_pixel")
     rows: list[list[tuple[int, float]]] = []
-    for x in range(out):
-        # float32, as onnxruntime has it: at ties the last bit decides.
-        place = float(np.float32(frame(x, scale, size, out)))
+    # float32, as onnxruntime has it: at ties the last bit decides.
+    if frame == _CROP:
+        found = _cropped(window, size, out)
+    else:
+        found = [float(np.float32(_FRAMES[frame](x, scale, size, out))) for x in range(out)]
+    for place in found:
         if mode == "nearest":
             choose = _NEAREST[options.get("nearest_mode", "round_prefer_floor")]
             rows.append([(min(max(choose(place), 0), size - 1), 1.0)])
@@ -102,20 +125,50 @@ def resized(model: onnx.ModelProto, node: onnx.NodeProto, shapes: dict[str, list
     options = {name: value.decode() if isinstance(value, bytes) else value for name, value in options.items()}
     given, made = shapes.get(node.input[0]), shapes.get(node.output[0])
     frame = options.get("coordinate_transformation_mode", "half_pixel")
-    if frame not in _FRAMES or not given or not made or 0 in (*given, *made):
+    if frame not in (*_FRAMES, _CROP) or not given or not made or 0 in (*given, *made):
         raise _unsupported(node, f"coordinate_transformation_mode {frame}, {given} to {made}")
     scales = _scales(model, node, options, given, made)
+    windows = _windows(model, node, options, len(given)) if frame == _CROP else [_WHOLE] * len(given)
+    if given == made and windows != [_WHOLE] * len(given):
+        raise _unsupported(node, "a window as large as its source is copied whole by onnxruntime")
+    outside = np.zeros([1] * len(given), bool)
     nodes: list[onnx.NodeProto] = []
     value = node.input[0]
     for axis in sorted(range(len(given)), key=lambda axis: made[axis] / given[axis]):
-        if made[axis] == given[axis] and scales[axis] == 1.0:
+        if made[axis] == given[axis] and scales[axis] == 1.0 and windows[axis] == _WHOLE:
             continue
-        places, weights = table(options, given[axis], made[axis], scales[axis])
+        places, weights = table(options, given[axis], made[axis], scales[axis], windows[axis])
+        if frame == _CROP:
+            beyond = [not 0 <= place <= given[axis] - 1 for place in _cropped(windows[axis], given[axis], made[axis])]
+            outside = outside | np.reshape(beyond, [-1 if each == axis else 1 for each in range(len(given))])
         if places.shape[1] > _MOST_TAPS:
             raise _unsupported(node, f"{places.shape[1]} elements make one; at most {_MOST_TAPS} can")
         value = _along(model, nodes, value, (axis, len(given)), places, weights)
-    nodes.append(helper.make_node("Identity", [value], [node.output[0]], node.name))
+    if not outside.any():
+        nodes.append(helper.make_node("Identity", [value], [node.output[0]], node.name))
+        return nodes
+    where, fill = f"{node.output[0]}/outside", f"{node.output[0]}/fill"
+    number = np.array(options.get("extrapolation_value", 0.0), np.float32)
+    model.graph.initializer.extend([numpy_helper.from_array(outside, where), numpy_helper.from_array(number, fill)])
+    nodes.append(helper.make_node("Where", [where, fill, value], [node.output[0]], node.name))
     return nodes
+
+
+def _windows(
+    model: onnx.ModelProto, node: onnx.NodeProto, options: dict[str, Any], rank: int
+) -> list[tuple[float, float]]:
+    """The window along each axis: `roi` holds the first places of all axes, then the last ones."""
+    known = {item.name: item for item in model.graph.initializer}
+    if len(node.input) < 2 or node.input[1] not in known:
+        raise _unsupported(node, "its roi is not constant")
+    values = [float(value) for value in numpy_helper.to_array(known[node.input[1]]).reshape(-1)]
+    axes = [int(axis) % rank for axis in options.get("axes", range(rank))]
+    if len(values) != 2 * len(axes):
+        raise _unsupported(node, f"its roi has {len(values)} numbers for {len(axes)} axes")
+    windows = [_WHOLE] * rank
+    for number, axis in enumerate(axes):
+        windows[axis] = (values[number], values[len(axes) + number])
+    return windows
 
 
 def _unsupported(node: onnx.NodeProto, why: str) -> UnsupportedError:

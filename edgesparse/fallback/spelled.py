@@ -44,11 +44,12 @@ def needs_spelling(node: onnx.NodeProto, kinds: Mapping[str, int]) -> bool:
     if node.op_type == "LayerNormalization":
         return any(node.output[1:])
     if node.op_type == "Pow":
-        return kind in _FLOATS and kinds.get(node.input[1], kind) != kind
+        return kind in _WHOLE or (kind in _FLOATS and kinds.get(node.input[1], kind) != kind)
     return node.op_type in ("Celu", "LpNormalization", "OneHot", "RMSNormalization", "Swish")
 
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+_WHOLE = (TensorProto.INT32, TensorProto.INT64)
 
 
 def spelled(model: onnx.ModelProto, node: onnx.NodeProto, kinds: Mapping[str, int], rank: int) -> list[onnx.NodeProto]:
@@ -111,8 +112,49 @@ def _lp_norm(w: Writer) -> None:
 
 
 def _pow(w: Writer) -> None:
+    if w.kinds[w.node.input[0]] in _WHOLE:
+        _whole_pow(w)
+        return
     exponent = w.put("Cast", w.node.input[1], to=w.kinds[w.node.input[0]])
     w.put("Pow", w.node.input[0], exponent, into=w.node.output[0])
+
+
+def _whole_pow(w: Writer) -> None:
+    """Powers of integers: exact by squaring where the exponent is whole, else truncated from double precision.
+
+    Whole exponents beyond 63 leave 64 bits but for bases 0, 1 and -1, for which their parity decides; the rest of a
+    negative one is 0. What is too large wraps around.
+    """
+    kind, given = w.kinds[w.node.input[0]], w.kinds[w.node.input[1]]
+    base = w.put("Cast", w.node.input[0], to=TensorProto.INT64)
+    exponent = w.put("Cast", w.node.input[1], to=TensorProto.INT64)
+    zero, one = w.constant(0, "int64"), w.constant(1, "int64")
+    odd = w.put("BitwiseAnd", exponent, one)
+    large = w.put("Greater", exponent, w.constant(63, "int64"))
+    small = w.put("Where", large, w.put("Add", odd, w.constant(62, "int64")), exponent)
+    power, square = one, base
+    for bit in range(6):
+        unset = w.put("Equal", w.put("BitwiseAnd", small, w.constant(1 << bit, "int64")), zero)
+        power = w.put("Mul", power, w.put("Where", unset, one, square))
+        square = w.put("Mul", square, square)
+    # One over the power: 1 or -1 where the base is, else a fraction, which is 0.
+    unit = w.put("Equal", w.put("Mul", base, base), one)
+    inverse = w.put("Where", unit, w.put("Where", w.put("Equal", odd, zero), one, base), zero)
+    power = w.put("Where", w.put("Less", exponent, zero), inverse, power)
+    if given in _FLOATS:
+        wide = w.put("Cast", w.node.input[1], to=TensorProto.DOUBLE)
+        whole = w.put("Equal", w.put("Floor", wide), wide)
+        power = w.put("Where", whole, power, _truncated_pow(w, base, wide))
+    w.put("Cast", power, into=w.node.output[0], to=kind)
+
+
+def _truncated_pow(w: Writer, base: str, exponent: str) -> str:
+    """The integer part of a power in double precision; a rounding error below an integer is no fraction."""
+    value = w.put("Pow", w.put("Cast", base, to=TensorProto.DOUBLE), exponent)
+    nearest = w.put("Round", value)
+    off = w.put("Abs", w.put("Sub", value, nearest))
+    near = w.put("Less", off, w.put("Mul", w.put("Abs", value), w.constant(2.0**-44, "float64")))
+    return w.put("Cast", w.put("Where", near, nearest, value), to=TensorProto.INT64)
 
 
 def _celu(w: Writer) -> None:

@@ -127,6 +127,12 @@ def _dims(*dims: int):
     return edit
 
 
+def _old_sum(proto: onnx.ModelProto) -> None:
+    """A sum whose operands had to say how they broadcast."""
+    proto.graph.node[0].op_type = "Add"
+    proto.opset_import[0].version = 3
+
+
 def _second(name: str):
     return lambda proto: proto.graph.node.append(helper.make_node("Relu", ["x"], [name]))
 
@@ -149,7 +155,8 @@ def _second(name: str):
         (_second("x"), ModelError, "'x' is defined twice"),
         (lambda p: p.graph.initializer.append(p.graph.initializer[0]), ModelError, "'w' is defined twice"),
         (lambda p: setattr(p.graph.output[0], "name", "q"), ModelError, "output 'q'.*nothing provides it"),
-        (lambda p: setattr(p.opset_import[0], "version", 3), UnsupportedError, "opset 3"),
+        (_old_sum, UnsupportedError, "opset 3"),
+        (lambda p: setattr(p.opset_import[0], "version", 0), UnsupportedError, "opset 0"),
         (lambda p: setattr(p.opset_import[0], "version", 999), UnsupportedError, "opset 999"),
         (lambda p: p.ClearField("opset_import"), ModelError, "names no opset"),
         (lambda p: setattr(p.graph.node[0], "op_type", "Nonsense"), ModelError, "not valid ONNX.*Nonsense"),
