@@ -126,7 +126,6 @@ def _product(spec: Spmm, target: Target, groups: int, pairs: int, weights: Mappi
     # After the first tile the weights come from where that pass left them; a group's own are still in L1.
     again = {"l1": 1.0} if spec.groups_outer else shares(pairs * pair_bytes, target)
     depth = pairs / max(groups, 1)
-    columns = spec.pixels if spec.groups_outer else 0  # pixels that a group touches before the next one does
     passes = 0
     for run in cut.runs:
         wide = len(run.offsets)
@@ -134,7 +133,7 @@ def _product(spec: Spmm, target: Target, groups: int, pairs: int, weights: Mappi
         tile = wide * spec.lanes * 4
         for repeat, level in ((1, weights if passes == 0 else again), (run.repeat - 1, again)):
             if repeat:
-                far = mixed((tile, shares(depth * max(tile, 4 * columns), target)), (pair_bytes, level))
+                far = mixed((tile, shares(depth * tile, target)), (pair_bytes, level))
                 _issue(terms, "product.issue", repeat * pairs, issue, far)
                 passes += repeat
         stores = run.repeat * groups * spec.group * wide
