@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 from edgesparse.measuring import svg
+from edgesparse.measuring.report import LATENCY_COLUMNS
 
 Data = Mapping[str, Any]
 
@@ -132,20 +133,7 @@ def _speedup(data: Data) -> str:
 
 def _latency(data: Data) -> str:
     drawn = [(item["name"], item["quantile_seconds"]) for item in data["contenders"] if "quantile_seconds" in item]
-    columns = (
-        "",
-        "p50 ms",
-        "p90 ms",
-        "p99 ms",
-        "min ms",
-        "runs",
-        "load ms",
-        "first ms",
-        "peak MB",
-        "arena MB",
-        "weights MB",
-        "disk MB",
-    )
+    columns = (*LATENCY_COLUMNS, "weights MB", "disk MB")
     rows = []
     for item in data["contenders"]:
         latency, memory = item["latency"], item.get("memory") or {}

@@ -151,21 +151,21 @@ def _layer(item: LayerTime, peak: float | None) -> dict[str, Any]:
     return {**vars(item), "gflops": item.gflops, "peak_share": item.peak_share(peak)}
 
 
+#: What every table of contenders begins with.
+LATENCY_COLUMNS = (
+    "",
+    *(f"{key} ms" for key in ("p50", "p90", "p99", "min")),
+    "runs",
+    "load ms",
+    "first ms",
+    "peak MB",
+    "arena MB",
+)
+
+
 def latency_table(report: Report) -> tuple[Columns, Rows]:
     """Return columns and rows: one row per contender, the first one's speedup over it in the last column."""
-    columns = (
-        "",
-        "p50 ms",
-        "p90 ms",
-        "p99 ms",
-        "min ms",
-        "runs",
-        "load ms",
-        "first ms",
-        "peak MB",
-        "arena MB",
-        "disk MB",
-    )
+    columns = (*LATENCY_COLUMNS, "disk MB")
     versus = {item.other: item for item in report.outcome.comparisons}
     rows: Rows = []
     for item in report.outcome.measured:
