@@ -86,6 +86,7 @@ STACKS = (
 @click.option("--samples", default=128, show_default=True, help="Pictures to calibrate on.")
 @click.option("--pictures", "judges", default=200, show_default=True, help="Pictures to evaluate on.")
 @click.option("--compare", is_flag=True, help="All stacks, not the best one alone.")
+@click.option("--stacks", "named", help="These stacks only, by their names in the table, between commas.")
 @click.option("--table", is_flag=True, help="Measure nothing; print what is there as Markdown.")
 def main(
     calibration: Path,
@@ -96,6 +97,7 @@ def main(
     samples: int,
     judges: int,
     compare: bool,
+    named: str | None,
     table: bool,
 ) -> None:
     """Measure and write every combination asked for that is not there yet."""
@@ -103,6 +105,9 @@ def main(
     if table:
         click.echo(markdown(rows))
         return
+    stacks = [one for one in STACKS if str(one) in named.split(",")] if named else STACKS if compare else (BEST,)
+    if not stacks:
+        raise click.BadParameter(f"there are only {', '.join(map(str, STACKS))}", param_hint="--stacks")
     done = {(row["pattern"], row["sparsity"], row["stack"], row["samples"], row["pictures"]) for row in rows}
     out.parent.mkdir(parents=True, exist_ok=True)
     bench = Bench(calibration, evaluation, samples, judges)
@@ -110,7 +115,7 @@ def main(
     wanted = [
         (text, stack, sparsity)
         for sparsity in map(float, sparsities.split(","))
-        for stack in (STACKS if compare else (BEST,))
+        for stack in stacks
         for text in patterns.split(",")
     ]
     for text, stack, sparsity in wanted:

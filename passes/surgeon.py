@@ -57,8 +57,8 @@ def obs(weight: Array, moments: Moments, damping: float = DAMPING) -> Array:
 def refit(weight: Array, mask: Mask, moments: Moments, damping: float = DAMPING) -> Array:
     """The least-squares weights on `mask` for the outputs of `weight` on the same inputs; float64, canonical.
 
-    `weight` and `mask` are `[Cout, Cin / groups, taps]`. Rows with equal masks are solved together; a row without
-    any kept weight is zero.
+    `weight` and `mask` are `[Cout, Cin / groups, taps]`. Rows with equal masks are solved together, by whichever of
+    kept and dropped columns are fewer; a row without any kept weight is zero.
     """
     rows = _grouped(weight, moments)
     kept = mask.reshape(rows.shape)
@@ -66,14 +66,26 @@ def refit(weight: Array, mask: Mask, moments: Moments, damping: float = DAMPING)
     for g in range(len(rows)):
         h = damped(moments.covariance[g], damping)
         right = rows[g] @ h
+        inverse: Array | None = None
         same: dict[bytes, list[int]] = {}
         for r in range(rows.shape[1]):
             same.setdefault(kept[g, r].tobytes(), []).append(r)
         for members in same.values():
-            s = np.flatnonzero(kept[g, members[0]])
-            if s.size:
+            stays = kept[g, members[0]]
+            s, d = np.flatnonzero(stays), np.flatnonzero(~stays)
+            if not s.size:
+                continue
+            if d.size >= s.size:
                 solved = cho_solve(cho_factor(h[np.ix_(s, s)], check_finite=False), right[members][:, s].T)
                 out[g][np.ix_(np.asarray(members), s)] = solved.T
+                continue
+            if inverse is None:
+                inverse = cho_solve(cho_factor(h, check_finite=False), np.eye(len(h)), check_finite=False)
+            new = rows[g, members]
+            if d.size:  # dropped weights w_D change the others by -w_D [H^-1]_DD^-1 [H^-1]_DS
+                block = cho_factor(inverse[np.ix_(d, d)], check_finite=False)
+                new = new - cho_solve(block, new[:, d].T, check_finite=False).T @ inverse[d]
+            out[g, members] = np.where(stays, new, 0.0)
     return out.reshape(weight.shape)
 
 

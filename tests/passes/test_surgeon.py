@@ -66,10 +66,12 @@ def moments_of(rows: np.ndarray) -> Moments:
     return Moments(len(rows), rows.mean(axis=0)[None], np.cov(rows.T, bias=True)[None])
 
 
-def test_refit_is_least_squares() -> None:
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75, 1.0])
+def test_refit_is_least_squares(share: float) -> None:
+    """Whether fewer columns are kept or fewer dropped."""
     rows = RNG.normal(size=(200, 8)) @ RNG.normal(size=(8, 8))
     weight = RNG.normal(size=(6, 8, 1))
-    mask = P.best_mask(P.SparsePattern("group", 2, 1), RNG.random((6, 8, 1)), 0.5)
+    mask = P.best_mask(P.SparsePattern("group", 2, 1), RNG.random((6, 8, 1)), share)
     fitted = refit(weight, mask, moments_of(rows), damping=1e-12)
     centred = rows - rows.mean(axis=0)
     for r in range(6):
