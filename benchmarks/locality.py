@@ -15,12 +15,11 @@ from pathlib import Path
 import click
 import numpy as np
 
-from edgesparse.errors import Reason
 from edgesparse.passes import SIMPLIFY, load_model, run_passes, save_model, weight_layers
 from edgesparse.passes.couple import apply_order, couple
 from edgesparse.passes.graph import Array
 from edgesparse.passes.layers import canonical_weight
-from edgesparse.passes.rearrange import output_space
+from edgesparse.passes.sides import Place, place_of
 from edgesparse.pattern import DENSE_FROM, density
 
 
@@ -36,9 +35,9 @@ def main(source: Path, target: Path, order: str, size: int) -> None:
     rows: dict[int, list[Array]] = {}
     for layer in weight_layers(model):
         kept = canonical_weight(model, layer) != 0
-        space = output_space(coupling, layer)
-        if layer.default and not isinstance(space, Reason) and density(kept) < DENSE_FROM:
-            rows.setdefault(space, []).append(kept.reshape(len(kept), -1))
+        place = place_of(coupling, layer)
+        if layer.default and isinstance(place, Place) and place.repeat == 1 and density(kept) < DENSE_FROM:
+            rows.setdefault(place.space, []).append(kept.reshape(len(kept), -1))
     found = {space: _order(np.concatenate(parts, axis=1), order, size) for space, parts in rows.items()}
     apply_order(model, coupling, found)
     save_model(model, target)

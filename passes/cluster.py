@@ -4,7 +4,8 @@ A kernel for groups of N output channels runs the union of N rows of non-zeros. 
 a group does. With B `[channels, features]` the 0/1 matrix of all non-zeros that a set of coupled channels writes, and w
 a price for each feature (how often a run uses it), an order costs the sum over groups and features of w where any row
 of the group has a non-zero. The order is found by `permute.search`: groups of 4 first and pairs within each, then,
-twice, pairs of groups. Which size the kernel has is the compiler's choice.
+twice, pairs of groups. Which size the kernel has is the compiler's choice. Where every head of an attention may have an
+order of its own, each is a matrix B of its own; where heads must have one order, each is more features of a channel.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from edgesparse.passes.graph import Array
 from edgesparse.passes.layers import LayerInfo, canonical_weight, weight_layers
 from edgesparse.passes.observe import Tick
 from edgesparse.passes.permute import View, search
-from edgesparse.passes.rearrange import output_space
+from edgesparse.passes.sides import Place, place_of
 from edgesparse.pattern import DENSE_FROM, density
 
 SIZE = 4
@@ -56,29 +57,25 @@ def cluster_model(model: ir.Model, *, seed: int = 0, tick: Tick | None = None) -
     """
     coupling = couple(model)
     reasons: list[Reason] = []
-    writers: dict[int, list[LayerInfo]] = {}
+    writers: dict[int, list[tuple[LayerInfo, Place]]] = {}
     for layer in weight_layers(model):
         if not layer.default or density(canonical_weight(model, layer) != 0) >= DENSE_FROM:
             continue
-        space = output_space(coupling, layer)
-        if isinstance(space, Reason):
-            reasons.append(space)
+        place = place_of(coupling, layer, group=SIZE)
+        if isinstance(place, Reason):
+            reasons.append(place)
         else:
-            writers.setdefault(space, []).append(layer)
+            writers.setdefault(place.space, []).append((layer, place))
     order: dict[int, Array] = {}
     reports = []
-    for number, (space, layers) in enumerate(writers.items()):
+    for number, (space, members) in enumerate(writers.items()):
         if tick:
-            tick(number / len(writers), layers[0].name)
-        rows, prices = _rows(model, layers)
-        given = np.arange(len(rows))
-        found = gather(rows, prices, seed=seed)
-        order[space] = found
-        shares = [union_work(rows, prices, one, size) for one, size in ((given, 1), (given, SIZE), (found, SIZE))]
-        whole = len(rows) * float(prices.sum())
-        reports.append(
-            Clustered(len(rows), tuple(layer.name for layer in layers), *(share / whole for share in shares))
-        )
+            tick(number / len(writers), members[0][0].name)
+        own = all(place.own for _, place in members)
+        parts = _parts(model, members, own=own)
+        found = [gather(rows, prices, seed=seed) for rows, prices in parts]
+        order[space] = np.stack(found) if own else found[0]
+        reports.append(_report([layer.name for layer, _ in members], parts, found))
     apply_order(model, coupling, order)
     return reports, reasons
 
@@ -108,12 +105,28 @@ def union_work(rows: Array, prices: Array, order: Array, size: int) -> float:
     return float((heights @ union) @ prices)
 
 
-def _rows(model: ir.Model, layers: Sequence[LayerInfo]) -> tuple[Array, Array]:
-    parts = [(canonical_weight(model, layer) != 0).reshape(layer.shape[0], -1) for layer in layers]
-    price = [
-        np.full(part.shape[1], max(layer.macs, 1) / layer.params) for part, layer in zip(parts, layers, strict=True)
-    ]
-    return np.concatenate(parts, axis=1), np.concatenate(price)
+def _parts(model: ir.Model, members: Sequence[tuple[LayerInfo, Place]], *, own: bool) -> list[tuple[Array, Array]]:
+    """Non-zeros bool `[channels, features]` and prices `[features]` of all layers of a set, for each order to be found:
+    one for each head if they may have their `own`, else one.
+    """
+    rows, prices = [], []
+    for layer, place in members:
+        heads = (canonical_weight(model, layer) != 0).reshape(place.repeat, place.size, -1)
+        if not own:
+            heads = np.moveaxis(heads, 0, 1).reshape(1, place.size, -1)
+        rows.append(heads)
+        prices.append(np.full(heads.shape[2], max(layer.macs, 1) / layer.params))
+    price = np.concatenate(prices)
+    return [(head, price) for head in np.concatenate(rows, axis=2)]
+
+
+def _report(names: Sequence[str], parts: Sequence[tuple[Array, Array]], orders: Sequence[Array]) -> Clustered:
+    work = np.zeros(3)
+    for (rows, prices), found in zip(parts, orders, strict=True):
+        given = np.arange(len(rows))
+        work += [union_work(rows, prices, one, size) for one, size in ((given, 1), (given, SIZE), (found, SIZE))]
+    whole = sum(len(rows) * float(prices.sum()) for rows, prices in parts)
+    return Clustered(len(parts[0][0]), tuple(names), *(float(one) / whole for one in work))
 
 
 def _priced(rows: Array, prices: Array) -> Array:

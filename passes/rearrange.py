@@ -146,14 +146,6 @@ def _report(coupling: Coupling, order: Orders, space: int, sides: Sequence[Side]
     )
 
 
-def output_space(coupling: Coupling, layer: LayerInfo) -> int | Reason:
-    """The space of a layer's output channels, or why its channels stay where they are."""
-    place = place_of(coupling, layer)
-    if isinstance(place, Place) and place.repeat > 1:
-        return Reason("not-rearranged", "its output channels are those of several heads", layer.name)
-    return place.space if isinstance(place, Place) else place
-
-
 def _scores(model: ir.Model, layer: LayerInfo, choice: Choice, moments: Moments | None, worth: Array | None) -> Array:
     weight = canonical_weight(model, layer)
     scores = weighted(magnitude(weight) if moments is None else obs(weight, moments), worth)

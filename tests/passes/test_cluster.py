@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import BLOCKS, network
+from nets import ATTENTIVE, BLOCKS, network
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -81,6 +81,51 @@ def test_the_function_stays(blocks: list[int], seed: int) -> None:
     assert np.abs(before - outputs(model)).max() <= 1e-12 * max(np.abs(before).max(), 1.0)
     for layer in weight_layers(model):
         assert np.array_equal(np.sort(canonical_weight(model, layer), axis=None), weights[layer.weight])
+
+
+def test_each_head_is_clustered_on_its_own(load) -> None:
+    """Planted: groups of equal zeros in every head, shuffled in another way in each; queries and keys move together."""
+    rng = np.random.default_rng(6)
+    width, heads, size = 16, 2, 8
+    places = [rng.permutation(size) for _ in range(heads)]
+    weights = {"o": rng.normal(size=(width, width)), "cut": np.array([1, 5, heads, size])}
+    weights["whole"] = np.array([1, 5, width])
+    for name in ("q", "k", "v"):
+        groups = rng.random((heads, 2, width)) < 0.3
+        rows = np.concatenate([np.repeat(groups[h], 4, axis=0)[places[h]] for h in range(heads)])
+        weights[name] = np.where(rows, rng.normal(size=rows.shape), 0.0).T.copy()
+    model = load(ATTENTIVE, weights)
+    infer_shapes(model)
+    before = outputs(model)
+    reports, reasons = cluster_model(model)
+    assert not reasons
+    assert {one.layers for one in reports} == {("q_proj", "k_proj"), ("v_proj",)}
+    for one in reports:
+        assert one.channels == size
+        assert one.given > 1.5 * one.density
+        assert np.isclose(one.found, one.density)
+    assert np.abs(before - outputs(model)).max() <= 1e-12
+
+
+def test_heads_that_share_an_order_are_clustered_in_one(load) -> None:
+    """A scale that all heads have in common leaves one order: groups are found over the zeros of all heads."""
+    rng = np.random.default_rng(7)
+    width, heads, size = 16, 2, 8
+    place = rng.permutation(size)
+    text = ATTENTIVE.replace("s = MatMul(a3, b3)", "a4 = Mul(a3, scale)\n  s = MatMul(a4, b3)")
+    weights = {name: rng.normal(size=(width, width)) for name in ("q", "k", "v", "o")}
+    weights |= {"cut": np.array([1, 5, heads, size]), "whole": np.array([1, 5, width]), "scale": rng.normal(size=size)}
+    rows = np.repeat(rng.random((heads, 2, width)) < 0.3, 4, axis=1)[:, place].reshape(width, width)
+    weights["q"] = np.where(rows, weights["q"].T, 0.0).T.copy()
+    model = load(text, weights)
+    infer_shapes(model)
+    before = outputs(model)
+    ((one,), reasons) = cluster_model(model)
+    assert not reasons
+    assert one.layers == ("q_proj",)
+    assert one.given > 1.5 * one.density
+    assert np.isclose(one.found, one.density)
+    assert np.abs(before - outputs(model)).max() <= 1e-12
 
 
 def test_by_recipe() -> None:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import BLOCKS, network
+from nets import ATTENTIVE, BLOCKS, network
 from onnx.reference import ReferenceEvaluator
 
 from edgesparse.passes import run_passes, sparsify_passes
@@ -21,23 +21,6 @@ from edgesparse.pattern import SparsePattern, best_mask
 from edgesparse.recipe import Choice, Recipe
 
 ATTENTION = 11
-ATTENTIVE = """g (double[1,5,16] x) => (double[1,5,16] y) {
-  [q_proj] a = MatMul(x, q)
-  [k_proj] b = MatMul(x, k)
-  [v_proj] c = MatMul(x, v)
-  a2 = Reshape(a, cut)
-  b2 = Reshape(b, cut)
-  c2 = Reshape(c, cut)
-  a3 = Transpose <perm = [0, 2, 1, 3]> (a2)
-  b3 = Transpose <perm = [0, 2, 3, 1]> (b2)
-  c3 = Transpose <perm = [0, 2, 1, 3]> (c2)
-  s = MatMul(a3, b3)
-  p = Softmax <axis = -1> (s)
-  m = MatMul(p, c3)
-  m2 = Transpose <perm = [0, 2, 1, 3]> (m)
-  m3 = Reshape(m2, whole)
-  [o_proj] y = MatMul(m3, o)
-}"""
 PATTERNS = ("group:2x1", "group:1x2", "group:2x2", "block:2x2", "nm:2:4", "nm:1:2")
 
 
