@@ -28,7 +28,7 @@ from edgesparse.passes import weight_layers
 from edgesparse.passes.couple import couple
 from edgesparse.passes.observe import Feeds, Moments, input_moments
 from edgesparse.passes.permute import retained, search
-from edgesparse.passes.rearrange import rearrange, sets_of
+from edgesparse.passes.rearrange import rearrange, stakes_of
 from edgesparse.pattern import SparsePattern
 from edgesparse.portable import prepare
 from edgesparse.recipe import Choice
@@ -97,7 +97,7 @@ def _row(model: ir.Model, choices: dict[str, Choice], moments: dict[str, Moments
 
 def _alone(model: ir.Model, choices: dict[str, Choice], moments: dict[str, Moments]) -> list[float]:
     coupling = couple(model)
-    sets, _ = sets_of(model, coupling, choices, moments)
+    sets = stakes_of(model, coupling, choices, moments).sets
     found = []
     for side in (side for sides in sets.values() for side in sides):
         view = side.view(coupling, {})

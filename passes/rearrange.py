@@ -22,7 +22,7 @@ from edgesparse.passes.observe import Moments, Tick
 from edgesparse.passes.permute import by_norm, retained, search, unstructured
 from edgesparse.passes.reconstruct import weighted
 from edgesparse.passes.score import magnitude
-from edgesparse.passes.sides import Place, Side, group_sizes, place_of
+from edgesparse.passes.sides import Place, Side, group_sizes, places_of, spaces_of
 from edgesparse.passes.surgeon import obs
 from edgesparse.recipe import Choice
 
@@ -62,7 +62,8 @@ def rearrange(
     Returns what each set gained, and for every layer in groups that could not be rearranged a Reason.
     """
     coupling = couple(model)
-    sets, reasons = sets_of(model, coupling, choices, moments, worth)
+    stakes = stakes_of(model, coupling, choices, moments, worth)
+    sets = stakes.sets
     order: Orders = {}
     twofold = any(min(group_sizes(side.choice)) > 1 for sides in sets.values() for side in sides)
     sweeps = _SWEEPS if twofold and method == "search" else 1
@@ -71,23 +72,44 @@ def rearrange(
         for number, (space, sides) in enumerate(sets.items()):
             if tick:
                 tick((sweep + number / len(sets)) / sweeps, sides[0].layer.name)
-            moved |= _improve(coupling, order, space, sides, method, seed)
+            moved |= _improve(coupling, order, space, sides, stakes.seen[space], method, seed)
         if not moved:
             break
     reports = [_report(coupling, order, space, sides) for space, sides in sets.items()]
     apply_order(model, coupling, order)
-    return reports, reasons
+    return reports, list(stakes.reasons)
 
 
-def sets_of(
+@dataclass(frozen=True)
+class Stakes:
+    """What the layers whose pattern has groups have at stake, by set of channels.
+
+    Attributes
+    ----------
+    sets:
+        The sides that an order is searched for.
+    seen:
+        The sides that an order is judged by: all whose groups the set's channels are in, those that no order is
+        searched for as well.
+    reasons:
+        Why sides are not among `sets`.
+    """
+
+    sets: Mapping[int, Sequence[Side]]
+    seen: Mapping[int, Sequence[Side]]
+    reasons: Sequence[Reason]
+
+
+def stakes_of(
     model: ir.Model,
     coupling: Coupling,
     choices: Mapping[str, Choice],
     moments: Mapping[str, Moments],
     worth: Mapping[str, Array] | None = None,
-) -> tuple[dict[int, list[Side]], list[Reason]]:
-    """The sides of all layers whose pattern has groups, by the set that they meet."""
+) -> Stakes:
+    """The sides of all layers of `choices` whose pattern has groups; see `rearrange`."""
     sets: dict[int, list[Side]] = {}
+    seen: dict[int, list[Side]] = {}
     reasons: list[Reason] = []
     for layer in weight_layers(model):
         choice = choices.get(layer.name)
@@ -97,30 +119,37 @@ def sets_of(
         for output, size in zip((True, False), group_sizes(choice), strict=True):
             if size < 2:
                 continue
-            place = place_of(coupling, layer, output=output, group=size)
-            if isinstance(place, Reason):
-                reasons.append(place)
-            else:
-                sets.setdefault(place.space, []).append(Side(layer, place, output, choice, scores))
-    return sets, reasons
+            places, more = places_of(coupling, layer, output=output, group=size)
+            reasons += more
+            for place in places:
+                before = sets.setdefault(place.space, [])
+                if before and place.own != before[0].place.own:
+                    reasons.append(Reason("not-rearranged", "its channels are those of heads elsewhere", layer.name))
+                    continue
+                before.append(Side(layer, place, output, choice, scores))
+            for space in spaces_of(coupling, layer, output=output):
+                seen.setdefault(space, []).append(Side(layer, Place(space, 0), output, choice, scores))
+    return Stakes(sets, seen, reasons)
 
 
-def _improve(coupling: Coupling, order: Orders, space: int, sides: Sequence[Side], method: str, seed: int) -> bool:
+def _improve(
+    coupling: Coupling, order: Orders, space: int, sides: Sequence[Side], seen: Sequence[Side], method: str, seed: int
+) -> bool:
     """Put a better order of one set into `order`; whether there was one."""
-    views = [side.view(coupling, order) for side in sides]
-    place = sides[0].place
-    found = by_norm(views, place.block) if method == "norm" else search(views, block=place.block, seed=seed)
-    fresh = order | {space: _composed(place, order.get(space), found)}
+    found = _found(coupling, order, sides, method, seed)
     # a layer that reads and writes the same set has both its sides moved at once: judged only after the fact
-    before, after = (_mean(coupling, one, sides) for one in (order, fresh))
+    before, after = (_mean(coupling, one, seen) for one in (order, order | {space: found}))
     if method == "search" and after <= before:
         return False
-    order[space] = fresh[space]
+    order[space] = found
     return True
 
 
-def _composed(place: Place, present: Array | None, found: Array) -> Array:
-    """First `present`, then `found`; int64 `[channels]`, or `[heads, channels]` where each head has its own."""
+def _found(coupling: Coupling, order: Orders, sides: Sequence[Side], method: str, seed: int = 0) -> Array:
+    """The set's order by the search or by norm; int64 `[channels]`, or `[heads, channels]` where each has its own."""
+    views, place = [side.view(coupling, order) for side in sides], sides[0].place
+    found = by_norm(views, place.block) if method == "norm" else search(views, block=place.block, seed=seed)
+    present = order.get(place.space)
     if not place.own:
         return found if present is None else present[found]
     heads = found.reshape(place.repeat, place.size) - np.arange(place.repeat)[:, None] * place.size
@@ -129,20 +158,19 @@ def _composed(place: Place, present: Array | None, found: Array) -> Array:
 
 def _mean(coupling: Coupling, order: Orders, sides: Sequence[Side]) -> float:
     """Mean over the layers: from either of its sides a layer retains the same."""
-    views = {side.layer.name: side.view(coupling, order) for side in sides}
+    views = {side.layer.name: side.whole(coupling, order) for side in sides}
     return float(np.mean([retained([view], np.arange(len(view.matrix))) for view in views.values()]))
 
 
 def _report(coupling: Coupling, order: Orders, space: int, sides: Sequence[Side]) -> SetReport:
-    views = [side.view(coupling, {}) for side in sides]
     return SetReport(
         space,
         sides[0].place.size,
         tuple(dict.fromkeys(side.layer.name for side in sides)),
         _mean(coupling, {}, sides),
-        retained(views, by_norm(views, sides[0].place.block)),
+        _mean(coupling, {space: _found(coupling, {}, sides, "norm")}, sides),
         _mean(coupling, order, sides),
-        unstructured(views),
+        unstructured([side.whole(coupling, {}) for side in sides]),
     )
 
 

@@ -7,8 +7,8 @@ order of the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,12 +34,15 @@ class Place:
         How many heads the axis has; 1 where it is no product.
     own:
         Whether each head may have an order of its own.
+    starts:
+        Where on the axis the set begins, if the axis is several sets one after another; it may be there many times.
     """
 
     space: int
     size: int
     repeat: int = 1
     own: bool = False
+    starts: tuple[int, ...] = ()
 
     @property
     def block(self) -> int:
@@ -62,8 +65,8 @@ class Side:
         """Consecutive channels of a group on this side."""
         return group_sizes(self.choice)[0 if self.output else 1]
 
-    def view(self, coupling: Coupling, order: Mapping[int, Array]) -> View:
-        """What the layer has at stake when all channels are in `order`."""
+    def whole(self, coupling: Coupling, order: Mapping[int, Array]) -> View:
+        """What all the layer's channels on this side retain when they are in `order`."""
         along = [output_axis(self.layer), 1 - output_axis(self.layer)]
         rows, columns = (coupling.spaces.indices(coupling.axis(self.layer.weight, i), dict(order)) for i in along)
         scores = self.scores[rows][:, columns]
@@ -72,13 +75,26 @@ class Side:
             scores = _pooled(scores, 1, wide)
         else:
             scores = np.moveaxis(_pooled(scores, 0, high), 1, 0)
-        matrix: Array = scores.reshape(len(scores), -1)
-        if self.place.repeat > 1 and not self.place.own:  # heads in one order: each is more features of a channel
-            matrix = matrix.reshape(self.place.repeat, self.place.size, -1)
-            matrix = np.moveaxis(matrix, 0, 1).reshape(self.place.size, -1)
         pattern = self.choice.pattern
         share = 1.0 if self.choice.density is None else self.choice.density
-        return View(np.ascontiguousarray(matrix), share, self.group, pattern.n if pattern.kind == "nm" else 0)
+        keep = pattern.n if pattern.kind == "nm" else 0
+        return View(np.ascontiguousarray(scores.reshape(len(scores), -1)), share, self.group, keep)
+
+    def view(self, coupling: Coupling, order: Mapping[int, Array]) -> View:
+        """What the set's channels have at stake when all channels are in `order`: as `whole`, in the set's own rows.
+
+        Of a set that is one of several its groups compete with all others; here they have the share that they keep.
+        """
+        whole, place = self.whole(coupling, order), self.place
+        matrix = whole.matrix
+        if place.starts:
+            mine = [slice(start, start + place.size) for start in place.starts]
+            matrix = np.concatenate([matrix[part] for part in mine], axis=1)
+            return replace(whole, matrix=matrix, density=_share_kept(whole, mine))
+        if place.repeat > 1 and not place.own:  # heads in one order: each is more features of a channel
+            matrix = matrix.reshape(place.repeat, place.size, -1)
+            matrix = np.moveaxis(matrix, 0, 1).reshape(place.size, -1)
+        return replace(whole, matrix=np.ascontiguousarray(matrix))
 
 
 def group_sizes(choice: Choice) -> tuple[int, int]:
@@ -109,6 +125,46 @@ def place_of(coupling: Coupling, layer: LayerInfo, *, output: bool = True, group
         return Reason("not-rearranged", f"heads of {size} channels do not hold groups of {group}", layer.name)
     repeat = int(np.prod([coupling.spaces.size[one] for one in outer])) if outer else 1
     return Place(space, size, repeat, bool(outer) and len(outer) == 1 and coupling.heads.get(space) == outer[0])
+
+
+def places_of(coupling: Coupling, layer: LayerInfo, *, output: bool, group: int) -> tuple[list[Place], list[Reason]]:
+    """As `place_of`; of several sets, one after another, each that is whole groups has a place of its own."""
+    end = output_axis(layer) if output else 1 - output_axis(layer)
+    axis, what = coupling.axis(layer.weight, end), "output" if output else "input"
+    if len(axis) == 1:
+        place = place_of(coupling, layer, output=output, group=group)
+        return ([], [place]) if isinstance(place, Reason) else ([place], [])
+    starts: dict[int, list[int]] = {}
+    unfit: set[int] = set()
+    at = 0
+    for segment in axis:
+        size, space = coupling.spaces.extent((segment,)), segment[0]
+        starts.setdefault(space, []).append(at)
+        if len(segment) > 1 or coupling.spaces.reason(space) or at % group or size % group or size == group:
+            unfit.update(segment)
+        at += size
+    found = [
+        Place(space, coupling.spaces.size[space], starts=tuple(places))
+        for space, places in starts.items()
+        if space not in unfit
+    ]
+    why = f"its {what} channels fall into several sets, and none is free and whole groups of {group}"
+    return found, [] if found else [Reason("not-rearranged", why, layer.name)]
+
+
+def spaces_of(coupling: Coupling, layer: LayerInfo, *, output: bool) -> set[int]:
+    """All sets that a layer's output (or input) channels are made of, pinned or free, alone or in products."""
+    end = output_axis(layer) if output else 1 - output_axis(layer)
+    return {space for segment in coupling.axis(layer.weight, end) for space in segment}
+
+
+def _share_kept(view: View, parts: Iterable[slice]) -> float:
+    """The share of the groups' entries that is kept among these rows when all rows of the view compete."""
+    sums = np.add.reduceat(view.matrix, np.arange(0, len(view.matrix), view.size), axis=0)
+    kept = min(max(int(np.floor(view.density * sums.size + 0.5)), 1), sums.size)
+    least = np.partition(sums.reshape(-1), sums.size - kept)[sums.size - kept]
+    mine = np.concatenate([sums[rows.start // view.size : rows.stop // view.size] for rows in parts])
+    return float(np.mean(mine >= least))
 
 
 def _pooled(scores: Array, axis: int, size: int) -> Array:
