@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -15,6 +17,14 @@ def _plain_log() -> None:
     logger = logging.getLogger("edgesparse")
     logger.setLevel(logging.NOTSET)
     logger.handlers.clear()
+
+
+@pytest.fixture(autouse=True)
+def _own_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test random numbers of its own: the same ones alone, in any order, and on any number of workers."""
+    if hasattr(request.module, "RNG"):
+        seed = zlib.crc32(request.node.nodeid.encode())
+        monkeypatch.setattr(request.module, "RNG", np.random.default_rng(seed))
 
 
 @pytest.fixture

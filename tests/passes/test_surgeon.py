@@ -17,7 +17,7 @@ from edgesparse.passes.calibration import Samples
 from edgesparse.passes.layers import canonical_weight
 from edgesparse.passes.observe import Moments, Spread, advance, input_moments, output_spread, run_values
 from edgesparse.passes.reconstruct import Repair, bias_of, repair_in_order, uniform
-from edgesparse.passes.surgeon import damped, obs, output_of, refit, rescale, wanda
+from edgesparse.passes.surgeon import DAMPING, damped, obs, output_of, refit, rescale, wanda
 
 RNG = np.random.default_rng(5)
 CASES = {
@@ -100,12 +100,15 @@ def test_wanda_is_weight_times_input_norm() -> None:
 
 
 def test_singular_and_constant_inputs() -> None:
-    rows = np.repeat(RNG.normal(size=(30, 1)), 4, axis=1)  # all inputs the same
+    rows = np.repeat(
+        RNG.normal(size=(30, 1)), 4, axis=1
+    )  # all inputs the same: one weight stands for all, but for damping
     weight = RNG.normal(size=(2, 4, 1))
     mask = np.zeros((2, 4, 1), bool)
     mask[:, 0] = True
     fitted = refit(weight, mask, moments_of(rows))
-    assert np.allclose(fitted[:, 0, 0], weight.sum(axis=(1, 2)), rtol=0.05)
+    others = weight[:, 1:].sum(axis=(1, 2)) / (1 + DAMPING)
+    assert np.allclose(fitted[:, 0, 0], weight[:, 0, 0] + others, rtol=1e-9)
     for moments in (moments_of(np.ones((5, 4))), moments_of(np.ones((1, 4)))):
         assert np.isfinite(obs(weight, moments)).all()
         assert np.isfinite(refit(weight, mask, moments)).all()
