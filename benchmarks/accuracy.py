@@ -58,18 +58,15 @@ class Stack:
         """What it means for each layer; criterion fisher wants what its channels are worth besides."""
         return Repair(self.criterion, self.method, self.recalibrate, self.recalibrate)
 
-    @property
-    def known_by(self) -> str:
-        """What orders and sensitivities depend on: they are those of obs unless the criterion is fisher."""
-        return self.criterion if self.criterion == "fisher" else "obs"
 
-
-BEST = Stack("obs", "refit", "sensitivity", "search")
-"""What `sparsify --calibrate` does. Patterns without groups have no order to search for."""
+BEST = Stack("fisher", "refit", "sensitivity", "search")
+"""What `sparsify --calibrate` does. Patterns without groups have no order to search for. All other stacks have the
+orders and the sensitivities that this one finds.
+"""
 STACKS = (
     BEST,
     *(replace(BEST, allocation=one) for one in ("uniform", "erk", "global")),
-    *(replace(BEST, criterion=one) for one in ("magnitude", "wanda", "fisher")),
+    *(replace(BEST, criterion=one) for one in ("magnitude", "wanda", "obs")),
     *(replace(BEST, method=one) for one in ("projected", "swap", "none")),
     replace(BEST, recalibrate=False),
     replace(BEST, order="given"),
@@ -139,17 +136,18 @@ class Bench:
         self.labelled = [({"input": value}, label) for value, label in some(pictures.samples(evaluation), judges)]
         self.dense = prepare(model_path("efficientnet-lite0-imagenet"), None)
         self.reference = remembered(onnx_model(self.dense))
-        self.rearranged: dict[tuple[str, str], ir.Model] = {}
-        self.sensitivities: dict[tuple[str, str, str], list[allocate.Sensitivity]] = {}
+        self.rearranged: dict[str, ir.Model] = {}
+        self.sensitivities: dict[tuple[str, str], list[allocate.Sensitivity]] = {}
+        self.worth: dict[tuple[str, str], Mapping[str, Array]] = {}
 
     def measure(self, pattern: SparsePattern, stack: Stack, sparsity: float) -> dict[str, Any]:
         """One row: accuracy in per cent, agreement with the dense network, and seconds on one thread."""
-        base = self.base(pattern, stack)
+        base = self.base(pattern, stack.order)
         layers = pointwise(base)
         prepared = self.prepared(pattern, stack, base, layers)
         started = time.process_time()
         model = base.clone()
-        repair = self.weighted(stack.repair, base, layers)
+        repair = self.weighted(stack, base, pattern)
         shares = densities(model, layers, stack.allocation, 1 - sparsity, prepared, self.samples, repair)
         choices = {name: Choice(pattern, share) for name, share in shares.items() if share < 1}
         repair_in_order(model, choices, self.samples, repair)
@@ -172,23 +170,26 @@ class Bench:
             "pictures": len(self.labelled),
         }
 
-    def base(self, pattern: SparsePattern, stack: Stack) -> ir.Model:
-        """The dense network with its channels in the order that the stack asks for."""
-        if stack.order == "given":
+    def base(self, pattern: SparsePattern, order: str) -> ir.Model:
+        """The dense network with its channels in the order that is asked for."""
+        if order == "given":
             return self.dense
-        key = (str(pattern), stack.known_by)
+        key = str(pattern)
         if key not in self.rearranged:
-            repair = self.weighted(replace(BEST, criterion=stack.known_by).repair, self.dense, pointwise(self.dense))
+            repair = self.weighted(replace(BEST, order="given"), self.dense, pattern)
             self.rearranged[key] = rearranged(self.dense, pattern, self.samples, repair.worth)
         return self.rearranged[key]
 
-    def weighted(self, repair: Repair, base: ir.Model, layers: Sequence[LayerInfo]) -> Repair:
-        """With what the channels of a dense network are worth, for criterion fisher."""
-        if repair.criterion != "fisher":
-            return repair
+    def weighted(self, stack: Stack, base: ir.Model, pattern: SparsePattern) -> Repair:
+        """The stack's repair, for criterion fisher with what the channels of its dense network are worth."""
+        if stack.criterion != "fisher":
+            return stack.repair
         from edgesparse.training.information import information
 
-        return replace(repair, worth=information(base, layers, self.samples))
+        key = ("" if stack.order == "given" else str(pattern), stack.order)
+        if key not in self.worth:
+            self.worth[key] = information(base, pointwise(base), self.samples)
+        return replace(stack.repair, worth=self.worth[key])
 
     def prepared(
         self, pattern: SparsePattern, stack: Stack, base: ir.Model, layers: Sequence[LayerInfo]
@@ -196,9 +197,9 @@ class Bench:
         """Sensitivities of the pattern and order, with the best stack's repair: one measurement serves many stacks."""
         if stack.allocation != "sensitivity":
             return []
-        key = (str(pattern), stack.order, stack.known_by)
+        key = (str(pattern), stack.order)
         if key not in self.sensitivities:
-            repair = self.weighted(replace(BEST, criterion=stack.known_by).repair, base, layers)
+            repair = self.weighted(replace(BEST, order=stack.order), base, pattern)
             self.sensitivities[key] = allocate.sensitivities(base, layers, pattern, self.samples, repair)
         return self.sensitivities[key]
 
@@ -239,8 +240,10 @@ def densities(
         moments, spread = input_moments(model, layers, samples), output_spread(model, layers, samples)
         found = {}
         for one in layers:
-            saliency = scores(canonical_weight(model, one), moments[one.name], spread[one.name], repair)
-            found[one.name] = saliency / float(np.sum(spread[one.name].variance)) * one.macs
+            worth = repair.worth.get(one.name)
+            saliency = scores(canonical_weight(model, one), moments[one.name], spread[one.name], repair, worth)
+            scale = 1.0 if worth is not None else float(np.sum(spread[one.name].variance))
+            found[one.name] = saliency / scale * one.macs
         return allocate.global_threshold(layers, found, density)
     return {layer.name: density for layer in layers}
 

@@ -7,7 +7,9 @@ EfficientNet-lite0 with its published weights and the page-orientation network a
 calibration samples, over their 1x1 layers; other reference networks by magnitude, over all layers that are pruned by
 default. Shares are of the gap between the given order and unstructured weights, in the mean over the layers; *alone* is
 what the same search finds where every layer has an order of its own, coupled to no other: no legal order is known to
-reach more.
+reach more. *uneven* is how well groups are balanced: for each number of threads, what the thread with the most
+non-zeros has more than an equal share of them, in per cent, in the mean over the layers, in the given order and in the
+one found; with `--no-balance` groups stay where the search has them.
 """
 
 from __future__ import annotations
@@ -22,19 +24,26 @@ import click
 import numpy as np
 import onnx_ir as ir
 
+from edgesparse.lowering.emitter import _shares
 from edgesparse.models import pages, pictures
 from edgesparse.models.exporting import model_path
 from edgesparse.passes import weight_layers
 from edgesparse.passes.couple import couple
+from edgesparse.passes.graph import Array
+from edgesparse.passes.layers import canonical_weight
 from edgesparse.passes.observe import Feeds, Moments, input_moments
 from edgesparse.passes.permute import retained, search
 from edgesparse.passes.rearrange import rearrange, stakes_of
-from edgesparse.pattern import SparsePattern
+from edgesparse.passes.score import magnitude
+from edgesparse.passes.sides import group_sizes
+from edgesparse.passes.surgeon import obs
+from edgesparse.pattern import SparsePattern, best_mask
 from edgesparse.portable import prepare
 from edgesparse.recipe import Choice
 
 PAGES, PHOTOS = "page-orientation", "efficientnet-lite0-imagenet"
 SAMPLES = 64
+THREADS = (2, 4)
 
 
 @click.command()
@@ -43,8 +52,11 @@ SAMPLES = 64
 @click.option("--density", default=0.5, show_default=True, help="Of patterns that do not say it themselves.")
 @click.option("--pictures", "folder", type=click.Path(path_type=Path), help=f"Photographs, for {PHOTOS}.")
 @click.option("--alone/--no-alone", default=True, help="Search for each layer alone, too.")
+@click.option("--balance/--no-balance", default=True, help="Put whole groups in an order that balances non-zeros.")
 @click.option("--out", type=click.Path(path_type=Path), help="Append a line of JSON for each row.")
-def main(networks: str, patterns: str, density: float, folder: Path | None, alone: bool, out: Path | None) -> None:
+def main(
+    networks: str, patterns: str, density: float, folder: Path | None, alone: bool, balance: bool, out: Path | None
+) -> None:
     """Measure each network under each pattern."""
     for name in networks.split(","):
         model, samples = _network(name, folder)
@@ -53,7 +65,7 @@ def main(networks: str, patterns: str, density: float, folder: Path | None, alon
         for text in patterns.split(","):
             pattern = SparsePattern.parse(text)
             choices = {one.name: Choice(pattern, None if pattern.fixed else density) for one in layers}
-            row = {"network": name, "pattern": text, **_row(model, choices, moments, alone=alone)}
+            row = {"network": name, "pattern": text, **_row(model, choices, samples, moments, alone, balance)}
             click.echo(json.dumps(row))
             if out:
                 out.parent.mkdir(parents=True, exist_ok=True)
@@ -73,10 +85,17 @@ def _network(name: str, folder: Path | None) -> tuple[ir.Model, list[Feeds]]:
     return model, [{"input": one} for one, _ in pictures.samples(folder, limit=SAMPLES)]
 
 
-def _row(model: ir.Model, choices: dict[str, Choice], moments: dict[str, Moments], *, alone: bool) -> dict[str, object]:
+def _row(
+    model: ir.Model,
+    choices: dict[str, Choice],
+    samples: list[Feeds],
+    moments: dict[str, Moments],
+    alone: bool,
+    balance: bool,
+) -> dict[str, object]:
     copy = model.clone()
     wall, cpu = time.perf_counter(), time.process_time()
-    reports, reasons = rearrange(copy, choices, moments)
+    reports, reasons = rearrange(copy, choices, moments, balance=balance)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     count = [len(one.layers) for one in reports]
     given, norm, found, free = (
@@ -92,7 +111,32 @@ def _row(model: ir.Model, choices: dict[str, Choice], moments: dict[str, Moments
     if alone:
         own = float(np.mean(_alone(model, choices, moments)))
         row["alone"] = round((own - given) / (free - given), 3)
+    after = input_moments(copy, [one for one in weight_layers(copy) if one.name in moments], samples) if samples else {}
+    given_work, found_work = _work(model, choices, moments), _work(copy, choices, after)
+    for count in THREADS:
+        row[f"uneven{count}"] = [round(100 * _uneven(one, count), 2) for one in (given_work, found_work)]
     return row | {"seconds": round(wall, 1), "cpu": round(cpu, 1), "load": round(os.getloadavg()[0], 1)}
+
+
+def _work(model: ir.Model, choices: dict[str, Choice], moments: dict[str, Moments]) -> list[Array]:
+    """Of each layer, the non-zeros of each group of outputs after pruning."""
+    found = []
+    for layer in (one for one in weight_layers(model) if one.name in choices):
+        weight, choice = canonical_weight(model, layer), choices[layer.name]
+        scores = obs(weight, moments[layer.name]) if moments else magnitude(weight)
+        rows = best_mask(choice.pattern, scores, choice.density).reshape(len(weight), -1).sum(axis=1)
+        found.append(np.add.reduceat(rows, np.arange(0, len(rows), group_sizes(choice)[0])))
+    return found
+
+
+def _uneven(work: list[Array], count: int) -> float:
+    """What the largest of `count` shares has more than an equal one, cut as calls are; mean over the layers."""
+    more = []
+    for groups in work:
+        sums = np.concatenate([[0], np.cumsum(groups)])
+        shares = np.diff(sums[_shares(len(groups), count, sums)])
+        more.append(float(shares.max()) * count / max(float(shares.sum()), 1.0) - 1.0)
+    return float(np.mean(more))
 
 
 def _alone(model: ir.Model, choices: dict[str, Choice], moments: dict[str, Moments]) -> list[float]:

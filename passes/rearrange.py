@@ -3,7 +3,7 @@
 Sets of coupled channels come from `couple`, what each layer has at stake from `sides`, and the search for an order from
 `permute`. A set that several pruned layers touch (a chain of residuals; outputs of one layer and inputs of the next) is
 searched for all of them together. Where a pattern binds outputs and inputs at once, sets are searched in turn until
-nothing moves any more.
+nothing moves any more. Among orders that retain the same, the one is taken that balances non-zeros (`balance`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgesparse.errors import Reason
+from edgesparse.passes.balance import balanced
 from edgesparse.passes.couple import Coupling, apply_order, couple
 from edgesparse.passes.graph import Array
 from edgesparse.passes.layers import LayerInfo, canonical_weight, weight_layers
@@ -28,6 +29,8 @@ from edgesparse.recipe import Choice
 
 _SWEEPS = 3
 """How often sets are searched anew where what one is worth depends on the order of others."""
+_EQUAL = 1e-7
+"""Difference of retained saliency that is rounding: sums of float32 in another order."""
 
 Orders = dict[int, Array]
 
@@ -54,10 +57,12 @@ def rearrange(
     method: str = "search",
     tick: Tick | None = None,
     worth: Mapping[str, Array] | None = None,
+    balance: bool = True,
 ) -> tuple[list[SetReport], list[Reason]]:
     """Permute in place. `choices` has the pattern and density of each layer to be pruned, `moments` the dense
     network's inputs (layers without are judged by magnitude), `worth` what an error of each of their output channels
-    costs, where that counts. `method` is "search" or "norm".
+    costs, where that counts. `method` is "search" or "norm"; after a search, `balance` puts whole groups in an order
+    that gives threads equal work.
 
     Returns what each set gained, and for every layer in groups that could not be rearranged a Reason.
     """
@@ -75,6 +80,9 @@ def rearrange(
             moved |= _improve(coupling, order, space, sides, stakes.seen[space], method, seed)
         if not moved:
             break
+    if method == "search" and balance:
+        for space, sides in sets.items():
+            _balance(coupling, order, space, sides, stakes.seen[space])
     reports = [_report(coupling, order, space, sides) for space, sides in sets.items()]
     apply_order(model, coupling, order)
     return reports, list(stakes.reasons)
@@ -154,6 +162,13 @@ def _found(coupling: Coupling, order: Orders, sides: Sequence[Side], method: str
         return found if present is None else present[found]
     heads = found.reshape(place.repeat, place.size) - np.arange(place.repeat)[:, None] * place.size
     return heads if present is None else np.take_along_axis(present, heads, axis=1)
+
+
+def _balance(coupling: Coupling, order: Orders, space: int, sides: Sequence[Side], seen: Sequence[Side]) -> None:
+    """Put whole groups of one set in an order that balances the non-zeros, if nothing is lost by it."""
+    found = balanced(coupling, order, sides)
+    if found is not None and _mean(coupling, order | {space: found}, seen) >= _mean(coupling, order, seen) - _EQUAL:
+        order[space] = found
 
 
 def _mean(coupling: Coupling, order: Orders, sides: Sequence[Side]) -> float:

@@ -17,6 +17,7 @@ from edgesparse.passes.couple import Coupling
 from edgesparse.passes.graph import Array
 from edgesparse.passes.layers import LayerInfo
 from edgesparse.passes.permute import View
+from edgesparse.pattern import Mask
 from edgesparse.recipe import Choice
 
 
@@ -158,13 +159,17 @@ def spaces_of(coupling: Coupling, layer: LayerInfo, *, output: bool) -> set[int]
     return {space for segment in coupling.axis(layer.weight, end) for space in segment}
 
 
-def _share_kept(view: View, parts: Iterable[slice]) -> float:
-    """The share of the groups' entries that is kept among these rows when all rows of the view compete."""
+def kept_sums(view: View) -> Mask:
+    """Which groups' entries are kept where whole groups compete, bool `[groups, features]`."""
     sums = np.add.reduceat(view.matrix, np.arange(0, len(view.matrix), view.size), axis=0)
     kept = min(max(int(np.floor(view.density * sums.size + 0.5)), 1), sums.size)
-    least = np.partition(sums.reshape(-1), sums.size - kept)[sums.size - kept]
-    mine = np.concatenate([sums[rows.start // view.size : rows.stop // view.size] for rows in parts])
-    return float(np.mean(mine >= least))
+    return np.asarray(sums >= np.partition(sums.reshape(-1), sums.size - kept)[sums.size - kept])
+
+
+def _share_kept(view: View, parts: Iterable[slice]) -> float:
+    """The share of the groups' entries that is kept among these rows when all rows of the view compete."""
+    kept = kept_sums(view)
+    return float(np.mean([kept[rows.start // view.size : rows.stop // view.size].mean() for rows in parts]))
 
 
 def _pooled(scores: Array, axis: int, size: int) -> Array:

@@ -239,11 +239,11 @@ def bits_of(numbers: tuple[float, ...]) -> list[int]:
 
 
 def _shares(extent: int, count: int, work: np.ndarray | None) -> list[int]:
-    """Bounds of `count` shares of ``[0, extent)`` with nearly equal work."""
+    """Bounds of `count` shares of ``[0, extent)`` with nearly equal work, each cut where the sum is nearest to it."""
     if work is None:
         return [extent * part // count for part in range(count + 1)]
     goals = [work[-1] * part / count for part in range(1, count)]
-    return [0, *(int(np.searchsorted(work, goal)) for goal in goals), extent]
+    return [0, *(int(np.argmin(np.abs(work - goal))) for goal in goals), extent]
 
 
 def _nearest(row: int, height: int, step: int) -> int:

@@ -13,6 +13,7 @@ from nets import ATTENTIVE, BLOCKS, network
 from onnx.reference import ReferenceEvaluator
 
 from edgesparse.passes import run_passes, sparsify_passes
+from edgesparse.passes.balance import even_order
 from edgesparse.passes.base import infer_shapes
 from edgesparse.passes.layers import LayerInfo, canonical_weight, weight_layers
 from edgesparse.passes.rearrange import rearrange
@@ -150,6 +151,45 @@ def test_layers_that_cannot_be_searched_for_are_heeded(load) -> None:
             assert gain["first"] + gain["last"] < -0.1
         else:
             assert gain["first"] + gain["last"] >= -1e-9
+
+
+@given(st.lists(st.integers(0, 400), min_size=1, max_size=60), st.integers(1, 8))
+def test_groups_in_an_even_order(work: list[int], threads: int) -> None:
+    """The sums grow along a line, as near to it as the group furthest from the mean; so shares are equal, too."""
+    counts = np.asarray(work, float)
+    order = even_order(counts[:, None])
+    assert sorted(order) == list(range(len(work)))
+    sums, off = np.concatenate([[0], np.cumsum(counts[order])]), np.abs(counts - counts.mean()).max()
+    assert np.abs(sums - counts.mean() * np.arange(len(work) + 1)).max() <= off + 1e-6
+    if len(work) % threads == 0:
+        shares = np.diff(sums[:: len(work) // threads])
+        assert np.abs(shares - counts.sum() / threads).max() <= 2 * off + 1e-6
+
+
+def test_balance_costs_nothing(load) -> None:
+    """Groups of very different lengths: two halves have equal work, as many weights are kept, the function stays."""
+    rng = np.random.default_rng(8)
+    scale = np.repeat(2.0 ** np.arange(8), 4)[:, None]
+    weights = {"w0": rng.normal(size=(32, 16)) * scale, "w2": rng.normal(size=(4, 32))}
+    text = (
+        "g (double[1,16,3,3] x) => (double[1,4,3,3] y) { [first] a = Conv(x, w0)  r = Relu(a)  [last] y = Conv(r, w2) }"
+    )
+    wanted = {"first": Choice(SparsePattern.parse("group:4x1"), 0.5)}
+    found, uneven = {}, {}
+    for balance in (False, True):
+        model = load(text, {name: array[:, :, None, None] for name, array in weights.items()})
+        infer_shapes(model)
+        before = outputs(model)
+        rearrange(model, wanted, {}, balance=balance)
+        assert np.abs(before - outputs(model)).max() <= 1e-11 * np.abs(before).max()
+        layer = next(one for one in weight_layers(model) if one.name == "first")
+        found[balance] = kept(model, layer, wanted["first"])
+        mask = best_mask(wanted["first"].pattern, np.square(canonical_weight(model, layer)), 0.5)
+        halves = mask.reshape(2, -1).sum(axis=1)
+        uneven[balance] = abs(int(halves[0]) - int(halves[1])) / mask.sum()
+    assert found[True] == pytest.approx(found[False], rel=1e-6)
+    assert uneven[False] > 0.5
+    assert uneven[True] < 0.15
 
 
 def test_heads_are_searched_each_on_its_own(load) -> None:
