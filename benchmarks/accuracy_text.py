@@ -26,8 +26,10 @@ from edgesparse.models.data import Run, evaluate, onnx_run, ranked_classes
 from edgesparse.models.exporting import model_path
 from edgesparse.models.registry import spec
 from edgesparse.passes import load_model, run_passes, sparsify_passes
+from edgesparse.passes.sparsify import CRITERION_KEY
 from edgesparse.recipe import Recipe
 from edgesparse.sections import ALLOCATIONS, Allocation
+from edgesparse.training.information import information
 
 SEEDS = (101, 202)
 """Of the calibration and the evaluation samples."""
@@ -71,10 +73,12 @@ def main(
         if text != "dense":
             rules = {"pattern": text, "sparsity": sparsity, "targets": list(task.targets)}
             recipe = replace(Recipe.from_dict(rules).with_repair(), allocation=Allocation(allocation))
-            model = run_passes(dense, sparsify_passes(recipe, inputs)).model
+            model = run_passes(dense, sparsify_passes(recipe, inputs, weigher=information)).model
         seconds = round(time.process_time() - started, 1)
         score = task.score(onnx_run(ir.serde.serialize_model(model).SerializeToString()))
         row = {"network": network, "pattern": text, "sparsity": sparsity, "allocation": how, "score": round(score, 4)}
+        if CRITERION_KEY in model.metadata_props:
+            row["criterion"] = json.loads(model.metadata_props[CRITERION_KEY])
         with out.open("a") as file:
             file.write(json.dumps(row | {"cpu_seconds": seconds}) + "\n")
         click.echo(str(row))

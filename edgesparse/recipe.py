@@ -47,8 +47,11 @@ from edgesparse.yamltext import kind as _kind
 
 MAX_ITEMS = 10_000
 
-CRITERIA = ("magnitude", "l1", "wanda", "obs", "fisher")
-"""Criteria that layers are scored by; all but the first two need calibration data, "fisher" torch as well."""
+AUTO = "auto"
+CRITERIA = ("magnitude", "l1", "wanda", "obs", "fisher", AUTO)
+"""Criteria that layers are scored by; all but the first two need calibration data, "fisher" torch as well; "auto" is
+that of "obs" and "fisher" with which the model agrees better with the dense one.
+"""
 
 _LATER = ("quantization",)
 _LAYER_KEYS = ("targets", "pattern", "density", "sparsity")
@@ -102,7 +105,7 @@ class Recipe:
         allocation = Allocation("uniform" if self.pattern.fixed else "sensitivity")
         return replace(
             self,
-            criterion="obs",
+            criterion=AUTO,
             reconstruction=Reconstruction(),
             recalibration=Recalibration(),
             allocation=allocation,

@@ -1,6 +1,7 @@
 """The whole recipe in one go: rearrange, allocate, prune and repair with calibration data.
 
-    dense -> rearrange (dense, channels permuted) -> allocate (densities) -> repair in order -> sparse
+    dense -> choose (criterion, where it is left open) -> rearrange (dense, channels permuted)
+          -> allocate (densities) -> repair in order -> sparse
 
 Every number follows from model, recipe, samples and seed: the same inputs give the same bytes.
 """
@@ -19,6 +20,7 @@ from edgesparse.budget import Budget
 from edgesparse.errors import Reason, UsageError
 from edgesparse.passes import allocate
 from edgesparse.passes.base import Pass, PassResult
+from edgesparse.passes.choose import Weigher, choose_criterion
 from edgesparse.passes.cluster import cluster_model
 from edgesparse.passes.graph import Array
 from edgesparse.passes.layers import LayerInfo, canonical_weight, weight_layers
@@ -28,12 +30,15 @@ from edgesparse.passes.rearrange import SetReport, rearrange
 from edgesparse.passes.reconstruct import Repair, can_observe, repair_in_order, scores
 from edgesparse.passes.score import CRITERIA
 from edgesparse.pattern import SparsePattern, check_available, density, kept_units
-from edgesparse.recipe import Choice, Recipe
+from edgesparse.recipe import AUTO, Choice, Recipe
 from edgesparse.sections import Fitting, Rearrangement, Recalibration, Reconstruction
 
 ORDER_KEY = "edgesparse.rearrangement"
 """Metadata: per set of channels, the layers that write to it and the retained saliency given, sorted, found (JSON)."""
 
+
+CRITERION_KEY = "edgesparse.criterion"
+"""Metadata: the criterion chosen, and the divergence from the dense model by criterion, on samples held back (JSON)."""
 
 FITTING_KEY = "edgesparse.fitting"
 """Metadata: divergence from the dense model on samples held back, before and after fitting by gradient (JSON)."""
@@ -62,11 +67,6 @@ class Measured:
         return allocate.by_sensitivity(self.layers, self.losses, recipe.density)
 
 
-Weigher = Callable[[ir.Model, Sequence[LayerInfo], Iterable[Feeds], int], Mapping[str, Array]]
-"""What an error of each output channel of layers costs the model's outputs, float64 `[Cout]` by layer name; the last
-argument is a seed. From those who know torch.
-"""
-
 Fitter = Callable[[ir.Model, ir.Model, Iterable[Feeds], Fitting, int], Mapping[str, float]]
 """Fits a sparse model in place to a dense one by gradient, and says what came of it: from those who know torch."""
 
@@ -79,7 +79,7 @@ def calibrated_passes(
     fitter: Fitter | None = None,
     weigher: Weigher | None = None,
 ) -> tuple[Pass, ...]:
-    """The passes `prune` and, where the recipe has them, `rearrange`, `fit` and `cluster`, with calibration samples.
+    """The passes `prune` and, where the recipe has them, `choose`, `rearrange`, `fit` and `cluster`, with samples.
 
     UsageError where the recipe needs data and there is none, has a fitting and there is no `fitter`, or criterion
     "fisher" and there is no `weigher`.
@@ -93,6 +93,8 @@ def calibrated_passes(
     if recipe.criterion == "fisher" and weigher is None:
         raise UsageError("criterion fisher needs gradients", why="nothing here knows them", fix="use sparsify, or obs")
     steps = []
+    if recipe.criterion == AUTO and inputs is not None:
+        steps.append(Pass("choose", lambda model: choose(model, recipe, inputs, weigher, tick)))
     section = recipe.rearrangement
     if section is not None and section.method in ("search", "norm"):
         steps.append(Pass("rearrange", lambda model: rearrange_model(model, recipe, section, inputs, tick, weigher)))
@@ -131,6 +133,35 @@ def _prune_and_fit(
     return Pass("prune", prune), Pass("fit", fit)
 
 
+def choose(
+    model: ir.Model, recipe: Recipe, inputs: Iterable[Feeds], weigher: Weigher | None, tick: Tick | None = None
+) -> PassResult:
+    """Choose the criterion of a recipe that leaves it open, and write it into the metadata. No weight changes."""
+    layers = weight_layers(model)
+    choices = _guessed(_choices(layers, recipe)[0])
+    seen = [one for one in layers if one.name in choices and can_observe(model, one)]
+    picked = {one.name: choices[one.name] for one in seen}
+    repair = repair_of(replace(recipe, criterion="obs"), model, seen, inputs)
+    found = choose_criterion(model, seen, picked, inputs, repair, weigher, seed=recipe.seed, tick=tick)
+    told = {"chosen": found.criterion, **{name: round(value, 6) for name, value in found.divergence.items()}}
+    model.metadata_props[CRITERION_KEY] = json.dumps(told, sort_keys=True)
+    return PassResult(model, False, () if found.reason is None else (found.reason,))
+
+
+def settled(recipe: Recipe, model: ir.Model) -> Recipe:
+    """The recipe with the criterion that `choose` found for the model, if it leaves that open."""
+    if recipe.criterion != AUTO:
+        return recipe
+    return replace(recipe, criterion=json.loads(model.metadata_props[CRITERION_KEY])["chosen"])
+
+
+def _guessed(choices: Mapping[str, Choice]) -> dict[str, Choice]:
+    """A budget says densities only later: half is where order and criterion matter most."""
+    return {
+        name: one if one.density or one.pattern.fixed else replace(one, density=0.5) for name, one in choices.items()
+    }
+
+
 def _cluster(model: ir.Model, seed: int, tick: Tick | None) -> PassResult:
     """Bring channels together whose zeros are in the same places, and write into the metadata what that brought."""
     reports, reasons = cluster_model(model, seed=seed, tick=tick)
@@ -148,13 +179,9 @@ def rearrange_model(
     weigher: Weigher | None = None,
 ) -> PassResult:
     """Permute channels in place for the patterns of `recipe`; without samples by magnitude."""
+    recipe = settled(recipe, model)
     layers = weight_layers(model)
-    choices, _ = _choices(layers, recipe)
-    # a budget says densities only later: half is where the order matters most
-    guess = {
-        name: one if one.density or one.pattern.fixed else replace(one, density=0.5) for name, one in choices.items()
-    }
-    choices = guess
+    choices = _guessed(_choices(layers, recipe)[0])
     moments: Mapping[str, Moments] = {}
     worth: Mapping[str, Array] = {}
     if inputs is not None:
@@ -182,6 +209,7 @@ def sparsify(
 
     `measured` saves measuring sensitivities and prices again for another budget or density of the same recipe.
     """
+    recipe = settled(recipe, model)
     layers = weight_layers(model)
     choices, reasons = _choices(layers, recipe)
     if measured is None and recipe.allocation is not None and recipe.allocation.method == "sensitivity":
@@ -269,6 +297,7 @@ def measure(
 
     UsageError for a budget of latency or size without a `pricer`, and for a pattern whose density is fixed.
     """
+    recipe = settled(recipe, model)
     layers = weight_layers(model)
     choices, _ = _choices(layers, recipe)
     free = _free(model, [one for one in layers if one.name in choices], choices, recipe)

@@ -17,8 +17,9 @@ from edgesparse.budget import Budget
 from edgesparse.errors import EdgesparseError, Reason, UsageError
 from edgesparse.passes import Pass, run_passes, sparsify_passes
 from edgesparse.passes.allocate import GRID
+from edgesparse.passes.choose import Weigher
 from edgesparse.passes.observe import Feeds, Tick
-from edgesparse.passes.sparsify import Measured, Pricer, Weigher, amount_of, measure, sparsify
+from edgesparse.passes.sparsify import Measured, Pricer, amount_of, measure, settled, sparsify
 from edgesparse.recipe import Recipe
 from edgesparse.sections import Allocation
 
@@ -87,6 +88,7 @@ def prepare(
         raise UsageError("a search does not cluster channels", why="each model has zeros of its own", fix="take search")
     steps = [step for step in sparsify_passes(wanted, inputs, tick, pricer, weigher=weigher) if step.name != "prune"]
     base = run_passes(model, steps).model
+    wanted = settled(wanted, base)
     measured = measure(base, wanted, inputs, tick, pricer, weigher)
     if measured is None:
         raise UsageError("the recipe leaves no layer to the budget", fix="give layers no density of their own")

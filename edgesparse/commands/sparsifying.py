@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from edgesparse.advice.evaluate import Evaluation
     from edgesparse.advice.frontier import Ground
     from edgesparse.passes.calibration import Samples
-    from edgesparse.passes.sparsify import Pricer, Weigher
+    from edgesparse.passes.choose import Weigher
+    from edgesparse.passes.sparsify import Pricer
     from edgesparse.recipe import Recipe
 
 Judge = Callable[["ir.Model"], "Evaluation"]
@@ -116,9 +117,10 @@ def sparsify(
 ) -> None:
     """Prune MODEL: ONNX in, ONNX out, with the zeros in place; it runs anywhere.
 
-    With --calibrate and --pattern, channels are rearranged for the pattern, densities follow each layer's measured
-    sensitivity, and weights are repaired layer by layer; a recipe can choose each of these. With --budget the densities
-    are the best that the budget allows, with --max-drop the network is pruned as far as the drop allows.
+    With --calibrate and --pattern, the criterion is chosen by measuring, channels are rearranged for the pattern,
+    densities follow each layer's measured sensitivity, and weights are repaired layer by layer; a recipe can choose
+    each of these. With --budget the densities are the best that the budget allows, with --max-drop the network is
+    pruned as far as the drop allows.
     """
     from edgesparse.passes import load_model, save_model
     from edgesparse.passes.calibration import read_samples
@@ -280,8 +282,13 @@ def _fitter(rules: Recipe, tick: Callable[[float, str], None]) -> Any:
 
 
 def _weigher(rules: Recipe) -> Weigher | None:
-    """What errors of channels cost, where the recipe asks for it: only then is torch loaded."""
-    if rules.criterion != "fisher":
+    """What errors of channels cost, where the recipe asks for it: only then is torch loaded.
+
+    None where the recipe leaves the criterion open and there is no torch.
+    """
+    from importlib.util import find_spec
+
+    if rules.criterion not in ("fisher", "auto") or (rules.criterion == "auto" and find_spec("torch") is None):
         return None
     import edgesparse.training  # says what to install without torch
     from edgesparse.training.information import information
@@ -360,7 +367,7 @@ def _measure(found: Evaluation) -> str:
 def show_sparse(console: Console, path: Path, made: Made, json_to: str | None) -> None:
     """Print the pruned model's layers in short, and what was not pruned and why."""
     from edgesparse.graph.survey import survey_model
-    from edgesparse.passes.sparsify import ORDER_KEY
+    from edgesparse.passes.sparsify import CRITERION_KEY, ORDER_KEY
 
     layers = survey_model(made.model)
     prunable = [layer for layer in layers if layer.weights]
@@ -375,12 +382,17 @@ def show_sparse(console: Console, path: Path, made: Made, json_to: str | None) -
             "layers": [layer.as_dict() for layer in layers],
             "reasons": list(made.reasons),
             "rearrangement": orders,
+            "criterion": json.loads(made.model.metadata_props.get(CRITERION_KEY, "null")),
             **made.facts,
         }
         console.json(data, json_to)
         return
     pruned = sum(layer.density < 1 for layer in prunable)
     console.result(f"{path}  {pruned} of {len(prunable)} layers pruned, density {kept / total:.3f} over all weights")
+    criteria = json.loads(made.model.metadata_props.get(CRITERION_KEY, "{}"))
+    if len(criteria) > 1:
+        told = ", ".join(f"{name} {value:.3f}" for name, value in criteria.items() if name != "chosen")
+        console.result(f"criterion {criteria['chosen']}: nats from dense on samples held back, {told}")
     if orders:
         console.result(_brought(orders))
     for reason in made.reasons:

@@ -14,14 +14,14 @@ import pytest
 
 from edgesparse import pattern as P
 from edgesparse.cli import main
-from edgesparse.errors import UsageError
+from edgesparse.errors import UnsupportedError, UsageError
 from edgesparse.passes import load_model, run_passes, save_model, sparsify_passes, weight_layers
 from edgesparse.passes.agreement import divergence
 from edgesparse.passes.layers import canonical_weight
 from edgesparse.passes.observe import run_values
 from edgesparse.passes.prune import LAYERS_KEY, RECIPE_KEY
 from edgesparse.passes.reconstruct import bias_of, store, weighted
-from edgesparse.passes.sparsify import repair_of
+from edgesparse.passes.sparsify import CRITERION_KEY, repair_of
 from edgesparse.recipe import Recipe
 
 torch = pytest.importorskip("torch")
@@ -133,6 +133,43 @@ def test_finetuning_can_start_from_it(model: ir.Model) -> None:
     start = begin(model, Recipe.from_yaml(RECIPE % ("fisher", "uniform")), inputs, lambda share, text: None)
     assert start.pruned
     assert P.density(canonical_weight(start.begun, weight_layers(start.begun)[0])) == 0.5
+
+
+def entries(model: ir.Model, *, without: str) -> bytes:
+    copy = model.clone()
+    copy.metadata_props.pop(without, None)
+    return ir.serde.serialize_model(copy).SerializeToString(deterministic=True)
+
+
+def test_the_criterion_that_agrees_better_is_chosen(model: ir.Model) -> None:
+    """By measuring: what is found is what that criterion alone finds, and a weigher that is wrong loses."""
+
+    def wrong(*asked: object) -> dict[str, np.ndarray]:
+        return {name: 1.0 / np.maximum(one, 1e-12) for name, one in information(*asked).items()}  # type: ignore[arg-type]
+
+    def made(criterion: str, weigher: object) -> ir.Model:
+        recipe = Recipe.from_yaml(RECIPE % (criterion, "uniform"))
+        return run_passes(model, sparsify_passes(recipe, samples(), weigher=weigher)).model  # type: ignore[arg-type]
+
+    for weigher, best in ((information, "fisher"), (wrong, "obs")):
+        auto = made("auto", weigher)
+        told = json.loads(auto.metadata_props[CRITERION_KEY])
+        assert told["chosen"] == best == min(("obs", "fisher"), key=told.__getitem__)
+        assert Recipe.from_yaml(auto.metadata_props[RECIPE_KEY]).criterion == best
+        assert entries(auto, without=CRITERION_KEY) == entries(made(best, weigher), without=CRITERION_KEY)
+
+
+def test_without_gradients_the_choice_is_said(model: ir.Model) -> None:
+    def refuses(*asked: object) -> dict[str, np.ndarray]:
+        raise UnsupportedError("torch cannot take this graph")
+
+    recipe = Recipe.from_yaml(RECIPE % ("auto", "uniform"))
+    for weigher, words in ((None, "needs torch"), (refuses, "torch cannot take this graph")):
+        found = run_passes(model, sparsify_passes(recipe, samples(), weigher=weigher))
+        assert json.loads(found.model.metadata_props[CRITERION_KEY]) == {"chosen": "obs"}
+        assert any(words in str(reason) for reason in found.reasons)
+        plain = run_passes(model, sparsify_passes(Recipe.from_yaml(RECIPE % ("obs", "uniform")), samples())).model
+        assert entries(found.model, without=CRITERION_KEY) == entries(plain, without=CRITERION_KEY)
 
 
 def test_refused(model: ir.Model) -> None:
