@@ -1,24 +1,28 @@
 """Accuracy after sparse training: methods x patterns x sparsity, seed by seed, and the time of the compiled result.
 
+    python benchmarks/training.py --minutes 60 --jobs 2             # digits, then Fashion-MNIST: the whole plan
     python benchmarks/training.py --task digits --quick             # a minute, for CI
     python benchmarks/training.py --task fashion --methods gradual sr-ste --patterns unstructured group:4x1
-    python benchmarks/training.py --task digits --table             # what is there so far
 
 Every run starts from the dense network of its seed and trains it on for the same number of epochs, whatever the method.
 The dense network is once left as it is ("dense") and once trained on just the same ("dense, longer"). Rows go to a file
 of JSON lines as they are made, and those that are there already are not made again. The 1x1 convolutions and, for
-digits, the last layer are pruned; stem and depthwise layers stay dense, as in the field.
+digits, the last layer are pruned; stem and depthwise layers stay dense, as in the field. One network of each cell is
+exported, and `benchmarks/training_table.py` times them at the end and prints the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
-import statistics
-import tempfile
+import multiprocessing
+import subprocess
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +41,48 @@ from edgesparse.training.soup import share as meet
 
 METHODS = [*(name for name in methods() if name != "given"), "soup", "swamp", "safs"]
 PATTERNS = ("unstructured", "group:4x1", "group:8x1", "nm:2:4", "fanin")
+Key = tuple[str, str, float, str, bool, int, int]
+"""Of a run, as `training_table.py` reads it: method, pattern, sparsity, allocation, whether distilled, seed, epochs."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Runs that are asked for: all these methods at all these patterns and sparsities."""
+
+    methods: tuple[str, ...]
+    patterns: tuple[str, ...]
+    sparsity: tuple[float, ...]
+    allocation: str = "lamp"
+    distil: bool = False
+
+    def keys(self, seeds: Iterable[int], epochs: int) -> Iterator[Key]:
+        """One key a run. Random masks are as ERK allocates them, patterns of fixed density as they are."""
+        for pattern in self.patterns:
+            for sparsity in (0.5,) if pattern.startswith("nm") else self.sparsity:
+                for method in self.methods:
+                    split = "uniform" if pattern.startswith("nm") else "erk" if method == "random" else self.allocation
+                    for seed in seeds:
+                        yield (method, pattern, sparsity, split, self.distil, seed, epochs)
+
+
+PLAN = {
+    "digits": (
+        Cells(("gradual", "random"), PATTERNS, (0.9, 0.8)),
+        Cells(("gradual",), ("unstructured", "group:4x1", "group:8x1"), (0.9,), "uniform"),
+        Cells(("gradual",), ("unstructured", "group:4x1", "group:8x1"), (0.9,), distil=True),
+        Cells(tuple(METHODS), PATTERNS, (0.9, 0.8)),
+    ),
+    "fashion": (
+        Cells(("gradual",), ("unstructured", "group:4x1"), (0.8, 0.9), distil=True),
+        Cells(("gradual",), ("group:8x1",), (0.8,), distil=True),
+        Cells(("gradual",), ("group:4x1",), (0.9,), "uniform"),
+        Cells(("gradual",), ("group:4x1",), (0.9,)),
+        Cells(tuple(METHODS), ("group:4x1",), (0.9,)),
+        Cells(("gradual",), PATTERNS, (0.8, 0.9)),
+        Cells(tuple(METHODS), PATTERNS, (0.9, 0.8)),
+    ),
+}
+"""What to run, the most telling first; runs that are there already are passed over."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +100,7 @@ class Task:
     def augmented(self, inputs: Any) -> tuple[Any, Any]:
         """A batch, changed at random as in the training of the dense network; and which of them are mirrored."""
         if self.name == "digits":
-            return digits._shifted(inputs), None
+            return digits._shifted(inputs).contiguous(memory_format=torch.channels_last), None
         flips = torch.rand(len(inputs)) < 0.5
         inputs[flips] = inputs[flips].flip(3)
         return inputs.contiguous(memory_format=torch.channels_last), flips
@@ -62,58 +108,118 @@ class Task:
 
 TASKS = {
     "digits": Task("digits", digits, ("re:expand[.]conv|pointwise2?[.]conv|head[.]fc",), 40, 40, 64, 1e-2),
-    "fashion": Task("fashion", fashion, ("re:block[0-9][.]pointwise[.]conv",), 4, 4, 128, 5e-3),
+    "fashion": Task("fashion", fashion, ("re:block[0-9][.]pointwise[.]conv",), 4, 3, 128, 5e-3),
 }
 
 
 class Teacher:
-    """The dense network's logits for augmented inputs. All that can be asked is computed once, where that is little."""
+    """The dense network, and its logits for augmented inputs: kept in a file where they are few."""
 
-    def __init__(self, task: Task, model: Any, inputs: Any) -> None:
-        self.model, self.inputs = model, inputs
+    def __init__(self, task: Task, model: Any, path: Path) -> None:
+        self.model, self.path = model, path
+        self.inputs, self.held = loaded(task.name)[0][0], loaded(task.name)[1]
         self.known: list[Any] = []
         self.few = task.name == "fashion"  # as it is, and mirrored
+
+    @functools.cached_property
+    def accuracy(self) -> float:
+        """Percent of the evaluation pictures."""
+        return accuracy(self.model, self.held)
 
     def logits(self, rows: Any, batch: Any, flips: Any) -> Any:
         """Of the augmented batch, made of these rows of the inputs."""
         with torch.no_grad():
             if not self.few:
                 return self.model(batch)
+            if not self.known and self.path.is_file():
+                self.known = torch.load(self.path, weights_only=True)
             if not self.known:
                 for half in (self.inputs, self.inputs.flip(3)):
-                    self.known.append(torch.cat([self.model(part) for part in half.split(500)]))
+                    parts = (part.contiguous(memory_format=torch.channels_last) for part in half.split(500))
+                    self.known.append(torch.cat([self.model(part) for part in parts]))
+                torch.save(self.known, self.path)
             return torch.where(flips[:, None], self.known[1][rows], self.known[0][rows])
 
 
 def main() -> None:
-    """Make the runs that are asked for and are not there yet; print the table."""
+    """Make the runs that are asked for and are not there yet; then the table."""
     args = parsed()
-    task = TASKS[args.task]
-    out = args.out or Path(f"out/training-{task.name}.jsonl")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if not args.table:
-        torch.set_num_threads(1)
-        data = [tuple(map(torch.from_numpy, half)) for half in task.module.load()]
-        for seed in range(args.first_seed, args.first_seed + args.seeds):
-            teacher = dense(task, data, seed, out.parent)
-            taught = Teacher(task, teacher, data[0][0])
-            record(out, ("dense", "", 0.0, "", False, seed, 0), lambda t=teacher: {"accuracy": accuracy(t, data[1])})
-            for key in keys(args, seed, args.epochs or task.epochs):
-                record(out, key, lambda k=key, t=taught: run(task, data, t, k, time_it=not args.untimed))
-    table(out)
+    end = time.monotonic() + 60 * args.minutes
+    for task in (TASKS[args.task],) if args.task else TASKS.values():
+        out = args.out or Path(f"out/training-{task.name}.jsonl")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        seeds = range(args.first_seed, args.first_seed + args.seeds)
+        keys = asked(args, task, seeds)
+        first = list(seeds) if args.dense_seed is None else [args.dense_seed]
+        fixed = [("dense", "", 0.0, "", False, seed, 0) for seed in first]
+        for part in (fixed, keys):  # all others begin with the dense networks
+            train(task, out, part, args.jobs, end, args.dense_seed, export=not args.untimed)
+        words = [str(Path(__file__).with_name("training_table.py")), str(out)]
+        subprocess.run([sys.executable, *words, *([] if args.untimed else ["--time"])], check=True)
 
 
-def keys(args: argparse.Namespace, seed: int, epochs: int) -> list[tuple[Any, ...]]:
-    """The runs, each (method, pattern, sparsity, allocation, distilled, seed, epochs)."""
-    found: list[tuple[Any, ...]] = []
-    for pattern in args.patterns:
-        for sparsity in (0.5,) if pattern.startswith("nm") else args.sparsity:
-            found += [(m, pattern, sparsity, args.allocation, args.distil, seed, epochs) for m in args.methods]
-    return found
+def asked(args: argparse.Namespace, task: Task, seeds: range) -> list[Key]:
+    """The runs, each once: the plan's, or those that the options name."""
+    if args.methods is None and args.patterns is None and args.sparsity is None:
+        cells: tuple[Cells, ...] = PLAN[task.name]
+    else:
+        sparsity = tuple(args.sparsity or (0.8, 0.9))
+        cells = (
+            Cells(
+                tuple(args.methods or METHODS), tuple(args.patterns or PATTERNS), sparsity, args.allocation, args.distil
+            ),
+        )
+    epochs = args.epochs or task.epochs
+    return list(dict.fromkeys(key for one in cells for key in one.keys(seeds, epochs)))
 
 
-def run(task: Task, data: Any, teacher: Teacher, key: tuple[Any, ...], *, time_it: bool) -> dict[str, Any]:
-    """Train one network; its accuracy in percent, sparsity, seconds, and milliseconds of the compiled form."""
+def train(
+    task: Task, out: Path, keys: list[Key], jobs: int, end: float, dense_seed: int | None, *, export: bool
+) -> None:
+    """Train what is missing in so many processes of one thread each; nothing is begun after `end`."""
+    lines = out.read_text(encoding="utf-8").splitlines() if out.is_file() else []
+    known = {tuple(json.loads(line)["key"]) for line in lines}
+    missing = [key for key in keys if key not in known][::-1]
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        running = {}
+        while running or (missing and time.monotonic() < end):
+            while missing and len(running) < jobs and time.monotonic() < end:
+                key = missing.pop()
+                begin = key[5] if dense_seed is None else dense_seed
+                running[pool.submit(work, task.name, key, begin, out.parent, export)] = key
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                record(out, running.pop(future), future.result())
+
+
+def work(name: str, key: Key, begin: int, folder: Path, export: bool) -> dict[str, Any]:
+    """One run, in a process of its own; the first network of a cell is exported, to be timed later."""
+    torch.set_num_threads(1)
+    task = TASKS[name]
+    teacher = dense(task, begin, folder)
+    row = {"dense": teacher.accuracy, "dense seed": begin}
+    if key[0] == "dense":
+        return {"accuracy": teacher.accuracy, **row}
+    try:
+        return row | run(task, loaded(name), teacher, key, exported(folder, task, key) if export else None)
+    except EdgesparseError as error:
+        return {"refused": str(error)}
+
+
+@functools.cache
+def loaded(name: str) -> Any:
+    """Training and evaluation halves of the data, each inputs and classes."""
+    return [tuple(map(torch.from_numpy, half)) for half in TASKS[name].module.load()]
+
+
+def exported(folder: Path, task: Task, key: Key) -> Path:
+    """Where the network of a run is kept."""
+    method, pattern, sparsity, allocation, distil, _, epochs = key
+    words = (task.name, method, pattern, f"{sparsity:g}", allocation, "distilled" if distil else "", str(epochs))
+    return folder / f"{'-'.join(word.replace(':', '').replace(', ', '-') for word in words if word)}.onnx"
+
+
+def run(task: Task, data: Any, teacher: Teacher, key: Key, export: Path | None) -> dict[str, Any]:
+    """Train one network; its accuracy in percent, its sparsity, and the seconds."""
     method, pattern, sparsity, allocation, distil, seed, epochs = key
     torch.manual_seed(1000 + seed)
     model = copy.deepcopy(teacher.model).train()
@@ -139,8 +245,8 @@ def run(task: Task, data: Any, teacher: Teacher, key: tuple[Any, ...], *, time_i
         model = sparsifier.model
         sparsifier.finalize()
         row["reached"] = round(sparsifier.sparsity, 4)
-        if time_it:
-            row["ms"] = compiled_ms(sparsifier, data[0][0][:1])
+        if export is not None and not export.is_file():
+            row["onnx"] = sparsifier.export(export, data[0][0][:1]).name
     return {"accuracy": accuracy(model, data[1]), **row}
 
 
@@ -159,7 +265,7 @@ class Fit:
     def train(self, model: Any, sparsifier: Sparsifier | None, epochs: float) -> None:
         """From a rate of zero over the highest back to zero."""
         steps = self.steps(epochs)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=self.task.rate, weight_decay=1e-2)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=self.task.rate, weight_decay=1e-2, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=self.task.rate, total_steps=max(steps, 10), pct_start=0.2
         )
@@ -247,33 +353,38 @@ def rechosen(fit: Fit, model: Any, recipe: Recipe, allocation: str, seed: int, e
     rechoose(model, judge, rounds=12, seed=seed)
 
 
-def dense(task: Task, data: Any, seed: int, folder: Path) -> Any:
+@functools.cache
+def dense(task: Task, seed: int, folder: Path) -> Teacher:
     """The trained dense network of a seed, kept in a file beside the results."""
     path = folder / f"{task.name}-dense-{seed}.pt"
     model = task.module.network()
-    if task.name == "fashion":
-        model = model.to(memory_format=torch.channels_last)
     if path.is_file():
         model.load_state_dict(torch.load(path, weights_only=True))
-        return model.eval()
-    if task.name == "digits":
+    elif task.name == "digits":
         model = digits.trained(seed=seed)
     else:
-        (inputs, classes), _ = data
         torch.manual_seed(seed)
-        model = task.module.network().to(memory_format=torch.channels_last).train()
-        steps = len(classes) // task.batch * task.dense_epochs
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=steps)
-        for _ in range(task.dense_epochs):
-            order = torch.randperm(len(classes))[: steps // task.dense_epochs * task.batch]
-            for rows in order.split(task.batch):
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(model(task.augmented(inputs[rows])[0]), classes[rows]).backward()
-                optimizer.step()
-                schedule.step()
-    torch.save(model.state_dict(), path)
-    return model.eval()
+        model = task.module.network()
+        train_dense(task, model.to(memory_format=torch.channels_last).train())
+    if not path.is_file():
+        torch.save(model.state_dict(), path)
+    logits = folder / f"{task.name}-dense-{seed}-logits.pt"
+    return Teacher(task, model.to(memory_format=torch.channels_last).eval(), logits)
+
+
+def train_dense(task: Task, model: Any) -> None:
+    """From untrained to dense, by the labels."""
+    inputs, classes = loaded(task.name)[0]
+    steps = len(classes) // task.batch * task.dense_epochs
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1e-2, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=steps)
+    for _ in range(task.dense_epochs):
+        order = torch.randperm(len(classes))[: steps // task.dense_epochs * task.batch]
+        for rows in order.split(task.batch):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(task.augmented(inputs[rows])[0]), classes[rows]).backward()
+            optimizer.step()
+            schedule.step()
 
 
 def accuracy(model: Any, held: Any) -> float:
@@ -286,115 +397,34 @@ def accuracy(model: Any, held: Any) -> float:
     return 100 * right / len(held[1])
 
 
-def compiled_ms(sparsifier: Sparsifier, example: Any) -> float | None:
-    """Median milliseconds of the exported, compiled network on this machine, one thread."""
-    from edgesparse.pipeline import compile_model
-    from edgesparse.runtimes.local import LocalRunner
-    from edgesparse.target import Target
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = sparsifier.export(Path(folder) / "sparse.onnx", example)
-        artifact = compile_model(path, target=Target.parse("native"), output=Path(folder) / "artifact")
-        assert artifact is not None
-        with LocalRunner(artifact) as runner:
-            return round(1e3 * statistics.median(timed(runner, 200)), 4)
-
-
-def timed(runner: Any, count: int) -> list[float]:
-    """Seconds of each of `count` runs, after as many to warm up; the inputs are whatever lies in the arena."""
-    seconds = []
-    for _ in range(2 * count):
-        tick = time.perf_counter()
-        runner.step()
-        seconds.append(time.perf_counter() - tick)
-    return seconds[count:]
-
-
-def record(out: Path, key: tuple[Any, ...], make: Any) -> None:
-    """Make a row unless the file has it."""
-    if any(tuple(row["key"]) == key for row in rows(out)):
-        return
-    try:
-        made = make()
-    except EdgesparseError as error:
-        made = {"refused": str(error)}
+def record(out: Path, key: Key, made: dict[str, Any]) -> None:
+    """Add a row to the file."""
     with out.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"key": key, **made}) + "\n")
-    print(key, made, flush=True)
-
-
-def rows(out: Path) -> list[dict[str, Any]]:
-    """All rows so far."""
-    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] if out.is_file() else []
-
-
-def table(out: Path) -> None:
-    """Mean and spread (standard deviation) over the seeds, and the differences to dense and to gradual, seed by seed.
-
-    The last is told with its 95 % interval by Student's t, where at least three seeds have both.
-    """
-    made = [row for row in rows(out) if "accuracy" in row]
-    base = {row["key"][5]: row["accuracy"] for row in made if row["key"][0] == "dense"}
-    plain: dict[tuple[Any, ...], float] = {}
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in made:
-        method, pattern, sparsity, allocation, distil, seed, epochs = row["key"]
-        groups.setdefault((method, pattern, sparsity, allocation, distil, epochs), []).append(row)
-        if (method, allocation, distil) == ("gradual", "uniform", False):
-            plain[(pattern, sparsity, epochs, seed)] = row["accuracy"]
-    head = ("method", "pattern", "sparsity", "allocation", "distilled", "epochs", "seeds", "top-1", "to dense")
-    print("| " + " | ".join((*head, "to gradual, uniform", "overhead of a step", "ms")) + " |")
-    print("|" + " --- |" * (len(head) + 3))
-    for key, group in sorted(groups.items(), key=lambda item: (item[0][2], item[0][1], item[0])):
-        method, pattern, sparsity, allocation, distil, epochs = key
-        values = [row["accuracy"] for row in group]
-        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        gap = statistics.mean(row["accuracy"] - base[row["key"][5]] for row in group)
-        pairs = [(row["accuracy"], plain.get((pattern, sparsity, epochs, row["key"][5]))) for row in group]
-        times = [row["ms"] for row in group if row.get("ms")]
-        ms = f"{statistics.median(times):.3f}" if times else ""
-        took = [row["overhead"] for row in group if "overhead" in row]
-        more = f"{statistics.median(took):.1%}" if took else ""
-        cells = (method, pattern, f"{sparsity:g}", allocation, "yes" if distil else "", epochs, len(values))
-        told = (f"{statistics.mean(values):.2f}{spread}", f"{gap:+.2f}", paired(pairs), more, ms)
-        print("| " + " | ".join(map(str, (*cells, *told))) + " |")
-
-
-def paired(pairs: Sequence[tuple[float, float | None]]) -> str:
-    """The mean difference of the pairs that are whole, with its 95 % interval."""
-    from scipy.stats import t
-
-    gaps = [one - other for one, other in pairs if other is not None]
-    if len(gaps) < 3 or statistics.stdev(gaps) < 1e-6:  # as few pictures as digits has differ by the same count
-        return ""
-    half = float(t.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / len(gaps) ** 0.5
-    return f"{statistics.mean(gaps):+.2f} ± {half:.2f}"
+    print(*(word for word in key if word != ""), made, flush=True)
 
 
 def parsed() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=TASKS, default="digits")
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        default=[*(name for name in methods() if name != "given"), "soup", "swamp", "safs"],
-        help="or 'dense, longer'",
-    )
-    parser.add_argument("--patterns", nargs="+", default=list(PATTERNS))
-    parser.add_argument("--sparsity", nargs="+", type=float, default=[0.8, 0.9])
-    parser.add_argument("--allocation", default="uniform")
+    parser.add_argument("--task", choices=TASKS, help="else both")
+    parser.add_argument("--methods", nargs="+", help=f"of {', '.join(METHODS)}; or 'dense, longer'")
+    parser.add_argument("--patterns", nargs="+", help=f"else {' '.join(PATTERNS)}")
+    parser.add_argument("--sparsity", nargs="+", type=float, help="else 0.8 0.9")
+    parser.add_argument("--allocation", default="lamp")
     parser.add_argument("--distil", action="store_true", help="teach by the dense network's logits")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--dense-seed", type=int, help="begin all runs with this dense network, else each with its own")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing later than that")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that train, one thread each")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--untimed", action="store_true", help="do not compile and time the result")
-    parser.add_argument("--table", action="store_true", help="only print what is there")
-    parser.add_argument("--quick", action="store_true", help="one seed, two methods, two patterns, few epochs")
+    parser.add_argument("--quick", action="store_true", help="digits, one seed, two methods, two patterns, few epochs")
     args = parser.parse_args()
     if args.quick:
-        args.seeds, args.epochs, args.sparsity = 1, args.epochs or 4, [0.8]
+        args.task, args.seeds, args.epochs, args.sparsity = args.task or "digits", 1, args.epochs or 4, [0.8]
         args.methods, args.patterns = ["gradual", "random"], ["unstructured", "group:4x1"]
     return args
 
