@@ -36,8 +36,9 @@ SEEDS = (11, 12)
 @click.option("--sparsity", default=0.8, show_default=True)
 @click.option("--minutes", default=30.0, show_default=True)
 @click.option("--batch", default=16, show_default=True)
-@click.option("--rate", default=5e-3, show_default=True)
+@click.option("--rate", type=float, help="As the command has it, if not given.")
 @click.option("--augment", type=click.Choice(AUGMENTATIONS), default="shift", show_default=True)
+@click.option("--crop-size", type=int)
 @click.option("--repair", is_flag=True, help="Begin with the post-training result.")
 @click.option("--pages", "count", default=480, show_default=True, help="Pages to train on.")
 @click.option("--data", type=click.Path(path_type=Path, exists=True), help="Photographs to train on.")
@@ -50,8 +51,9 @@ def main(
     sparsity: float,
     minutes: float,
     batch: int,
-    rate: float,
+    rate: float | None,
     augment: str,
+    crop_size: int | None,
     repair: bool,
     count: int,
     data: Path | None,
@@ -79,14 +81,15 @@ def main(
         recipe = full if pattern.startswith("group") else replace(full, rearrangement=None)
     model = model_path(network)
     target = out.parent / f"{network}-{pattern.replace(':', '')}-{sparsity:g}.onnx"
-    settings = Settings(minutes=minutes, batch=batch, rate=rate, augment=augment)
+    settings = Settings(minutes=minutes, batch=batch, rate=rate, augment=augment, crop_size=crop_size)
     made = finetune(
         model, data, target, recipe, settings, resume=resume, progress=lambda _, text: click.echo(text, err=True)
     )
     right = [round(100 * evaluate(onnx_run(one), labelled).top1, 2) for one in (model, target)]
     row = {"network": network, "pattern": pattern, "sparsity": sparsity, "repair": repair, "augment": augment}
     row |= {"dense": right[0], "top1": right[1], "agreement": round(made.agreement, 4)}
-    row |= {"steps": made.steps, "batch": batch, "rate": rate, "minutes": round(made.seconds / 60, 1)}
+    row |= {"steps": made.steps, "batch": batch, "rate": rate, "crop_size": crop_size}
+    row["minutes"] = round(made.seconds / 60, 1)
     with out.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
     click.echo(str(row))

@@ -46,18 +46,19 @@ def read_inputs(path: Path | str, model: ir.Model, settings: Calibration | None 
     return torch.from_numpy(np.concatenate(found))
 
 
-def augment(batch: Tensor, source: torch.Generator, kind: str = "shift") -> Tensor:
+def augment(batch: Tensor, source: torch.Generator, kind: str = "shift", side: int | None = None) -> Tensor:
     """Inputs that the teacher can answer as well: `kind` is one of `AUGMENTATIONS`.
 
     The teacher sees the same input, so nothing here needs to keep a label: half of the inputs are mixed with another
-    (with crops as strong as these: Beyer et al., 2106.05237). Moves, crops and mirrors are for pictures [N, C, H, W].
+    (with crops as strong as these: Beyer et al., 2106.05237). Moves, crops and mirrors are for pictures [N, C, H, W];
+    crops have the pictures' size, or that share of it that makes their shorter side `side` pixels.
     """
     if kind == "none":
         return batch
     count = len(batch)
     ones = (count,) + (1,) * (batch.ndim - 1)
     if kind == "crop" and batch.ndim == 4:
-        batch = crop(batch, source)
+        batch = crop(batch, source, side)
     share = torch.rand(ones, generator=source)
     mixed = torch.rand(ones, generator=source) < 0.5
     other = batch[torch.randperm(count, generator=source)]
@@ -69,8 +70,11 @@ def augment(batch: Tensor, source: torch.Generator, kind: str = "shift") -> Tens
     return made * (0.8 + 0.4 * torch.rand(ones, generator=source))
 
 
-def crop(batch: Tensor, source: torch.Generator) -> Tensor:
-    """Each picture's random part at the same size, every second one mirrored; sampled bilinearly."""
+def crop(batch: Tensor, source: torch.Generator, side: int | None = None) -> Tensor:
+    """Each picture's random part, of the same size or with `side` pixels on the shorter side; every second mirrored.
+
+    Sampled bilinearly.
+    """
     count = len(batch)
 
     def between(low: float, high: float) -> Tensor:
@@ -84,5 +88,8 @@ def crop(batch: Tensor, source: torch.Generator) -> Tensor:
     theta[:, 1, 1] = height
     theta[:, 0, 2] = (1 - width) * between(-1.0, 1.0)
     theta[:, 1, 2] = (1 - height) * between(-1.0, 1.0)
-    grid = torch.nn.functional.affine_grid(theta, list(batch.shape), align_corners=False)
+    whole = batch.shape[2:]
+    scale = 1.0 if side is None else side / min(whole)
+    size = [count, batch.shape[1], *(max(round(length * scale), 1) for length in whole)]
+    grid = torch.nn.functional.affine_grid(theta, size, align_corners=False)
     return torch.nn.functional.grid_sample(batch, grid, padding_mode="reflection", align_corners=False)

@@ -20,7 +20,7 @@ from edgesparse.training.converter import Converted
 from edgesparse.training.distil import SquareHead, logit_loss
 from edgesparse.training.inputs import AUGMENTATIONS, augment
 from edgesparse.training.layers import Tensor
-from edgesparse.training.optim import RelativeAdam
+from edgesparse.training.optim import Average, RelativeAdam
 from edgesparse.training.run import NotFiniteError
 from edgesparse.training.sparsifier import Sparsifier
 
@@ -29,6 +29,8 @@ EVALUATIONS = 16
 SAVE_SECONDS = 60.0
 FINAL_FROM = 0.75
 """Share of the steps after which the masks are final, whatever the method."""
+RATE, REPAIR_RATE = 5e-3, 1e-4
+"""Of training that prunes, and of what is pruned and repaired already: there ten times as much undoes the repair."""
 
 
 @dataclass(frozen=True)
@@ -36,25 +38,30 @@ class Settings:
     """How to finetune; `steps` None means as many as fit into `minutes`.
 
     `rate` is relative (`edgesparse.training.optim`). `method` None is "gradual", or "given" where the recipe has pruned
-    before. `augment` is one of `edgesparse.training.inputs.AUGMENTATIONS`. After `patience` looks at the inputs held
-    back without a gain, training stops.
+    before; `rate` None is `RATE`, or then `REPAIR_RATE`. `augment` is one of `AUGMENTATIONS`, `crop_size` the shorter
+    side of crops in pixels, where they are to be smaller than the inputs and so cheaper. After `patience` looks at the
+    inputs held back without a gain, training stops.
     """
 
     minutes: float = 30.0
     steps: int | None = None
     batch: int = 16
-    rate: float = 5e-3
+    rate: float | None = None
     seed: int = 0
     method: str | None = None
     allocation: str = "lamp"
     held_back: float = 0.15
     patience: int = 6
     augment: str = "shift"
+    crop_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("minutes", "batch", "rate", "patience"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}", why="it must be positive")
+        for name in ("minutes", "batch", "rate", "patience", "crop_size"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"{name} is {value}", why="it must be positive")
+        if self.crop_size is not None and self.augment != "crop":
+            raise UsageError(f"crop_size is {self.crop_size}", why=f"augmentation {self.augment!r} makes no crops")
         if self.augment not in AUGMENTATIONS:
             raise UsageError(f"unknown augmentation {self.augment!r}", fix=f"take {', '.join(AUGMENTATIONS)}")
         if not 0.0 < self.held_back < 1.0:
@@ -89,14 +96,22 @@ class Trainer:
         resume: bool,
         identity: Mapping[str, str],
     ) -> None:
-        self.student, self.trained, self.held_back, self.settings = student, trained, held_back, settings
+        self.student, self.settings = student, settings
+        self.trained, self.held_back = trained, held_back
         self.checkpoint = checkpoint
         self.identity = dict(identity)
         self.teacher = teacher.eval()
+        if trained.ndim == 4:  # torch's convolutions are faster so
+            for part in (self.teacher, student):
+                part.to(memory_format=torch.channels_last)
+            self.trained, self.held_back = (
+                one.contiguous(memory_format=torch.channels_last) for one in (trained, held_back)
+            )
         for parameter in self.teacher.parameters():
             parameter.requires_grad_(False)
         with torch.no_grad():
-            self.wanted = torch.cat([self.teacher(part) for part in held_back.split(settings.batch)])
+            self.wanted = torch.cat([self.teacher(part) for part in self.held_back.split(settings.batch)])
+        self._try_crops()
         self.seconds, self.done, self.stale = 0.0, 0, 0
         self.best: dict[str, Any] = {"loss": math.inf, "agreement": 0.0, "weights": {}}
         if resume:
@@ -111,7 +126,9 @@ class Trainer:
         sparse = {id(layer.module) for layer in self.sparsifier.run.layers.values()}
         watched = [name for name, module in student.named_modules() if id(module) in sparse]
         self.head = SquareHead(student, self.teacher, watched)
-        self.optimizer = RelativeAdam(student.parameters(), lr=settings.rate)
+        rate = settings.rate or (REPAIR_RATE if method == "given" else RATE)
+        self.optimizer = RelativeAdam(student.parameters(), lr=rate)
+        self.average = Average(student)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         if resume:
             self._load()
@@ -155,7 +172,7 @@ class Trainer:
             (self.settings.seed << 32) + self.done
         )  # so that a resumed run is the same
         rows = torch.randint(0, len(self.trained), (self.settings.batch,), generator=source)
-        batch = augment(self.trained[rows], source, self.settings.augment)
+        batch = augment(self.trained[rows], source, self.settings.augment, self.settings.crop_size)
         self.optimizer.zero_grad()
         logits = self.student(batch)
         features = self.head.loss(batch)
@@ -165,6 +182,8 @@ class Trainer:
         self.optimizer.step()
         self.schedule.step()
         self.sparsifier.step(loss)
+        if self.sparsifier.finalized:
+            self.average.update()
         self.done += 1
         return float(loss.detach())
 
@@ -179,7 +198,11 @@ class Trainer:
         return 0.0 if self.settings.steps is not None else self.seconds / (60 * self.settings.minutes)
 
     def _evaluate(self) -> None:
-        """Look at the held-back inputs; keep the weights if they are the best so far."""
+        """Look at the held-back inputs; keep the mean of the weights if it is the best so far."""
+        with self.average.in_place():
+            self._look()
+
+    def _look(self) -> None:
         self.student.eval()
         with torch.no_grad():
             parts = []
@@ -204,7 +227,7 @@ class Trainer:
     def _steps_in(self, seconds: float) -> int:
         """Steps that fit, from the time of three on a copy; a sixth is left for evaluation and a busier machine."""
         twin = copy.deepcopy(self.student).train()
-        batch = self.trained[torch.arange(self.settings.batch) % len(self.trained)]
+        batch = self._example()
         took = []
         for _ in range(3):
             began = time.monotonic()
@@ -214,11 +237,32 @@ class Trainer:
             took.append(time.monotonic() - began)
         return max(int(seconds / 1.2 / max(min(took[1:]) * 1.2, 1e-4)), 8)
 
+    def _example(self) -> Tensor:
+        """A batch as steps have it."""
+        batch = self.trained[torch.arange(self.settings.batch) % len(self.trained)]
+        return augment(batch, torch.Generator().manual_seed(0), self.settings.augment, self.settings.crop_size)
+
+    def _try_crops(self) -> None:
+        """Raise UsageError where crops of another size are no inputs of the model."""
+        if self.settings.crop_size is None:
+            return
+        why = "its outputs have another shape then"
+        try:
+            with torch.no_grad():
+                if self.teacher(self._example()).shape[1:] == self.wanted.shape[1:]:
+                    return
+        except RuntimeError as error:
+            why = str(error).splitlines()[0][:200]
+        raise UsageError(
+            f"the model does not take pictures of {self.settings.crop_size} pixels", why=why, fix="leave the size out"
+        )
+
     def _parts(self) -> dict[str, Any]:
         return {
             "student": self.student,
             "optimizer": self.optimizer,
             "schedule": self.schedule,
+            "average": self.average,
             "sparsifier": self.sparsifier,
         }
 

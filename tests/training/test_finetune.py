@@ -190,8 +190,8 @@ def test_training_that_diverges_keeps_the_last_good_checkpoint(
     where = (trained / "digits.onnx", trained / "inputs", tmp_path / "out.onnx", targets)
     right = trainer.augment
 
-    def wrong(batch: torch.Tensor, source: torch.Generator, kind: str) -> torch.Tensor:
-        made = right(batch, source, kind)
+    def wrong(batch: torch.Tensor, source: torch.Generator, kind: str, side: int | None) -> torch.Tensor:
+        made = right(batch, source, kind, side)
         return made * float("nan") if source.initial_seed() == 5 else made
 
     monkeypatch.setattr(trainer, "augment", wrong)
@@ -314,7 +314,38 @@ def test_crops_are_parts_of_the_picture() -> None:
     assert float((across.abs() / tall).min()) > 0.7
 
 
-@pytest.mark.parametrize("wrong", [{"minutes": 0.0}, {"batch": 0}, {"held_back": 1.0}, {"augment": "blur"}])
+def test_smaller_crops_have_the_shorter_side_asked_for() -> None:
+    made = augment(torch.ones(5, 3, 32, 48), torch.Generator().manual_seed(2), "crop", 20)
+    assert made.shape == (5, 3, 20, 30)
+
+
+@pytest.mark.parametrize("side", [6, 8])
+def test_smaller_crops_where_the_network_takes_them(trained: Path, tmp_path: Path, side: int) -> None:
+    targets = Recipe.from_dict({"pattern": "unstructured", "sparsity": 0.5, "targets": ["Conv"]})
+    settings = Settings(steps=4, batch=8, augment="crop", crop_size=side)
+    made = finetune(trained / "digits.onnx", trained / "inputs", tmp_path / "out.onnx", targets, settings)
+    assert made.steps == 4  # a global pooling takes maps of any size
+
+
+def test_smaller_crops_where_the_shape_is_fixed(tmp_path: Path) -> None:
+    model = graph(
+        "agraph (float[1,2,4,4] x) => (float[1,3] y) "
+        "<float[3,2,1,1] w = {1, 2, 3, 4, 5, 6}, float[3,48] d = {" + ", ".join("1" for _ in range(144)) + "}> "
+        "{ c = Conv(x, w)\n f = Flatten(c)\n y = Gemm<transB = 1>(f, d) }"
+    )
+    ir.save(model, tmp_path / "fixed.onnx")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(8, 2, 4, 4)).astype(np.float32))
+    targets = Recipe.from_dict({"pattern": "unstructured", "sparsity": 0.5, "targets": ["Gemm"]})
+    settings = Settings(steps=2, batch=4, augment="crop", crop_size=3)
+    with pytest.raises(UsageError, match="does not take pictures of 3 pixels"):
+        finetune(tmp_path / "fixed.onnx", tmp_path, tmp_path / "out.onnx", targets, settings)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"minutes": 0.0}, {"batch": 0}, {"held_back": 1.0}, {"augment": "blur"}, {"rate": -1.0}, {"crop_size": 8}],
+)
 def test_wrong_settings(wrong: dict) -> None:
     with pytest.raises(UsageError):
         Settings(**wrong)

@@ -27,7 +27,7 @@ from edgesparse.pattern import SparsePattern, keeps
 from edgesparse.recipe import Recipe
 from edgesparse.training import Sparsifier
 from edgesparse.training.finetune import Settings, finetune
-from edgesparse.training.optim import RelativeAdam, size
+from edgesparse.training.optim import Average, RelativeAdam, size
 from edgesparse.training.starting import begin
 
 GROUPS = {"targets": ["conv1x1"], "pattern": "group:4x1", "sparsity": 0.5}
@@ -180,3 +180,27 @@ def test_a_run_that_is_killed_goes_on(trained: Path, tmp_path: Path) -> None:
     assert main(arguments("whole.onnx")) == 0
     assert (tmp_path / "cut.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.onnx", "recipe.yaml", "whole.onnx"]
+
+
+def test_the_average_of_weights() -> None:
+    module = torch.nn.Linear(3, 2)
+    begun = Average(module, decay=0.75)
+    values = np.random.default_rng(0).normal(size=(12, 2, 3)).astype(np.float32)
+    for value in values:
+        module.weight.data.copy_(torch.from_numpy(value))
+        begun.update()
+    wanted = values[:4].mean(0)  # the plain mean, until a step's share would be less than 1 - decay
+    for value in values[4:]:
+        wanted = 0.75 * wanted + 0.25 * value
+    own = module.weight.detach().clone()
+    with begun.in_place():
+        assert np.allclose(module.weight.detach().numpy(), wanted, atol=1e-6)
+    assert torch.equal(module.weight, own)
+    resumed = Average(torch.nn.Linear(3, 2), decay=0.75)
+    resumed.load_state_dict(begun.state_dict())
+    for one in (begun, resumed):
+        one.module.weight.data.fill_(1.0)
+        one.update()
+    assert torch.equal(begun.values["weight"], resumed.values["weight"])
+    with pytest.raises(RuntimeError):
+        Average(torch.nn.Linear(3, 4)).load_state_dict(begun.state_dict())
