@@ -22,7 +22,7 @@ from edgesparse.passes.graph import Array
 from edgesparse.passes.layers import LayerInfo, canonical_weight, weight_layers
 from edgesparse.passes.observe import Tick
 from edgesparse.passes.permute import View, search
-from edgesparse.passes.sides import Place, place_of
+from edgesparse.passes.sides import Place, places_of
 from edgesparse.pattern import DENSE_FROM, density
 
 SIZE = 4
@@ -61,10 +61,9 @@ def cluster_model(model: ir.Model, *, seed: int = 0, tick: Tick | None = None) -
     for layer in weight_layers(model):
         if not layer.default or density(canonical_weight(model, layer) != 0) >= DENSE_FROM:
             continue
-        place = place_of(coupling, layer, group=SIZE)
-        if isinstance(place, Reason):
-            reasons.append(place)
-        else:
+        places, more = places_of(coupling, layer, output=True, group=SIZE)
+        reasons += more
+        for place in places:
             writers.setdefault(place.space, []).append((layer, place))
     order: dict[int, Array] = {}
     reports = []
@@ -111,11 +110,13 @@ def _parts(model: ir.Model, members: Sequence[tuple[LayerInfo, Place]], *, own: 
     """
     rows, prices = [], []
     for layer, place in members:
-        heads = (canonical_weight(model, layer) != 0).reshape(place.repeat, place.size, -1)
-        if not own:
-            heads = np.moveaxis(heads, 0, 1).reshape(1, place.size, -1)
-        rows.append(heads)
-        prices.append(np.full(heads.shape[2], max(layer.macs, 1) / layer.params))
+        kept = canonical_weight(model, layer) != 0
+        for start in place.starts or (0,):
+            heads = kept[start : start + place.repeat * place.size].reshape(place.repeat, place.size, -1)
+            if not own:
+                heads = np.moveaxis(heads, 0, 1).reshape(1, place.size, -1)
+            rows.append(heads)
+            prices.append(np.full(heads.shape[2], max(layer.macs, 1) / layer.params))
     price = np.concatenate(prices)
     return [(head, price) for head in np.concatenate(rows, axis=2)]
 

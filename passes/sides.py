@@ -7,7 +7,7 @@ order of the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -88,14 +88,13 @@ class Side:
         """
         whole, place = self.whole(coupling, order), self.place
         matrix = whole.matrix
-        if place.starts:
-            mine = [slice(start, start + place.size) for start in place.starts]
-            matrix = np.concatenate([matrix[part] for part in mine], axis=1)
-            return replace(whole, matrix=matrix, density=_share_kept(whole, mine))
+        mine = [slice(start, start + place.size * place.repeat) for start in place.starts]
+        parts = [matrix[part] for part in mine] or [matrix]
         if place.repeat > 1 and not place.own:  # heads in one order: each is more features of a channel
-            matrix = matrix.reshape(place.repeat, place.size, -1)
-            matrix = np.moveaxis(matrix, 0, 1).reshape(place.size, -1)
-        return replace(whole, matrix=np.ascontiguousarray(matrix))
+            parts = [part.reshape(place.repeat, place.size, -1) for part in parts]
+            parts = [np.moveaxis(part, 0, 1).reshape(place.size, -1) for part in parts]
+        share = _share_kept(whole, mine) if mine else whole.density
+        return replace(whole, matrix=np.ascontiguousarray(np.concatenate(parts, axis=1)), density=share)
 
 
 def group_sizes(choice: Choice) -> tuple[int, int]:
@@ -124,8 +123,14 @@ def place_of(coupling: Coupling, layer: LayerInfo, *, output: bool = True, group
     size = coupling.spaces.size[space]
     if outer and (size % group or size == group):
         return Reason("not-rearranged", f"heads of {size} channels do not hold groups of {group}", layer.name)
+    return _place(coupling, space, outer)
+
+
+def _place(coupling: Coupling, space: int, outer: Sequence[int]) -> Place:
+    """The channels of a set, once for each head of the `outer` sets of a product."""
     repeat = int(np.prod([coupling.spaces.size[one] for one in outer])) if outer else 1
-    return Place(space, size, repeat, bool(outer) and len(outer) == 1 and coupling.heads.get(space) == outer[0])
+    own = len(outer) == 1 and coupling.heads.get(space) == outer[0]
+    return Place(space, coupling.spaces.size[space], repeat, own)
 
 
 def places_of(coupling: Coupling, layer: LayerInfo, *, output: bool, group: int) -> tuple[list[Place], list[Reason]]:
@@ -135,22 +140,21 @@ def places_of(coupling: Coupling, layer: LayerInfo, *, output: bool, group: int)
     if len(axis) == 1:
         place = place_of(coupling, layer, output=output, group=group)
         return ([], [place]) if isinstance(place, Reason) else ([place], [])
-    starts: dict[int, list[int]] = {}
+    found: dict[int, Place] = {}
     unfit: set[int] = set()
     at = 0
-    for segment in axis:
-        size, space = coupling.spaces.extent((segment,)), segment[0]
-        starts.setdefault(space, []).append(at)
-        if len(segment) > 1 or coupling.spaces.reason(space) or at % group or size % group or size == group:
-            unfit.update(segment)
-        at += size
-    found = [
-        Place(space, coupling.spaces.size[space], starts=tuple(places))
-        for space, places in starts.items()
-        if space not in unfit
-    ]
+    for *outer, space in axis:
+        place = _place(coupling, space, outer)
+        place = replace(place, starts=(*found.get(space, place).starts, at))
+        if coupling.spaces.reason(space) or at % group or place.size % group or place.size == group:
+            unfit.add(space)
+        if space in found and found[space].repeat != place.repeat:
+            unfit.add(space)
+        found[space] = place
+        at += place.size * place.repeat
+    places = [place for space, place in found.items() if space not in unfit]
     why = f"its {what} channels fall into several sets, and none is free and whole groups of {group}"
-    return found, [] if found else [Reason("not-rearranged", why, layer.name)]
+    return places, [] if places else [Reason("not-rearranged", why, layer.name)]
 
 
 def spaces_of(coupling: Coupling, layer: LayerInfo, *, output: bool) -> set[int]:

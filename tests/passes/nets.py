@@ -27,6 +27,23 @@ ATTENTIVE = """g (double[1,5,16] x) => (double[1,5,16] y) {
   [o_proj] y = MatMul(m3, o)
 }"""
 """Self-attention of two heads of eight channels; weights q, k, v, o and shapes cut, whole."""
+FUSED = """g (double[1,5,16] x) => (double[1,5,16] y) {
+  [qkv] j = MatMul(x, w0)
+  a, b, c = Split <axis = 2, num_outputs = 3> (j)
+  a2 = Reshape(a, cut)
+  b2 = Reshape(b, cut)
+  c2 = Reshape(c, cut)
+  a3 = Transpose <perm = [0, 2, 1, 3]> (a2)
+  b3 = Transpose <perm = [0, 2, 3, 1]> (b2)
+  c3 = Transpose <perm = [0, 2, 1, 3]> (c2)
+  s = MatMul(a3, b3)
+  p = Softmax <axis = -1> (s)
+  m = MatMul(p, c3)
+  m2 = Transpose <perm = [0, 2, 1, 3]> (m)
+  m3 = Reshape(m2, whole)
+  [o_proj] y = MatMul(m3, w2)
+}"""
+"""The same with one projection, `qkv`, that is cut up; weights w0 and w2."""
 
 
 class Net:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import ATTENTIVE, BLOCKS, network
+from nets import ATTENTIVE, BLOCKS, FUSED, network
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -125,6 +125,25 @@ def test_heads_that_share_an_order_are_clustered_in_one(load) -> None:
     assert one.layers == ("q_proj",)
     assert one.given > 1.5 * one.density
     assert np.isclose(one.found, one.density)
+    assert np.abs(before - outputs(model)).max() <= 1e-12
+
+
+def test_a_fused_projection_is_clustered_in_its_parts(load) -> None:
+    rng = np.random.default_rng(9)
+    width, heads, size = 16, 2, 8
+    orders = [rng.permutation(size) for _ in range(2)]  # queries and keys together, values
+    rows = [np.repeat(rng.random((heads, 2, width)) < 0.3, 4, axis=1)[:, orders[i]] for i in (0, 0, 1)]
+    kept = np.concatenate(rows).reshape(3 * width, width)
+    weights = {"w0": np.where(kept, rng.normal(size=kept.shape), 0.0).T.copy(), "w2": rng.normal(size=(width, width))}
+    model = load(FUSED, weights | {"cut": np.array([1, 5, heads, size]), "whole": np.array([1, 5, width])})
+    infer_shapes(model)
+    before = outputs(model)
+    reports, reasons = cluster_model(model)
+    assert not reasons
+    assert [one.layers for one in reports] == [("qkv",), ("qkv",)]
+    for one in reports:
+        assert one.given > 1.5 * one.density
+        assert np.isclose(one.found, one.density)
     assert np.abs(before - outputs(model)).max() <= 1e-12
 
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import ATTENTIVE, BLOCKS, network
+from nets import ATTENTIVE, BLOCKS, FUSED, network
 from onnx.reference import ReferenceEvaluator
 
 from edgesparse.passes import run_passes, sparsify_passes
@@ -103,6 +103,8 @@ PARTED = """g (double[1,4,3,3] x) => (double[1,4,3,3] y) {
 @pytest.mark.parametrize(
     ("text", "shapes", "chosen", "pattern"),
     [
+        (FUSED, {"w0": (16, 48), "w2": (16, 16)}, "qkv", "group:2x1"),
+        (FUSED, {"w0": (16, 48), "w2": (16, 16)}, "o_proj", "nm:2:4"),
         (JOINED, {"w0": (8, 4, 1, 1), "w1": (8, 4, 1, 1), "w2": (4, 16, 1, 1)}, "last", "nm:2:4"),
         (JOINED, {"w0": (8, 4, 1, 1), "w1": (8, 4, 1, 1), "w2": (4, 16, 1, 1)}, "last", "group:1x4"),
         (PARTED, {"w0": (32, 4, 1, 1), "w2": (4, 8, 1, 1)}, "wide", "group:2x1"),
@@ -111,7 +113,10 @@ PARTED = """g (double[1,4,3,3] x) => (double[1,4,3,3] y) {
 def test_a_layer_of_several_sets_counts(load, text: str, shapes: dict, chosen: str, pattern: str) -> None:
     """Inputs that are joined, outputs that are cut up: each part has an order, and the layer as a whole gains."""
     rng = np.random.default_rng(3)
-    model = load(text, {name: np.sqrt(rng.gamma(0.3, size=shape)) for name, shape in shapes.items()})
+    weights = {name: np.sqrt(rng.gamma(0.3, size=shape)) for name, shape in shapes.items()}
+    if text == FUSED:
+        weights |= {"cut": np.array([1, 5, 2, 8]), "whole": np.array([1, 5, 16])}
+    model = load(text, weights)
     infer_shapes(model)
     before = outputs(model)
     (layer,) = [one for one in weight_layers(model) if one.name == chosen]
