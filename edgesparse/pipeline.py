@@ -7,7 +7,6 @@ lower -> build -> link -> write     calls over one arena, objects, library, arti
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from edgesparse.artifacts.artifact import Artifact
 from edgesparse.artifacts.manifest import Manifest, TensorInfo
 from edgesparse.building.build import build_kernels
 from edgesparse.building.modules import APART, TWINS, Table, link_module, strip_counts
+from edgesparse.environment import sha256
 from edgesparse.errors import CompileError, EdgesparseError, ModelError, UsageError
 from edgesparse.graph.ops import Fallback, Graph
 from edgesparse.graph.recognise import recognise
@@ -31,8 +31,7 @@ from edgesparse.lowering import arena, emit
 from edgesparse.lowering.describe import describe_graph, describe_placements, describe_plan, describe_program
 from edgesparse.lowering.lower import Lowered, Part, lower
 from edgesparse.lowering.program import MOST_STRIPS, Program
-from edgesparse.passes import save_model
-from edgesparse.passes.load import check_one_file
+from edgesparse.passes.write import map_weights, model_files
 from edgesparse.planning.decide import Choice, decide
 from edgesparse.planning.place import Measure, Placement, place
 from edgesparse.planning.plan import plan
@@ -42,6 +41,9 @@ from edgesparse.target import Target
 
 #: The portable form inside an artifact.
 PORTABLE = "model.onnx"
+
+#: The packed weights inside an artifact, and those of its dense twin.
+WEIGHTS, TWIN_WEIGHTS = "weights.bin", "dense.bin"
 
 #: Steps after the passes, for --stop-after and --dump-after.
 COMPILER_STEPS = ("recognise", "plan", "place", "lower")
@@ -103,12 +105,14 @@ def compile_model(
     tick = progress or (lambda share, text: None)
     if not 1 <= threads <= MOST_STRIPS:
         raise UsageError(f"a program of {threads} threads", why=f"it may have 1 to {MOST_STRIPS}")
+    # Weights lie in mapped files from the model to the artifact, so that memory need not hold them all.
     with artifact.claim(output, force=force) as slot:
         record = Steps(output, stop_after, tuple(dump_after), COMPILER_STEPS)
         model = prepare(path, recipe, shapes, tick, notice, record)
         if stop_after is not None and stop_after not in COMPILER_STEPS:
             return None
-        check_one_file(model, Path(path).name)
+        room = slot.scratch()
+        mapped = map_weights(model, room)
         graph = recognise(model)
         if record.done("recognise", lambda: describe_graph(graph)):
             return None
@@ -119,6 +123,8 @@ def compile_model(
         if record.done("plan", lambda: describe_plan(graph, layout)):
             return None
         parts = _fallback_parts(graph, target, tick)
+        tick(0.3, "sample outputs")
+        sampled = _samples(mapped, _infos(graph, graph.inputs), _infos(graph, graph.outputs), seed)
         if measure is None and (target.runs_here() if tune is None else tune):
             measure = _measured_here(target, tick)
         placements = place(graph, layout, target, dense=dense, measure=measure)
@@ -128,20 +134,26 @@ def compile_model(
         program = arena.assign(lowered.program)
         if record.done("lower", lambda: describe_program(program)):
             return None
+        program = emit.map_constants(program, room / WEIGHTS)
+        lowered = replace(lowered, program=program)
         programs = [program]
         if target.runner in TWINS:
             twin = lower(graph, layout, place(graph, layout, target, dense=True), parts, target)
             lowered = replace(lowered, kernels={**lowered.kernels, **twin.kernels})
-            programs.append(arena.assign(twin.program))
+            programs.append(emit.map_constants(arena.assign(twin.program), room / TWIN_WEIGHTS))
         for strips in strip_counts(threads) if apart else ():
             cut = plan(graph, target, depth_first=layout.depth_first, strips=strips, band_pixels=layout.band_pixels)
             wide = lower(graph, cut, placements, parts, target)
             lowered = replace(lowered, kernels={**lowered.kernels, **wide.kernels})
-            programs.append(arena.assign(wide.program))
+            # One weights file serves all; only what others had not is kept of this one's.
+            known, more = program.constants, wide.program.constants
+            fresh = {name: array for name, array in more.items() if name not in known}
+            program = replace(program, constants={**known, **fresh})
+            programs.append(replace(arena.assign(wide.program), constants={}))
+            del wide, more
         if apart:
-            # One weights file serves all.
-            constants = {name: value for each in programs for name, value in each.constants.items()}
-            programs = [replace(each, constants=constants) for each in programs]
+            program = emit.map_constants(program, room / WEIGHTS)
+            programs = [replace(each, constants=program.constants) for each in programs]
         objects = _objects(lowered, target, tick)
         manifest = _manifest(Path(path), target, recipe, program, [placements[op.name] for op in graph.ops])
         manifest = replace(
@@ -154,7 +166,7 @@ def compile_model(
                 "arena_bytes": max(each.arena_bytes for each in programs),
             },
         )
-        return _write(slot, manifest, model, objects, programs, target, seed, tick)
+        return _write(slot, manifest, model, objects, programs, target, sampled, tick)
 
 
 def _manifest(
@@ -169,7 +181,7 @@ def _manifest(
         recipe=recipe.to_dict() if recipe else None,
         tools=tool_versions(),
         info={
-            "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "model_sha256": sha256(path),
             "model_bytes": path.stat().st_size,
             "calls": len(program.calls),
             "arena_bytes": program.arena_bytes,
@@ -184,23 +196,18 @@ def _write(
     objects: Sequence[bytes],
     programs: Sequence[Program],
     target: Target,
-    seed: int,
+    sampled: list[samples.Sample],
     tick: Progress,
 ) -> Artifact:
-    """Link, take sample outputs, and put all files in their place at once; a second program is the dense twin."""
+    """Link, and put all files in their place at once; a second program is the dense twin."""
     tick(0.93, "linking")
     with tempfile.TemporaryDirectory(prefix="edgesparse-") as folder:
         tables = [Table(emit.emit(each).program_c, each.strips) for each in programs]
         module, files = link_module(objects, tables, Path(folder), target)
-        portable = Path(folder) / PORTABLE
-        save_model(model, portable)
-        tick(0.96, "sample outputs")
-        sampled = _samples(portable, manifest.inputs, manifest.outputs, seed)
-        tick(0.98, "writing")
-        weights = {"weights.bin": emit.weights_chunks(programs[0])}
-        if target.runner in TWINS:
-            weights["dense.bin"] = emit.weights_chunks(programs[1])
-        content: dict[str, artifact.Content] = {**files, **weights, PORTABLE: portable}
+        tick(0.97, "writing")
+        weights = [WEIGHTS, *([TWIN_WEIGHTS] if target.runner in TWINS else [])]
+        content: dict[str, artifact.Content] = {**files, **{name: slot.scratch() / name for name in weights}}
+        content |= model_files(model, PORTABLE)
         content[samples.NAME] = samples.dump(sampled, manifest.inputs, manifest.outputs)
         return slot.write(replace(manifest, module=module), content)
 
@@ -243,6 +250,11 @@ def _objects(lowered: Lowered, target: Target, tick: Progress) -> list[bytes]:
             what = f"layer {users.get(symbol, '?')!r}: {error.what}"
             raise CompileError(what, why=error.why, fix=error.fix) from error
     return [*found, *lowered.objects]
+
+
+def _infos(graph: Graph, names: Sequence[str]) -> tuple[TensorInfo, ...]:
+    values = [graph.values[name] for name in names]
+    return tuple(TensorInfo(value.name, value.dtype, value.shape) for value in values)
 
 
 def _samples(

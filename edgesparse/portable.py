@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from edgesparse.errors import Reason, UsageError
 from edgesparse.passes import SIMPLIFY, load_model, run_passes, save_model, sparsify_passes
-from edgesparse.passes.load import write_atomic
+from edgesparse.passes.write import write_atomic
 from edgesparse.recipe import Recipe
 
 Progress = Callable[[float, str], None]

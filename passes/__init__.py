@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from edgesparse.passes.base import Pass, PassResult, RunResult, run_passes
 from edgesparse.passes.choose import Weigher
 from edgesparse.passes.layers import LayerInfo, weight_layers
-from edgesparse.passes.load import load_model, model_from_proto, save_model
+from edgesparse.passes.load import load_model, model_from_proto
 from edgesparse.passes.observe import Feeds, Tick
 from edgesparse.passes.simplify import SIMPLIFY
 from edgesparse.passes.sparsify import Fitter, Pricer, calibrated_passes
+from edgesparse.passes.write import save_model
 from edgesparse.recipe import Recipe
 
 __all__ = [

@@ -6,11 +6,8 @@ inputs, every node has a name of its own, the opset is `OPSET` or newer, and eve
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import onnx
@@ -35,7 +32,6 @@ from edgesparse.passes.untrusted import (
     read_proto,
 )
 from edgesparse.passes.widen import widen
-from edgesparse.passes.write import MOST_BYTES, apart_chunks, model_chunks
 
 OPSET = 18
 """Older models are converted to this opset: from here on, axes, bounds and pads are inputs everywhere."""
@@ -116,63 +112,6 @@ def model_from_proto(
     _check_inference(model)
     _check_activations(model)
     return model
-
-
-def save_model(model: ir.Model, path: str | Path, *, apart: bool = False) -> None:
-    """Write a model to one file, whole or not at all. EdgesparseError if the disk does not take it.
-
-    A model above 2 GiB fits into no file of this format: UnsupportedError, or if it may be `apart` its weights go into
-    a file beside it, `path` with `.data` behind. What is there of that name is not touched: UsageError.
-    """
-    path = Path(path)
-    size, chunks = model_chunks(model)
-    if size <= MOST_BYTES:
-        write_atomic(path, chunks)
-        return
-    if not apart:
-        raise UnsupportedError(f"cannot write {path}", why="the model is larger than 2 GiB")
-    data = path.with_name(f"{path.name}.data")
-    if data.exists():
-        raise UsageError(f"{data} is there already", why="the weights would go there", fix="remove it")
-    rest, weights = apart_chunks(model, data.name)
-    write_atomic(data, weights)
-    try:
-        write_atomic(path, rest)
-    except EdgesparseError:
-        data.unlink()
-        raise
-
-
-def check_one_file(model: ir.Model, name: str) -> None:
-    """UnsupportedError for weights that no single file can hold, before time is spent on them; `name` is told."""
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    if size > MOST_BYTES:
-        raise UnsupportedError(
-            f"cannot compile {name}",
-            why=f"its weights have {size} bytes, and an artifact keeps the model in one file of at most {MOST_BYTES}",
-            fix="split the model",
-        )
-
-
-def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """Write a file by way of a temporary one beside it, so that nothing half-written is ever seen."""
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.writelines([data] if isinstance(data, bytes) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        # a temporary file is private; the result is as readable as any file the user makes
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-        raise EdgesparseError(f"cannot write {path}", why=error.strerror or str(error)) from error
 
 
 def _deserialize(proto: onnx.ModelProto, weights: Weights) -> ir.Model:

@@ -6,13 +6,19 @@ without its initializers' data can be serialised as usual, and cut where they be
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterator
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+
+from edgesparse.errors import EdgesparseError, UnsupportedError, UsageError
 
 _Message = TypeVar("_Message", onnx.ModelProto, onnx.GraphProto)
 
@@ -24,6 +30,8 @@ _PAGE = 4096
 """Tensors start at multiples of it, so that runtimes can map them."""
 MOST_BYTES = 2**31 - 1
 """Largest message that protobuf reads."""
+DATA = ".data"
+"""What is added to a model's name for the file that has its weights."""
 
 
 def model_chunks(model: ir.Model) -> tuple[int, Iterator[bytes]]:
@@ -59,23 +67,116 @@ def model_chunks(model: ir.Model) -> tuple[int, Iterator[bytes]]:
 def apart_chunks(model: ir.Model, location: str) -> tuple[bytes, Iterator[bytes]]:
     """The model's bytes without its large initializers, and those of the file `location` beside it that has them."""
     bare = model.clone()
-    held = []
-    offset = 0
-    for value in bare.graph.initializers.values():
-        tensor = value.const_value
-        assert tensor is not None
-        if tensor.nbytes > _SMALL:
-            shape, name = ir.Shape(tensor.shape.numpy()), value.name or ""
-            value.const_value = ir.ExternalTensor(location, offset, tensor.nbytes, tensor.dtype, shape=shape, name=name)
-            held.append(tensor)
-            offset += tensor.nbytes + -tensor.nbytes % _PAGE
+    held = list(_beside(bare))
+    for value, tensor, offset in held:
+        shape, name = ir.Shape(tensor.shape.numpy()), value.name or ""
+        value.const_value = ir.ExternalTensor(location, offset, tensor.nbytes, tensor.dtype, shape=shape, name=name)
 
     def chunks() -> Iterator[bytes]:
-        for tensor in held:
+        for _, tensor, _ in held:
             yield tensor.tobytes()
             yield bytes(-tensor.nbytes % _PAGE)
 
     return ir.serde.serialize_model(bare).SerializeToString(deterministic=True), chunks()
+
+
+def model_files(model: ir.Model, name: str) -> dict[str, Iterable[bytes]]:
+    """The files that hold a model: one of this name, or if it is above 2 GiB a second one, `name` with `.data` behind.
+
+    The bytes come one initializer at a time; the model must not change before they are written.
+    """
+    size, chunks = model_chunks(model)
+    if size <= MOST_BYTES:
+        return {name: chunks}
+    rest, weights = apart_chunks(model, f"{name}{DATA}")
+    return {f"{name}{DATA}": weights, name: [rest]}
+
+
+def map_weights(model: ir.Model, folder: Path) -> Path:
+    """Move the large initializers into a file in `folder` and map it: the system may drop from memory what is not read.
+
+    Gives the path of the model beside it that has its weights there. The arrays stay good when the folder goes.
+
+    Raises
+    ------
+    EdgesparseError
+        The disk does not take it.
+    """
+    path, data = folder / "mapped.onnx", folder / f"mapped.onnx{DATA}"
+    rest, chunks = apart_chunks(model, data.name)
+    try:
+        path.write_bytes(rest)
+        with data.open("wb") as file:
+            file.writelines(chunks)
+    except OSError as error:
+        raise _cannot_write(data, error) from error
+    if not data.stat().st_size:
+        return path
+    whole = np.memmap(data, np.uint8, "r")
+    for value, tensor, offset in list(_beside(model)):
+        shape, kind = tensor.shape.numpy(), tensor.dtype.numpy()
+        array = np.asarray(whole[offset : offset + tensor.nbytes]).view(kind).reshape(shape)
+        value.const_value = ir.tensor(array, name=value.name)
+    return path
+
+
+def save_model(model: ir.Model, path: str | Path, *, apart: bool = False) -> None:
+    """Write a model to one file, whole or not at all. EdgesparseError if the disk does not take it.
+
+    A model above 2 GiB fits into no file of this format: UnsupportedError, or if it may be `apart` its weights go into
+    a file beside it, `path` with `.data` behind. What is there of that name is not touched: UsageError.
+    """
+    path = Path(path)
+    files = model_files(model, path.name)
+    data = path.with_name(f"{path.name}{DATA}")
+    if data.name in files:
+        if not apart:
+            raise UnsupportedError(f"cannot write {path}", why="the model is larger than 2 GiB")
+        if data.exists():
+            raise UsageError(f"{data} is there already", why="the weights would go there", fix="remove it")
+        write_atomic(data, files[data.name])
+    try:
+        write_atomic(path, files[path.name])
+    except EdgesparseError:
+        if data.name in files:
+            data.unlink()
+        raise
+
+
+def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write a file by way of a temporary one beside it, so that nothing half-written is ever seen."""
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.writelines([data] if isinstance(data, bytes) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        # a temporary file is private; the result is as readable as any file the user makes
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> EdgesparseError:
+    return EdgesparseError(f"cannot write {path}", why=error.strerror or str(error))
+
+
+def _beside(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol, int]]:
+    """The initializers that a file beside the model holds, with their data and where it begins there."""
+    offset = 0
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        assert tensor is not None
+        if tensor.nbytes > _SMALL:
+            yield value, tensor, offset
+            offset += tensor.nbytes + -tensor.nbytes % _PAGE
 
 
 def _tensor(name: str | None, tensor: ir.TensorProtocol) -> onnx.TensorProto:

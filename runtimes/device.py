@@ -327,7 +327,9 @@ def open_device(text: str, artifact: Artifact, *, keep: bool = False) -> Iterato
 
 def files_of(artifact: Artifact, *, dense: bool = True, rival: bool = False) -> dict[str, Path | bytes]:
     """The files a device needs: program, weights, the first sample as raw bytes, and what onnxruntime there needs."""
-    wanted = ["bench", "weights.bin", *(["dense.bin"] if dense else []), *(["model.onnx"] if rival else [])]
+    wanted = ["bench", "weights.bin", *(["dense.bin"] if dense else [])]
+    if rival:
+        wanted += ["model.onnx", *(name for name in artifact.manifest.files if name == "model.onnx.data")]
     found: dict[str, Path | bytes] = {name: artifact.file(name) for name in wanted}
     if rival:
         found[RIVAL] = Path(__file__).with_name(RIVAL)

@@ -37,13 +37,23 @@ SPELLINGS = {
         vt = Transpose<perm=[0,2,1,3]>(vs) kt = Transpose<perm=[0,1,3,2]>(kg) s = MatMul(qt, kt) d = Div(s, root)
         flat = Reshape(d, rows) e = Softmax(flat) p = Reshape(e, square) {FOOT}""",
 }
+#: What is added to the scores, constant and computed: causal, for each head, for each image, for all.
+MASKS = {
+    "causal": ([T, T], ""),
+    "keys": ([T], ""),
+    "images": ([B, 1, 1, T], ""),
+    "biases": ([1, H, T, T], ""),
+    "all": ([B, H, T, T], ""),
+    "computed": ([B, 1, T, T], "l = Transpose<perm=[0,1,3,2]>(mask) computed = Add(l, mask)"),
+    "for_heads": ([B, H, T, T], "l = Add(mask, biases) for_heads = Mul(l, tenth)"),
+}
 #: What looks like it and is not.
 OTHERS = {
     "heads inside out": f"""q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv) qs = Reshape(q, inner)
         ks = Reshape(k, heads) vs = Reshape(v, heads) qt = Transpose<perm=[0,3,1,2]>(qs)
         vt = Transpose<perm=[0,2,1,3]>(vs) {KEYS} p = Softmax(s) {FOOT}""",
     "softmax over queries": f"{APART} {KEYS} p = Softmax<axis=2>(s) {FOOT}",
-    "a mask for each query": f"{APART} {KEYS} d = Add(s, full) p = Softmax(d) {FOOT}",
+    "a row for each head": f"{APART} {KEYS} d = Add(s, rowwise) p = Softmax(d) {FOOT}",
     "scores shared": f"{APART} {KEYS} p = Softmax(s) r = MatMul(p, vt) rs = MatMul(s, vt) ra = Add(r, rs) "
     "rt = Transpose<perm=[0,2,1,3]>(ra) f = Reshape(rt, back) y = MatMul(f, wo)",
 }
@@ -56,7 +66,10 @@ def model(body: str) -> onnx.ModelProto:
     }
     constants |= {"wqkv": rng.standard_normal((F, 3 * F)).astype(np.float32) / 3}
     constants |= {"root": np.float32(D**0.5), "part": np.float32(D**-0.25)}
-    constants |= {"full": rng.standard_normal((T, T)).astype(np.float32)}
+    shapes = {"keys": [T], "images": [B, 1, 1, T], "biases": [1, H, T, T], "all": [B, H, T, T], "rowwise": [1, H, 1, T]}
+    constants |= {key: rng.standard_normal(shape).astype(np.float32) for key, shape in shapes.items()}
+    constants |= {"causal": np.triu(np.full((T, T), -np.inf, np.float32), 1)}
+    constants |= {"tenth": np.float32(0.1)}
     lists = {"heads": [B, T, H, D], "inner": [B, T, D, H], "back": [B, T, F], "three": [B, T, 3, H, D], "zero": [0]}
     lists |= {"c0": [0], "c1": [F], "c2": [2 * F], "c3": [3 * F], "two": [2]}
     lists |= {"rows": [B * H * T, T], "square": [B, H, T, T]}
@@ -82,6 +95,17 @@ def test_every_spelling_is_one_operation(name: str, tmp_path: Path) -> None:
     found = [op for op in graph.ops if isinstance(op, Attention)]
     assert [(op.batch, op.heads, op.queries, op.keys, op.width, op.depth) for op in found] == [(B, H, T, T, D, D)]
     check_against_onnx(proto, tmp_path, HOST_TARGETS[-1], threads=3 if name == "cut" else 1)
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_are_part_of_it(name: str, tmp_path: Path) -> None:
+    extents, made = MASKS[name]
+    proto = model(f"{made} {APART} {KEYS} sm = Add({name}, s) p = Softmax(sm) {FOOT}")
+    (op,) = [op for op in graph_of(proto).ops if isinstance(op, Attention)]
+    assert op.mask is not None
+    assert (op.mask.batch, op.mask.heads, op.mask.queries) == (*(1,) * (4 - len(extents)), *extents[:-1])
+    assert (op.mask.values is None) == bool(made)
+    check_against_onnx(proto, tmp_path, HOST_TARGETS[-1], threads=2 if name == "for_heads" else 1)
 
 
 @pytest.mark.parametrize("name", OTHERS)

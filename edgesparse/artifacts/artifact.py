@@ -46,6 +46,11 @@ class Artifact:
     def weights(self) -> Path:
         return self.folder / "weights.bin"
 
+    @property
+    def portable_bytes(self) -> int:
+        """Size of the portable model, with that of the weights beside it where it has some."""
+        return sum(info.size for name, info in self.manifest.files.items() if name in ("model.onnx", "model.onnx.data"))
+
     def file(self, name: str) -> Path:
         """One of the artifact's files. Raises ArtifactError if it has none of that name."""
         if name not in self.manifest.files:
@@ -62,6 +67,15 @@ class Claim:
     path: Path
     workshop: Path
     force: bool
+
+    def scratch(self) -> Path:
+        """A folder on the same disk for files that go when the claim ends. Raises ArtifactError."""
+        folder = self.workshop / "scratch"
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+        return folder
 
     def write(self, manifest: Manifest, files: Mapping[str, Content]) -> Artifact:
         """Write all files, then put the artifact in its place at once.

@@ -247,7 +247,7 @@ def predict(
     from edgesparse.advice import predict as predicting
     from edgesparse.errors import UsageError
     from edgesparse.graph.recognise import recognise
-    from edgesparse.passes.load import write_atomic
+    from edgesparse.passes.write import write_atomic
     from edgesparse.portable import prepare
     from edgesparse.target import Target
 

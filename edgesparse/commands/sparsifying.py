@@ -353,7 +353,7 @@ def _write_curve(ground: Ground, path: Path, points: Any) -> None:
     import json
 
     from edgesparse.advice.frontier import as_json, plot
-    from edgesparse.passes.load import write_atomic
+    from edgesparse.passes.write import write_atomic
 
     data = as_json(ground, points)
     write_atomic(path, (json.dumps(data, indent=1) + "\n").encode())

@@ -43,7 +43,7 @@ def sweep(
 
     Finished cells are kept: started again, a sweep goes on where it ended. It ends in report.json and report.html.
     """
-    from edgesparse.passes.load import write_atomic
+    from edgesparse.passes.write import write_atomic
     from edgesparse.sweeping.engine import run_cells
     from edgesparse.sweeping.frontier import as_json, panels_of
     from edgesparse.sweeping.grid import cells_of

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgesparse.graph.attributes import constant_of, integer, ints, is_float, name_of, node_name
-from edgesparse.graph.ops import Attention
+from edgesparse.graph.ops import Attention, Mask
 
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 _MOVES = (*_RESHAPES, "Transpose", "Slice", "Gather", "Split")
@@ -66,7 +66,7 @@ def _attention(softmax: ir.Node, outputs: set[str | None]) -> Found | None:
         below = _sole(below.outputs[0], outputs)
     if above is None or below is None or below.op_type != "MatMul" or below.inputs[0] is not chain[-1].outputs[0]:
         return None
-    first, scale, mask, scored = above
+    first, scale, added, scored = above
     scores = _shape(first.outputs[0])
     if scores is None or len(scores) != 4 or _shape(below.inputs[0]) != scores:
         return None
@@ -86,7 +86,8 @@ def _attention(softmax: ir.Node, outputs: set[str | None]) -> Found | None:
         return None
     if any(places.shape[:3] != (batch, heads, keys) for places in (k_places, v.places)):
         return None
-    if mask is not None and (_shape(mask) or ())[-1:] != (keys,):
+    mask = _mask(added, scores) if added is not None else None
+    if added is not None and mask is None:
         return None
     end = _feature_major(below, batch, heads, rows, v.places.shape[3], outputs)
     if end is None:
@@ -97,7 +98,9 @@ def _attention(softmax: ir.Node, outputs: set[str | None]) -> Found | None:
     extra = _inside([*q.nodes, *k.nodes, *v.nodes], own, outputs)
     members = [*extra, *own]
     names = tuple(dict.fromkeys(node.name or node.op_type for node in members))
-    inputs = [name_of(side.source) for side in (q, k, v)] + ([name_of(mask)] if mask is not None else [])
+    inputs = [name_of(side.source) for side in (q, k, v)]
+    if mask is not None and mask.values is None:
+        inputs.append(mask.name)
     op = Attention(
         node_name(first),
         names,
@@ -111,6 +114,7 @@ def _attention(softmax: ir.Node, outputs: set[str | None]) -> Found | None:
         q.places.shape[3],
         v.places.shape[3],
         scale * q.scale * k.scale,
+        mask,
     )
     return Found(op, tuple(members), end[-1])
 
@@ -121,7 +125,7 @@ def _sole(value: ir.Value, outputs: set[str | None]) -> ir.Node | None:
 
 
 def _scores(softmax: ir.Node) -> tuple[ir.Node, float, ir.Value | None, list[ir.Node]] | None:
-    """The product that a softmax is of: its node, a constant factor, a mask for each key, the nodes up to it."""
+    """The product that a softmax is of: its node, a constant factor, what is added, the nodes up to it."""
     value, scale, mask, nodes = softmax.inputs[0], 1.0, None, []
     while value is not None:
         node = value.producer()
@@ -141,16 +145,40 @@ def _scores(softmax: ir.Node) -> tuple[ir.Node, float, ir.Value | None, list[ir.
             value, scale = factor[0], scale * factor[1]
         elif node.op_type == "Add" and mask is None and scale == 1.0:
             one, two = node.inputs
-            mask, value = (two, one) if _shape(one) == _shape(value) else (one, two)
-            dims = _shape(mask)
-            if dims is None or _shape(value) != _shape(node.outputs[0]) or not is_float(mask):
+            mask, value = (two, one) if _shape(one) == _shape(value) and _is_product(one) else (one, two)
+            dims, whole = _shape(mask), _shape(value)
+            if dims is None or whole is None or whole != _shape(node.outputs[0]) or not is_float(mask):
                 return None
-            batch = (_shape(value) or (0,))[0]
-            if int(np.prod(dims[:-1])) != 1 and (len(dims) != 4 or dims[:3] != (batch, 1, 1)):
+            if len(whole) != 4 and int(np.prod(dims[:-1])) != 1:
                 return None
         else:
             return None
     return None
+
+
+def _is_product(value: ir.Value | None) -> bool:
+    """Whether a value is a product, reshaped or times a number."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type == "MatMul":
+            return True
+        factor = _factor(node)
+        if factor is None and node.op_type not in _RESHAPES:
+            return False
+        value = factor[0] if factor is not None else node.inputs[0]
+    return False
+
+
+def _mask(value: ir.Value, scores: tuple[int, ...]) -> Mask | None:
+    """What is added to scores ``[batch, heads, queries, keys]``; None where it is no mask for each key or query."""
+    dims = _shape(value)
+    if dims is None or len(dims) > 4 or dims[-1:] != scores[-1:]:
+        return None
+    batch, heads, rows = (*(1,) * (4 - len(dims)), *dims[:-1])
+    if heads > 1 and rows != scores[2]:
+        return None  # a row for each head
+    array = constant_of(value)
+    values = np.asarray(array).reshape(-1, scores[3]) if array is not None else None
+    return Mask(name_of(value), batch, heads, rows, values)
 
 
 def _factor(node: ir.Node) -> tuple[ir.Value, float] | None:

@@ -112,11 +112,30 @@ class LayerNorm(Op):
 
 
 @dataclass(frozen=True)
+class Mask:
+    """What is added to attention's scores: ``[batch, heads, queries, keys]``, each of the first three 1 or all.
+
+    `values` ``[batch * heads * queries, keys]`` for a constant; else it is the attention's fourth input.
+    """
+
+    name: str
+    batch: int
+    heads: int
+    queries: int
+    values: np.ndarray | None
+
+    @property
+    def kind(self) -> str:
+        """As in `kernels.Attention`."""
+        return "keys" if self.heads == self.queries == 1 else "queries"
+
+
+@dataclass(frozen=True)
 class Attention(Op):
     """``softmax(scale * q k^T + mask) v`` of every head, over rows of features.
 
-    Inputs: the matrices ``[batch * rows, features]`` that hold q, k and v, and a mask ``[batch or 1, keys]`` where
-    there is one. Output: ``[batch * queries, heads * depth]``.
+    Inputs: the matrices ``[batch * rows, features]`` that hold q, k and v, and the mask where it is computed. Output:
+    ``[batch * queries, heads * depth]``.
 
     Attributes
     ----------
@@ -136,6 +155,7 @@ class Attention(Op):
     width: int
     depth: int
     scale: float
+    mask: Mask | None = None
 
     @property
     def macs(self) -> int:

@@ -32,14 +32,16 @@ class Attention:
         Features of a head in q and k, and in v.
     scale:
         What scores are multiplied by.
-    masked:
-        Whether a value for each key is added to the scores.
+    mask:
+        What is added to the scores: nothing ("none"), a value for each key ("keys"), or for each key and query
+        ("queries").
     rows, vectors, lanes:
         Keys (values) and vectors of queries in a tile of accumulators; float32 values in a vector.
 
-    Pointers: q, k, v, the mask ``[keys]`` (if any), workspace, y. Arguments: the pitches of q, k, v and y; elements
-    from head to head in them; heads in all, and the parts they are shared in: each has `workspace` elements of its
-    own. Range: heads.
+    Pointers: q, k, v, the mask (if any: ``[keys]``, or for each head ``[keys][pitch]`` with the queries side by side),
+    workspace, y. Arguments: the pitches of q, k, v and y; elements from head to head in them; heads in all, and the
+    parts they are shared in: each has `workspace` elements of its own; with a mask for queries, its pitch, and elements
+    from head to head in it. Range: heads.
     """
 
     queries: int
@@ -47,7 +49,7 @@ class Attention:
     width: int
     depth: int
     scale: float
-    masked: bool
+    mask: str
     rows: int
     vectors: int
     lanes: int
@@ -55,7 +57,7 @@ class Attention:
     @property
     def symbol(self) -> str:
         scale = float(self.scale).hex().replace("-", "m").replace("+", "").replace(".", "d")
-        mask = "_masked" if self.masked else ""
+        mask = "" if self.mask == "none" else f"_{self.mask}"
         shape = f"{self.queries}x{self.keys}_{self.width}x{self.depth}"
         return f"es_attention_f32_{shape}_{scale}{mask}_{self.rows}x{self.vectors}x{self.lanes}"
 
@@ -73,7 +75,7 @@ class Attention:
         return self.keys * self.vectors * self.used_lanes
 
     def build(self) -> Any:
-        names = ["q", "k", "v", *(["m"] if self.masked else []), "s", "y"]
+        names = ["q", "k", "v", *(["m"] if self.mask != "none" else []), "s", "y"]
         return kernel(self.symbol, [(name, "float32") for name in names], self._body)
 
     def _body(self, body: Body) -> None:
@@ -96,6 +98,7 @@ class _Tile:
         self.acc = body.registers(spec.rows * self.wide, self.lanes)
         self.pitch = [body.arg(index) for index in range(4)]
         self.first = [body.let(head * body.arg(4 + index)) for index in range(4)]
+        self.masks = body.let(head * body.arg(11)) if spec.mask == "queries" else None
 
     def emit(self) -> None:
         body, spec = self.body, self.spec
@@ -141,8 +144,11 @@ class _Tile:
         for j in range(count):
             for v in range(self.wide):
                 value = self.acc[j * self.wide + v] * body.number(self.spec.scale, self.lanes)
-                if self.spec.masked:
+                if self.spec.mask == "keys":
                     value = value + body.spread(body["m"][first + j], self.lanes)
+                elif self.spec.mask == "queries":
+                    at = body.let(self.masks + (first + j) * body.arg(10) + self.base + self.run.offsets[v])
+                    value = value + body.load("m", at, self.lanes)
                 value = body.let(value)
                 body.store("s", self._score_at(first + j, v), value, self.lanes)
                 body.put(top, v, body.T.max(top[v], value))

@@ -8,6 +8,7 @@ somebody asks for it in ONNX's order (see `Emitter.plain`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def lower_attention(emitter: Emitter, op: Attention) -> None:
     rows = (op.queries, op.keys, op.keys)
     spots = [columns(emitter, name, op.batch * n) for name, n in zip(op.inputs[:3], rows, strict=True)]
     y, y_pitch = _made(emitter, op.output, op.batch * op.queries)
-    mask = emitter.plain(op.inputs[3]) if len(op.inputs) > 3 else None
+    mask = _mask(emitter, op)
     most, target = accumulators(emitter.target), emitter.target
     block = 8 if most >= 16 else 4
     spec = Heads(
@@ -62,7 +63,7 @@ def lower_attention(emitter: Emitter, op: Attention) -> None:
         op.width,
         op.depth,
         op.scale,
-        mask is not None,
+        op.mask.kind if op.mask else "none",
         block,
         max(1, most // block),
         target.lanes,
@@ -72,17 +73,50 @@ def lower_attention(emitter: Emitter, op: Attention) -> None:
     pitches = [pitch for _, pitch in spots]
     steps = [step * pitch for (_, step), pitch in zip(op.starts, pitches, strict=True)]
     args = [*pitches, y_pitch, *steps, op.depth * y_pitch, op.heads, parts]
+    if mask is not None and mask.kind == "queries":
+        args += [mask.pitch, mask.head]
     for image in range(op.batch):
         refs = [
             Ref(ref.name, ref.offset + 4 * (first * pitch + image * n))
             for (ref, pitch), (first, _), n in zip(spots, op.starts, rows, strict=True)
         ]
         if mask is not None:
-            whole = emitter.graph.values[op.inputs[3]].elements > op.keys
-            refs.append(Ref(mask, 4 * op.keys * image * whole))
+            refs.append(Ref(mask.at.name, 4 * mask.image * image))
         refs += [Ref(scores), Ref(y.name, y.offset + 4 * image * op.queries)]
         emitter.call(spec, refs, list(args), op.heads)
     _settle_images(emitter, op.output)
+
+
+class _Masks(NamedTuple):
+    """Where an attention's mask lies: its pitch, and elements from head to head and from image to image."""
+
+    kind: str
+    at: Ref
+    pitch: int
+    head: int
+    image: int
+
+
+def _mask(emitter: Emitter, op: Attention) -> _Masks | None:
+    """The mask, for queries feature-major: turned once for all that add it, at compile time if it is constant."""
+    mask = op.mask
+    if mask is None:
+        return None
+    rows, values = mask.batch * mask.heads * mask.queries, mask.values
+    if mask.kind == "keys":
+        plain = (
+            Ref(emitter.plain(mask.name))
+            if values is None
+            else emitter.constant(f"{mask.name}/mask", lambda: np.ascontiguousarray(values, np.float32))
+        )
+        return _Masks(mask.kind, plain, 0, 0, op.keys if mask.batch > 1 else 0)
+    if values is None:
+        at, pitch = columns(emitter, mask.name, rows)
+    else:
+        pitch = pitch_of(rows)
+        at = emitter.constant(f"{mask.name}/mask", lambda: np.pad(values.T, ((0, 0), (0, pitch - rows))))
+    per_image = mask.heads * mask.queries
+    return _Masks(mask.kind, at, pitch, mask.queries * (mask.heads > 1), per_image * (mask.batch > 1))
 
 
 def lower_view(emitter: Emitter, op: View) -> bool:

@@ -11,7 +11,8 @@ import hashlib
 import re
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -93,6 +94,28 @@ def weights_chunks(program: Program) -> Iterator[bytes | memoryview]:
 def weights_bytes(program: Program) -> bytes:
     """The weights file in one piece."""
     return b"".join(weights_chunks(program))
+
+
+def map_constants(program: Program, path: Path) -> Program:
+    """Write the weights file to `path` and read the constants from there: the system may drop them from memory.
+
+    Raises
+    ------
+    CompileError
+        The disk does not take it.
+    """
+    try:
+        path.unlink(missing_ok=True)  # what is there may be mapped: written anew, it would change below its readers
+        with path.open("wb") as file:
+            file.writelines(weights_chunks(program))
+    except OSError as error:
+        raise CompileError(f"cannot write {path}", why=error.strerror or str(error)) from error
+    whole, found = np.memmap(path, np.uint8, "r"), {}
+    for name, at in constant_offsets(program).items():
+        array = program.constants[name]
+        kind = array.dtype.newbyteorder("<") if array.dtype.byteorder == ">" else array.dtype
+        found[name] = np.asarray(whole[at : at + array.nbytes]).view(kind).reshape(array.shape)
+    return replace(program, constants=found)
 
 
 def _constant_pieces(program: Program) -> Iterator[bytes | memoryview]:

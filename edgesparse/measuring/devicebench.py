@@ -15,7 +15,6 @@ from statistics import mean
 from typing import Any
 
 from edgesparse import environment
-from edgesparse.artifacts.verify import PORTABLE
 from edgesparse.errors import DeviceError, NumbersDifferError, UsageError
 from edgesparse.measuring.bench import ENOUGH_RUNS, Measured, Plan, Progress, conclude
 from edgesparse.measuring.conditions import Conditions
@@ -186,7 +185,7 @@ def _report(
         {
             SPARSE: files["weights.bin"].size + program,
             DENSE: files["dense.bin"].size + program,
-            ORT: files[PORTABLE].size,
+            ORT: artifact.portable_bytes,
         },
         layer_times([[(row["name"], row["ns"]) for row in forms["sparse"]["layers"]]], artifact.manifest.layers),
         dense_layers=tuple(

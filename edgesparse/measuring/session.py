@@ -210,5 +210,5 @@ def _sizes(artifact: Artifact, dense: Artifact | None, wanted: Wanted) -> dict[s
             files = item.manifest.files
             sizes[name] = files["weights.bin"].size + files[item.manifest.module].size
     if wanted.onnxruntime:
-        sizes[ORT] = artifact.manifest.files[PORTABLE].size
+        sizes[ORT] = artifact.portable_bytes
     return sizes

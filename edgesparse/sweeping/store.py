@@ -38,7 +38,7 @@ class Store:
 
     def put(self, cell: Cell, result: dict[str, Any]) -> None:
         """Keep a result. EdgesparseError if the folder cannot be written."""
-        from edgesparse.passes.load import write_atomic
+        from edgesparse.passes.write import write_atomic
 
         record = {"schema": SCHEMA, "key": cell.key, "cell": cell.names(), "result": result}
         text = json.dumps({"sha256": _digest(record), "record": record}, indent=1, allow_nan=False)

@@ -23,6 +23,7 @@ from edgesparse.artifacts.artifact import Artifact
 from edgesparse.building.link import compile_probe, native_folder, zig_version
 from edgesparse.building.modules import strip_counts, threaded
 from edgesparse.errors import CompileError, UsageError
+from edgesparse.passes.write import DATA
 from edgesparse.pipeline import PORTABLE, compile_model
 from edgesparse.recipe import Recipe
 from edgesparse.target import Target
@@ -128,6 +129,9 @@ def bundle_model(
             source = made.file(PORTABLE)
         if portable is not None:
             shutil.copyfile(source, portable)
+            beside = Path(source).with_name(f"{PORTABLE}{DATA}")
+            if beside.exists():
+                shutil.copyfile(beside, portable.with_name(beside.name))
         return _write(package, artifacts, output, Path(path), threads, finish)
 
 

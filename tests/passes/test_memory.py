@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,59 @@ import onnxruntime
 import pytest
 from onnx import helper
 
+from edgesparse.artifacts.artifact import open_artifact, pack
+from edgesparse.artifacts.verify import verify
 from edgesparse.errors import EdgesparseError, UnsupportedError, UsageError
-from edgesparse.passes.load import load_model, save_model
-from edgesparse.passes.write import model_chunks
+from edgesparse.passes.load import load_model
+from edgesparse.passes.write import model_chunks, save_model
 from edgesparse.pipeline import compile_model
+from edgesparse.runtimes.device import files_of
 from edgesparse.target import Target
 
 STATUS = Path("/proc/self/status")
+
+PAUSE = """
+import sys
+from edgesparse.cli import main
+
+for name in ("small", "large"):
+    assert main([word.replace("MODEL", name) for word in sys.argv[1:]]) == 0
+    print("done", flush=True)
+    sys.stdin.readline()
+"""
+"""Runs a command on a small model, which loads all that the command needs, waits, then runs it on a large one."""
+
+
+def _anonymous(process: int) -> int:
+    """Bytes of a process's memory that no file stands behind: the system cannot drop them."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    kinds = ("RssAnon", "RssShmem")
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(kinds))
+
+
+def _grown(folder: Path, *command: str) -> int:
+    """The most anonymous bytes that a command takes on `large` above what it holds after `small`."""
+    arguments = [sys.executable, "-c", PAUSE, *command]
+    with subprocess.Popen(
+        arguments, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as child:
+        assert child.stdin is not None
+        said = child.stdout
+        assert said is not None
+        assert "done\n" in said  # reads to there
+        before = peak = _anonymous(child.pid)
+        ended: list[bool] = []
+        reader = threading.Thread(target=lambda: ended.append("done\n" in said))
+        reader.start()
+        child.stdin.write("\n")
+        while reader.is_alive():
+            peak = max(peak, _anonymous(child.pid))
+            reader.join(0.002)
+        assert ended == [True]
+        child.stdin.close()
+    assert child.returncode == 0
+    return peak - before
+
 
 WATCH = """
 import json, pathlib, sys
@@ -84,6 +131,43 @@ def test_sparsify_needs_less_than_twice_the_weights(tmp_path: Path, opset: int) 
     np.testing.assert_allclose(session.run(None, {"x": x})[0], wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
 
 
+@pytest.mark.skipif(not STATUS.exists(), reason="memory is read from /proc")
+@pytest.mark.parametrize(
+    ("target", "density"),
+    [
+        pytest.param("x86-64-v3", None, id="dense", marks=pytest.mark.long),
+        pytest.param("x86-64-v3", 0.5, id="sparse", marks=pytest.mark.long),
+        pytest.param("aarch64", None, id="twin"),
+    ],
+)
+def test_compile_needs_less_than_twice_the_weights(tmp_path: Path, target: str, density: float | None) -> None:
+    """Weights lie in mapped files, so what counts is the memory without a file behind it."""
+    _chain(tmp_path / "small.onnx", 64, 2, 18)
+    size = _chain(tmp_path / "large.onnx", 1024, 12, 18)
+    (tmp_path / "recipe.yaml").write_text(f"pattern: group:8x1\ndensity: {density}\n")
+    options = ["--recipe", "recipe.yaml"] if density else []
+    grown = _grown(tmp_path, "compile", "MODEL.onnx", "-o", "MODEL.esb", "--target", target, "-q", *options)
+    assert size * 0.9 < grown < 2 * size
+    if target == "x86-64-v3":
+        assert verify(tmp_path / "large.esb", run=True).same
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not STATUS.exists(), reason="memory is read from /proc")
+def test_a_model_above_two_gigabytes_goes_through(tmp_path: Path) -> None:
+    _chain(tmp_path / "small.onnx", 64, 2, 18)
+    size = _chain(tmp_path / "large.onnx", 4096, 36, 18)
+    assert size > 2**31
+    sparse = ["--pattern", "group:8x1", "--density", "0.1"]
+    assert _grown(tmp_path, "sparsify", "MODEL.onnx", *sparse, "-o", "MODEL.out.onnx", "-q") < 2 * size
+    (tmp_path / "large.bin").unlink()
+    for name in ("small", "large"):
+        (tmp_path / f"{name}.out.onnx").rename(tmp_path / f"{name}.onnx")
+    # the weights' file goes by the name that the model tells
+    assert _grown(tmp_path, "compile", "MODEL.onnx", "-o", "MODEL.esb", "--target", "x86-64-v3", "-q") < size
+    assert verify(tmp_path / "large.esb", run=True).same
+
+
 @pytest.mark.parametrize("kind", ["FLOAT", "FLOAT16", "BFLOAT16", "INT64", "BOOL"])
 def test_external_weights_of_each_type(tmp_path: Path, kind: str) -> None:
     number = getattr(onnx.TensorProto, kind)
@@ -122,7 +206,7 @@ def test_weights_too_large_for_one_file_go_beside(tmp_path: Path, monkeypatch) -
     save_model(model, out, apart=True)
     one = out.read_bytes()
     assert not data.exists()
-    monkeypatch.setattr("edgesparse.passes.load.MOST_BYTES", len(one) - 1)
+    monkeypatch.setattr("edgesparse.passes.write.MOST_BYTES", len(one) - 1)
     with pytest.raises(UnsupportedError, match="larger than 2 GiB"):
         save_model(model, out)
     assert out.read_bytes() == one
@@ -144,16 +228,31 @@ def test_weights_too_large_for_one_file_go_beside(tmp_path: Path, monkeypatch) -
 def test_weights_beside_are_not_left_without_their_model(tmp_path: Path, monkeypatch) -> None:
     _chain(tmp_path / "m.onnx", 32, 3, 18)
     model = load_model(tmp_path / "m.onnx")
-    monkeypatch.setattr("edgesparse.passes.load.MOST_BYTES", 100)
+    monkeypatch.setattr("edgesparse.passes.write.MOST_BYTES", 100)
     (tmp_path / "out.onnx").mkdir()
     with pytest.raises(EdgesparseError, match="cannot write"):
         save_model(model, tmp_path / "out.onnx", apart=True)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["m.bin", "m.onnx", "out.onnx"]
 
 
-def test_compile_refuses_what_no_file_holds(tmp_path: Path, monkeypatch) -> None:
+def test_an_artifact_of_weights_too_large_for_one_file(tmp_path: Path, monkeypatch) -> None:
     _chain(tmp_path / "m.onnx", 32, 3, 18)
-    monkeypatch.setattr("edgesparse.passes.load.MOST_BYTES", 12000)
-    with pytest.raises(UnsupportedError, match="its weights have 12288 bytes"):
-        compile_model(tmp_path / "m.onnx", target=Target.parse("x86-64-v3"), output=tmp_path / "out")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.bin", "m.onnx"]
+    one, two = (tmp_path / name for name in ("one.esp", "two"))
+    compile_model(tmp_path / "m.onnx", target=Target.parse("x86-64-v3"), output=one)
+    monkeypatch.setattr("edgesparse.passes.write.MOST_BYTES", 12000)
+    made = compile_model(tmp_path / "m.onnx", target=Target.parse("x86-64-v3"), output=two)
+    assert made is not None
+    files, known = made.manifest.files, open_artifact(one).manifest.files
+    assert files.keys() - known.keys() == {"model.onnx.data"}
+    assert files["model.onnx"].size < 2048 < 12288 <= files["model.onnx.data"].size
+    assert files["weights.bin"] == known["weights.bin"]
+    assert verify(two, run=True).same
+    before = load_model(tmp_path / "m.onnx").graph.initializers
+    for name, value in load_model(made.file("model.onnx")).graph.initializers.items():
+        assert (before[name].const_value.numpy() == value.const_value.numpy()).all()
+    pack(two, tmp_path / "two.esp")
+    assert open_artifact(tmp_path / "two.esp").manifest.files == files
+    # to a device goes all that onnxruntime there needs
+    device = compile_model(tmp_path / "m.onnx", target=Target.parse("aarch64"), output=tmp_path / "three")
+    assert device is not None
+    assert {"model.onnx", "model.onnx.data"} <= files_of(device, rival=True).keys()
