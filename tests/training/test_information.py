@@ -172,6 +172,20 @@ def test_without_gradients_the_choice_is_said(model: ir.Model) -> None:
         assert entries(found.model, without=CRITERION_KEY) == entries(plain, without=CRITERION_KEY)
 
 
+@pytest.mark.parametrize("kind", ["one", "constant", "zero"])
+def test_poor_samples(model: ir.Model, kind: str) -> None:
+    """One sample, or several that say the same: there is a choice, and the weights stay in order."""
+    first = samples()[0]["x"]
+    given = {"one": [first], "constant": [np.ones_like(first)] * 6, "zero": [np.zeros_like(first)] * 6}[kind]
+    recipe = Recipe.from_yaml(RECIPE % ("auto", "uniform"))
+    made = run_passes(model, sparsify_passes(recipe, [{"x": one} for one in given], weigher=information)).model
+    told = json.loads(made.metadata_props[CRITERION_KEY])
+    assert all(np.isfinite(told[name]) for name in ("obs", "fisher"))
+    weight = canonical_weight(made, weight_layers(made)[0])
+    assert np.isfinite(weight).all()
+    assert weight.any()
+
+
 def test_refused(model: ir.Model) -> None:
     recipe = Recipe.from_yaml(RECIPE % ("fisher", "uniform"))
     with pytest.raises(UsageError, match="criterion fisher needs gradients"):
