@@ -4,15 +4,20 @@
     python benchmarks/fit_cost.py measure out/cost -o out/cost.jsonl    # profiles; more rounds are appended
     python benchmarks/fit_cost.py fit out/cost.jsonl --write    # prices and errors, into edgesparse/costing/prices/
 
-A layer's time is the lower quartile of the profile runs of a round, and of that the median over rounds. All artifacts
-have their turn in each round: a spell of other work, or of another clock, touches all networks and no layer for good.
-Prices are the non-negative least squares of relative errors over all layers. Errors are told for each network from
-prices that were fitted to the other networks alone, so a network is never judged by what it taught.
+A layer's time is the lower quartile of the profile runs of a round, and of that the lower quartile over rounds: other
+work, on this machine and on those that share its caches, only takes time away. All artifacts have their turn in each
+round: a spell of other work, or of another clock, touches all networks and no layer for good. How far a layer's rounds
+lie apart is told, too: no model can be nearer to the truth than that. Prices are the non-negative least squares of
+relative errors over all layers. Errors are told for each network from prices that were fitted to the other networks
+alone, so a network is never judged by what it taught. The sizes and rates of the caches are `_CACHES`; `--vary` shows
+what others would bring.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +26,21 @@ import numpy as np
 from scipy.optimize import nnls
 
 from edgesparse import environment
+from edgesparse.advice.planview import choice_of
 from edgesparse.artifacts.artifact import Artifact, open_artifact
+from edgesparse.costing.caches import Caches
 from edgesparse.costing.costs import SCHEMA, counted
-from edgesparse.costing.counts import GROUPS, Terms
+from edgesparse.costing.counts import GROUPS
 from edgesparse.costing.forecast import layer_terms, lowered, placed_as
+from edgesparse.graph.ops import Fallback, Graph
 from edgesparse.graph.recognise import recognise
+from edgesparse.lowering.lower import Lowered
 from edgesparse.measuring.cores import pinned
-from edgesparse.measuring.roofline import host_l3
 from edgesparse.measuring.session import first_sample, target_text
 from edgesparse.models import model_path
 from edgesparse.pipeline import compile_model
-from edgesparse.planning.plan import plan
+from edgesparse.planning.decide import decide
+from edgesparse.planning.plan import Plan
 from edgesparse.portable import prepare
 from edgesparse.recipe import Recipe
 from edgesparse.runtimes.local import LocalRunner
@@ -55,8 +64,15 @@ VARIANTS = (
 #: Layers below this many nanoseconds are timed by the clock's own cost, and left out.
 _SHORTEST = 3000.0
 _RUNS = 20
+#: The levels beyond L1 as this machine shows them.
+_CACHES = Caches(10 << 20, {"l2": 40.0, "l3": 21.0, "memory": 9.0}, 3.0)
+#: The column of the reads of the clock between layers: profiles have it, programs do not.
+CLOCK = "clock"
+TERMS = (*GROUPS, CLOCK)
+#: Prices in cycles that terms are drawn to, beside those of a core that nobody measured.
+_DECLARED = {CLOCK: 80.0}
 #: How hard prices are drawn to the declared ones, against all layers' errors.
-_PULL = 1e-3
+_PULL = 1e-4
 
 
 @click.group()
@@ -113,12 +129,16 @@ def measure(artifacts: Path, networks: str, rounds: int, output: Path) -> None:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """One row for each artifact: of each layer the median over all rounds."""
+    """One row for each artifact: of each layer the lower quartile over all rounds, and half their distance to 3/4."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         found.setdefault((row["network"], row["variant"]), []).append(row)
-    return [rows[0] | {"ns": np.median([row["ns"] for row in rows], axis=0).tolist()} for rows in found.values()]
+    merged = []
+    for rows in found.values():
+        low, high = np.percentile([row["ns"] for row in rows], [25, 75], axis=0)
+        merged.append(rows[0] | {"ns": low.tolist(), "spread": (high - low).tolist(), "rounds": len(rows)})
+    return merged
 
 
 def _recipe(variant: str) -> Recipe | None:
@@ -141,69 +161,106 @@ def _profiled(artifact: Artifact) -> dict[str, Any]:
             runner.run(feeds)
         taken = [[ns for _, ns in runner.profile()] for _ in range(_RUNS)]
     layers = [{"name": layer["name"], "kernel": layer["kernel"]} for layer in artifact.manifest.layers]
-    return {"layers": layers, "ns": np.percentile(np.array(taken), 25, axis=0).tolist()}
+    return {
+        "layers": layers,
+        "plan": artifact.manifest.info.get("plan"),
+        "ns": np.percentile(np.array(taken), 25, axis=0).tolist(),
+    }
+
+
+@dataclass(frozen=True)
+class Table:
+    """Layers: network, variant, what they are, counts of `TERMS`, nanoseconds, and how far their rounds lie apart."""
+
+    names: list[str]
+    variants: list[str]
+    labels: list[str]
+    matrix: np.ndarray
+    ns: np.ndarray
+    spread: np.ndarray
 
 
 @main.command()
 @click.argument("samples", type=click.Path(path_type=Path, exists=True))
 @click.option("--write", is_flag=True, help="Write the prices into the package.")
 @click.option("--show", type=int, default=0, help="Show so many of the layers that are missed most.")
-def fit(samples: Path, write: bool, show: int) -> None:
+@click.option("--vary", is_flag=True, help="Also fit with smaller and larger caches, rates and overlap.")
+def fit(samples: Path, write: bool, show: int, vary: bool) -> None:
     """Fit prices, and print how far they are off."""
     rows = _rows(samples)
     targets = {row["target"] for row in rows}
     if len(targets) != 1:
         raise click.ClickException(f"the samples are of several targets: {', '.join(sorted(targets))}")
     target = Target.parse(targets.pop())
-    names, variants, labels, terms, ns = _table(rows, target)
-    _fit(
-        np.array([[each[term] for term in GROUPS] for each in terms]), ns, names, variants, labels, target, write, show
-    )
-
-
-def _fit(
-    matrix: np.ndarray,
-    ns: np.ndarray,
-    names: list[str],
-    variants: list[str],
-    labels: list[str],
-    target: Target,
-    write: bool,
-    show: int,
-) -> None:
-    prices = solve(matrix, ns)
-    missed = np.zeros(len(ns))
-    for network in dict.fromkeys(names):
-        mine = np.array([name == network for name in names])
-        missed[mine] = matrix[mine] @ solve(matrix[~mine], ns[~mine]) / ns[mine] - 1
-    errors = report(names, missed)
+    programs = [_program(row, target) for row in rows]
+    if vary:
+        for caches in _varied(_CACHES):
+            table = _table(rows, programs, target, caches)
+            missed = np.abs(table.matrix @ solve(table.matrix, table.ns) / table.ns - 1)
+            click.echo(f"{caches}: median {np.median(missed):.4f}, rms {np.sqrt(np.mean(missed**2)):.4f}")
+    table = _table(rows, programs, target, _CACHES)
+    prices = solve(table.matrix, table.ns)
+    missed = left_out(table)
+    click.echo("fitted to all: " + _summary(table.matrix @ prices / table.ns - 1))
+    click.echo("the rounds of a layer lie apart by: " + _summary(table.spread / table.ns))
+    errors = report(table, missed)
     if show:
-        kinds = [label.partition(" ")[2].replace(" tile", "").rsplit(" ", 1)[0] for label in labels]
-        for kind in sorted(set(kinds)):
-            mine = missed[np.array([each == kind for each in kinds])]
-            spread = " ".join(f"{value:+.2f}" for value in np.percentile(mine, [5, 25, 50, 75, 95]))
-            click.echo(f"  {kind}: {len(mine)} layers, {spread}")
-    for order in np.argsort(-np.abs(missed))[:show]:
-        mine = {term: round(prices[i] * matrix[order, i]) for i, term in enumerate(GROUPS) if matrix[order, i]}
-        click.echo(
-            f"{names[order]} {variants[order]} {labels[order]}: {missed[order]:+.2f} of {ns[order]:.0f} ns {mine}"
-        )
-    click.echo(" ".join(f"{term}={price:.4g}" for term, price in zip(GROUPS, prices, strict=True)))
+        _show(table, prices, missed, show)
+    click.echo(" ".join(f"{term}={price:.4g}" for term, price in zip(TERMS, prices, strict=True)))
     if write:
-        here = environment.record()
-        data = {
-            "schema": SCHEMA,
-            "target": target.name,
-            "basis": f"measured on {here['cpu']}, one thread",
-            "l3": host_l3(),
-            "layers": len(ns),
-            "errors": errors,
-            "prices": {term: float(f"{price:.4g}") for term, price in zip(GROUPS, prices, strict=True)},
-        }
-        path = Path(__file__).parent.parent / "edgesparse" / "costing" / "prices" / f"{target.name}.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        click.echo(f"wrote {path.name}")
+        _write(prices, target, errors, len(table.ns))
+
+
+def left_out(table: Table) -> np.ndarray:
+    """By how much each layer is missed, as a share, by prices that were fitted to the other networks."""
+    missed = np.zeros(len(table.ns))
+    for network in dict.fromkeys(table.names):
+        mine = np.array([name == network for name in table.names])
+        prices = solve(table.matrix[~mine], table.ns[~mine])
+        missed[mine] = table.matrix[mine] @ prices / table.ns[mine] - 1
+    return missed
+
+
+def _varied(caches: Caches) -> list[Caches]:
+    found = [caches]
+    for factor in (0.7, 1.4):
+        found.append(replace(caches, l3=round(caches.l3 * factor)))
+        found.append(replace(caches, overlap=caches.overlap * factor))
+        for level, rate in caches.rates.items():
+            found.append(replace(caches, rates={**caches.rates, level: rate * factor}))
+    return found
+
+
+def _show(table: Table, prices: np.ndarray, missed: np.ndarray, most: int) -> None:
+    kinds = [label.partition(" ")[2].replace(" tile", "").rsplit(" ", 1)[0] for label in table.labels]
+    for kind in sorted(set(kinds)):
+        mine = missed[np.array([each == kind for each in kinds])]
+        spread = " ".join(f"{value:+.2f}" for value in np.percentile(mine, [0, 5, 25, 50, 75, 95, 100]))
+        click.echo(f"  {kind}: {len(mine)} layers, {spread}")
+    for order in np.argsort(-np.abs(missed))[:most]:
+        counts = table.matrix[order]
+        mine = {term: round(prices[i] * counts[i]) for i, term in enumerate(TERMS) if prices[i] * counts[i] >= 1}
+        click.echo(
+            f"{table.names[order]} {table.variants[order]} {table.labels[order]}: {missed[order]:+.2f} of"
+            f" {table.ns[order]:.0f} ns (rounds apart by {table.spread[order] / table.ns[order]:.2f}) {mine}"
+        )
+
+
+def _write(prices: np.ndarray, target: Target, errors: dict[str, Any], layers: int) -> None:
+    here = environment.record()
+    data = {
+        "schema": SCHEMA,
+        "target": target.name,
+        "basis": f"measured on {here['cpu']}, one thread",
+        "caches": {"l3": _CACHES.l3, "rates": dict(_CACHES.rates), "overlap": _CACHES.overlap},
+        "layers": layers,
+        "errors": errors,
+        "prices": {term: float(f"{price:.4g}") for term, price in zip(TERMS, prices, strict=True) if term != CLOCK},
+    }
+    path = Path(__file__).parent.parent / "edgesparse" / "costing" / "prices" / f"{target.name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    click.echo(f"wrote {path.name}")
 
 
 def solve(matrix: np.ndarray, ns: np.ndarray) -> np.ndarray:
@@ -212,8 +269,8 @@ def solve(matrix: np.ndarray, ns: np.ndarray) -> np.ndarray:
     Terms that always come together have no price of their own in the data: all are drawn slightly to those of a core
     that issues what it is declared to, at the clock that the multiply-adds show.
     """
-    declared = np.array([counted().prices[term] for term in GROUPS])
-    issue = [index for index, term in enumerate(GROUPS) if term.endswith(".issue")]
+    declared = np.array([_DECLARED.get(term, counted().prices.get(term, 0.0)) for term in TERMS])
+    issue = [index for index, term in enumerate(TERMS) if term.endswith(".issue")]
     clock = np.linalg.lstsq(matrix[:, issue].sum(axis=1)[:, None] / ns[:, None], np.ones(len(ns)), rcond=None)[0][0]
     goal = np.maximum(declared * min(clock, 1.0), 1e-4)
     pull = np.diag(1 / goal) * np.sqrt(_PULL * len(ns))
@@ -226,40 +283,71 @@ def solve(matrix: np.ndarray, ns: np.ndarray) -> np.ndarray:
     return prices
 
 
-def report(names: list[str], missed: np.ndarray) -> dict[str, Any]:
+def _summary(missed: np.ndarray) -> str:
+    median, p90, worst = np.percentile(np.abs(missed), [50, 90, 100])
+    return f"median {median:.3f}, p90 {p90:.3f}, worst {worst:.3f} of {len(missed)} layers"
+
+
+def report(table: Table, missed: np.ndarray) -> dict[str, Any]:
     """Print and return the errors by network, each from prices fitted to the others."""
     errors = {}
-    for network in dict.fromkeys(names):
-        mine = np.abs(missed[np.array([name == network for name in names])])
+    for network in dict.fromkeys(table.names):
+        mine = np.array([name == network for name in table.names])
+        off = np.abs(missed[mine])
         errors[network] = {
-            "median": round(float(np.median(mine)), 4),
-            "p90": round(float(np.percentile(mine, 90)), 4),
-            "worst": round(float(mine.max()), 4),
-            "layers": len(mine),
+            "median": round(float(np.median(off)), 4),
+            "p90": round(float(np.percentile(off, 90)), 4),
+            "worst": round(float(off.max()), 4),
+            "over_30": int((off > 0.3).sum()),
+            "layers": len(off),
         }
         click.echo(f"{network}: " + ", ".join(f"{key} {value}" for key, value in errors[network].items()))
     return errors
 
 
-def _table(
-    rows: list[dict[str, Any]], target: Target
-) -> tuple[list[str], list[str], list[str], list[Terms], np.ndarray]:
-    names, variants, labels, terms, ns = [], [], [], [], []
-    for row in rows:
-        graph = recognise(prepare(model_path(row["network"]), _recipe(row["variant"]), _shapes(row["network"])))
-        layout = plan(graph, target)
-        placements = placed_as(graph, layout, target, row["layers"], dense=row["variant"] == "dense")
-        made = lowered(graph, layout, placements, target)
-        for (name, found), time in zip(
-            layer_terms(made, graph, layout, target, host_l3()).items(), row["ns"], strict=True
-        ):
-            if time >= _SHORTEST and not found["relax.value"]:
+@dataclass(frozen=True)
+class Placed:
+    """A network as it was compiled, its weights without their values."""
+
+    graph: Graph
+    layout: Plan
+    made: Lowered
+    labels: dict[str, str]
+    reads: dict[str, int]
+
+
+def _program(row: dict[str, Any], target: Target) -> Placed:
+    dense = row["variant"] == "dense"
+    graph = recognise(prepare(model_path(row["network"]), _recipe(row["variant"]), _shapes(row["network"])))
+    layout = decide(graph, target, choice_of(row), dense=dense).plan
+    placements = placed_as(graph, layout, target, row["layers"], dense=dense)
+    made = lowered(graph, layout, placements, target)
+    if [op.name for op in graph.ops] != [layer["name"] for layer in row["layers"]]:
+        raise click.ClickException(f"{row['network']} has other layers in this version: build and measure it again")
+    labels = {op.name: f"{op.name} {placements[op.name].kind} {placements[op.name].product or ''}" for op in graph.ops}
+    layers = [made.program.layers[call.layer] for call in made.program.calls]
+    reads = Counter(layer for before, layer in zip([None, *layers], layers, strict=False) if layer != before)
+    # All networks at once are held: of the weights only their size is asked for.
+    constants = {
+        name: array if array.dtype.kind == "i" else np.broadcast_to(array.dtype.type(0), array.shape)
+        for name, array in made.program.constants.items()
+    }
+    return Placed(graph, layout, replace(made, program=replace(made.program, constants=constants)), labels, dict(reads))
+
+
+def _table(rows: list[dict[str, Any]], programs: list[Placed], target: Target, caches: Caches) -> Table:
+    names, variants, labels, counts, times, spreads = [], [], [], [], [], []
+    for row, each in zip(rows, programs, strict=True):
+        found = layer_terms(each.made, each.graph, each.layout, target, caches)
+        for op, time, spread in zip(each.graph.ops, row["ns"], row["spread"], strict=True):
+            if time >= _SHORTEST and not isinstance(op, Fallback):
                 names.append(row["network"])
                 variants.append(row["variant"])
-                labels.append(f"{name} {placements[name].kind} {placements[name].product or ''}")
-                terms.append(found)
-                ns.append(time)
-    return names, variants, labels, terms, np.array(ns)
+                labels.append(each.labels[op.name])
+                counts.append([*(found[op.name][term] for term in GROUPS), each.reads.get(op.name, 0)])
+                times.append(time)
+                spreads.append(spread)
+    return Table(names, variants, labels, np.array(counts, float), np.array(times), np.array(spreads))
 
 
 if __name__ == "__main__":

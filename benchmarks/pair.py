@@ -20,10 +20,10 @@ from edgesparse.measuring.contenders import ArtifactContender
 @click.option("--seconds", default=10.0, show_default=True, help="For each.")
 def main(before: Path, after: Path, seconds: float) -> None:
     """Print the ratio of the times, with its interval of 95 %."""
-    both = [ArtifactContender(path.name, open_artifact(path)) for path in (after, before)]
+    both = [ArtifactContender(str(path), open_artifact(path)) for path in (after, before)]
     outcome = measure(both, Plan(seconds=seconds, runs=20, warm_up=1.0))
     found = outcome.comparisons[0]
-    click.echo(f"{after.name} is {found.ratio:.4f} [{found.low:.4f}, {found.high:.4f}] times as fast as {before.name}")
+    click.echo(f"{after} is {found.ratio:.4f} [{found.low:.4f}, {found.high:.4f}] times as fast as {before}")
     for one in outcome.measured:
         click.echo(f"{one.name}: median {1e3 * one.stats.p50:.3f} ms, least {1e3 * one.stats.min:.3f} ms")
     for contender in both:

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgesparse.costing.counts import LEVELS
+from edgesparse.costing.caches import LEVELS
+from edgesparse.costing.costs import table_for
 from edgesparse.costing.forecast import layer_terms, lowered, placed_as
 from edgesparse.graph.ops import Graph
 from edgesparse.lowering.arena import lower_bound
 from edgesparse.lowering.describe import describe_plan
-from edgesparse.measuring.roofline import host_l3
 from edgesparse.planning.decide import Choice, decide
 from edgesparse.planning.place import place
 from edgesparse.target import Target
@@ -79,7 +79,7 @@ def view(
         else placed_as(graph, decision.plan, target, compiled, dense=dense)
     )
     made = lowered(graph, decision.plan, placements, target)
-    terms = layer_terms(made, graph, decision.plan, target, host_l3())
+    terms = layer_terms(made, graph, decision.plan, target, table_for(target).caches)
     moved = {name: {level: float(each[f"moved.{level}"]) for level in LEVELS} for name, each in terms.items()}
     described = describe_plan(graph, decision.plan)
     return PlanView(described, decision.as_dict(), moved, made.program.arena_bytes, lower_bound(made.program))

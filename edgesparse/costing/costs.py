@@ -14,11 +14,15 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
+from edgesparse.costing.caches import LEVELS, Caches
 from edgesparse.costing.counts import GROUPS
 from edgesparse.errors import CompileError
 from edgesparse.target import Target
 
-SCHEMA = "edgesparse.prices/1"
+SCHEMA = "edgesparse.prices/2"
+
+#: What bytes are moved by: products and elementwise steps in long runs, windows row by row.
+_FAMILIES = ("product", "window")
 
 #: Cycles of a term on a core that nobody measured; all others are counted as nothing.
 _COUNTED: Mapping[str, float] = {
@@ -33,15 +37,18 @@ _COUNTED: Mapping[str, float] = {
     "tail.store": 3.0,
     "depthwise.tap": 0.5,
     "depthwise.load": 0.5,
-    "depthwise.shuffle": 1.0,
+    "depthwise.mask": 1.0,
+    "depthwise.stride": 1.0,
     "depthwise.store": 1.5,
     "depthwise.channel": 12.0,
     "panel.load": 0.5,
-    "panel.shuffle": 1.0,
+    "panel.mask": 1.0,
+    "panel.stride": 1.0,
     "panel.store": 1.0,
     "pool.tap": 0.5,
     "pool.load": 0.5,
-    "pool.shuffle": 1.0,
+    "pool.mask": 1.0,
+    "pool.stride": 1.0,
     "pool.store": 1.5,
     "point.vector": 2.0,
     "point.single": 2.0,
@@ -52,9 +59,9 @@ _COUNTED: Mapping[str, float] = {
     "stream.l2": 1.0,
     "stream.l3": 1.0,
     "stream.memory": 1.0,
-    "bytes.l2": 1 / 64,
-    "bytes.l3": 1 / 32,
-    "bytes.memory": 1 / 8,
+    **{f"{family}.{way}.l2": 1 / 64 for family in _FAMILIES for way in ("read", "write")},
+    **{f"{family}.{way}.l3": 1 / 32 for family in _FAMILIES for way in ("read", "write")},
+    **{f"{family}.{way}.memory": 1 / 8 for family in _FAMILIES for way in ("read", "write")},
     "call": 20.0,
 }
 
@@ -71,8 +78,8 @@ class CostTable:
         What the prices stand on, in words.
     prices:
         By term, in the unit.
-    l3:
-        Bytes beyond which what a run touches comes from memory.
+    caches:
+        The levels beyond L1, and how well fetching from them hides behind computing.
     errors:
         Of a fitted table: "median" and "worst" share by which a layer's time was missed, by network; and how many
         layers it was fitted to.
@@ -81,7 +88,7 @@ class CostTable:
     unit: str
     basis: str
     prices: Mapping[str, float]
-    l3: int = 8 << 20
+    caches: Caches = field(default_factory=Caches)
     errors: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -133,7 +140,12 @@ def parse(text: str, name: str) -> CostTable:
         prices = {term: float(data["prices"].get(term, 0.0)) for term in GROUPS}
         if not all(0 <= price < float("inf") for price in prices.values()):
             raise ValueError("a price is negative or infinite")
-        return CostTable("ns", str(data["basis"]), prices, int(data["l3"]), dict(data["errors"]))
+        told = data["caches"]
+        rates = {level: float(told["rates"][level]) for level in LEVELS[1:]}
+        caches = Caches(int(told["l3"]), rates, float(told["overlap"]))
+        if not all(value > 0 for value in (caches.l3, caches.overlap, *rates.values())):
+            raise ValueError("a size or rate of a cache is not positive")
+        return CostTable("ns", str(data["basis"]), prices, caches, dict(data["errors"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CompileError(
             f"the price table of {name} cannot be read", why=str(error), fix="run benchmarks/fit_cost.py again"

@@ -3,8 +3,9 @@
 A call's time is taken as a sum of terms, each a count (multiply-add cycles, tiles, stores, bytes from a cache level ..)
 times a price. The counts follow from the kernel's spec and the work it is given, as the generators in `kernels` write
 it; the prices are fitted from measured layers, or, where nothing was measured, are those of a core that issues
-everything at its declared width (`costing.costs`). The time of overlapping work is the larger of its parts, which no
-sum can express: so multiply-adds, loads and the latency of an accumulator are joined in one term, "issue".
+everything at its declared width (`costing.costs`). The time of overlapping work is less than the sum of its parts: so
+multiply-adds, loads and the latency of an accumulator are joined in one term, "issue", and what fetching from beyond L1
+adds to it stands under "stream" (`caches.Caches`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from edgesparse.costing.caches import Caches, mixed, reused, shares
 from edgesparse.kernels import Depthwise, GlobalPool, KernelSpec, Panel, Pointwise, Pool, Spmm, Transpose, Window
 from edgesparse.kernels.tiles import cut_pixels
 from edgesparse.kernels.window import Block
@@ -22,8 +24,6 @@ from edgesparse.target import Target
 Terms = Counter[str]
 """Counts by term; all are 0 or more. Beside the terms that have a price stand "flops" (those done, zeros that are
 stored among them) and "moved.l1" to "moved.memory": bytes that come from each level."""
-
-LEVELS = ("l1", "l2", "l3", "memory")
 
 #: The terms that have a price, and what they are: for telling where a layer's time goes.
 GROUPS: dict[str, str] = {
@@ -38,17 +38,20 @@ GROUPS: dict[str, str] = {
     "tail.store": "overhead",
     "depthwise.tap": "compute",
     "depthwise.load": "compute",
-    "depthwise.shuffle": "compute",
+    "depthwise.mask": "compute",
+    "depthwise.stride": "compute",
     "depthwise.store": "overhead",
     "depthwise.channel": "overhead",
     "panel.tap": "gather",
     "panel.load": "gather",
-    "panel.shuffle": "gather",
+    "panel.mask": "gather",
+    "panel.stride": "gather",
     "panel.store": "gather",
     "panel.channel": "gather",
     "pool.tap": "compute",
     "pool.load": "compute",
-    "pool.shuffle": "compute",
+    "pool.mask": "compute",
+    "pool.stride": "compute",
     "pool.store": "overhead",
     "pool.channel": "overhead",
     "point.vector": "compute",
@@ -62,18 +65,37 @@ GROUPS: dict[str, str] = {
     "stream.l2": "l2",
     "stream.l3": "memory",
     "stream.memory": "memory",
-    "bytes.l2": "l2",
-    "bytes.l3": "memory",
-    "bytes.memory": "memory",
+    "product.read.l2": "l2",
+    "product.read.l3": "memory",
+    "product.read.memory": "memory",
+    "product.write.l2": "l2",
+    "product.write.l3": "memory",
+    "product.write.memory": "memory",
+    "window.read.l2": "l2",
+    "window.read.l3": "memory",
+    "window.read.memory": "memory",
+    "window.write.l2": "l2",
+    "window.write.l3": "memory",
+    "window.write.memory": "memory",
     "call": "overhead",
 }
+
+#: The levels beyond L1 of a target that nobody measured.
+_USUAL = Caches()
 
 #: Cycles from one multiply-add into an accumulator to the next into the same one.
 _LATENCY = 4.0
 
 
 def count(
-    spec: KernelSpec, target: Target, extent: int, pairs: int = 0, weights: Mapping[str, float] | None = None
+    spec: KernelSpec,
+    target: Target,
+    extent: int,
+    pairs: int = 0,
+    weights: Mapping[str, float] | None = None,
+    *,
+    inputs: int = 0,
+    caches: Caches = _USUAL,
 ) -> Terms:
     """The terms of one call, but for the bytes that come from beyond L1 before it starts.
 
@@ -85,11 +107,15 @@ def count(
         Of a product: stored (input channel, group) pairs in the range.
     weights:
         Where a product's weights come from when the call starts: shares by level; by default all from L2.
+    inputs:
+        Of a product: input channels that any of the pairs reads; 0 if each group reads the same ones.
+    caches:
+        The levels beyond L1, as the cost table has them.
 
     Families that no network of the fit uses (recurrences, TopK) have one coarse term for each unit of their range.
     """
     if isinstance(spec, Spmm):
-        terms = _product(spec, target, extent, pairs, weights or {"l2": 1.0})
+        terms = _product(spec, target, extent, pairs, inputs, weights or {"l2": 1.0}, caches)
     elif isinstance(spec, (Depthwise, Panel, Pool)):
         terms = _scaled(_window(spec), extent)
     elif isinstance(spec, Pointwise):
@@ -118,23 +144,29 @@ def _scaled(terms: Terms, times: float) -> Terms:
     return Terms({name: value * times for name, value in terms.items()})
 
 
-def _product(spec: Spmm, target: Target, groups: int, pairs: int, weights: Mapping[str, float]) -> Terms:
+def _product(
+    spec: Spmm, target: Target, groups: int, pairs: int, inputs: int, weights: Mapping[str, float], caches: Caches
+) -> Terms:
     terms = Terms()
     cut = cut_pixels(spec.pixels, spec.lanes, spec.vectors, spec.tail_limit)
     loads = spec.group / spec.lanes if spec.by_lane and spec.group % spec.lanes == 0 else spec.group
     pair_bytes = 4 * (spec.group + (not spec.dense))
     # After the first tile the weights come from where that pass left them; a group's own are still in L1.
-    again = {"l1": 1.0} if spec.groups_outer else shares(pairs * pair_bytes, target)
+    again = {"l1": 1.0} if spec.groups_outer else shares(pairs * pair_bytes, target, caches.l3)
     depth = pairs / max(groups, 1)
+    inputs = max(inputs, 1) if inputs >= depth else max(round(depth), 1)
     passes = 0
     for run in cut.runs:
         wide = len(run.offsets)
-        issue = max(spec.group * wide / target.pipes, (wide + loads + (not spec.dense)) / target.loads, _LATENCY)
-        tile = wide * spec.lanes * 4
+        sums, fetches = spec.group * wide / target.pipes, (wide + loads + (not spec.dense)) / target.loads
+        issue = caches.together(sums, fetches, _LATENCY)
+        # From one group to the next: a tile's columns, or, with groups outermost, those of all tiles.
+        panel = 4 * inputs * (spec.pixels if spec.groups_outer else wide * spec.lanes)
+        near = reused(panel, depth / inputs, target, caches.l3)
         for repeat, level in ((1, weights if passes == 0 else again), (run.repeat - 1, again)):
             if repeat:
-                far = mixed((tile, shares(depth * tile, target)), (pair_bytes, level))
-                _issue(terms, "product.issue", repeat * pairs, issue, far)
+                far = mixed((wide * spec.lanes * 4, near), (pair_bytes, level))
+                _issue(terms, "product.issue", repeat * pairs, issue, far, caches)
                 passes += repeat
         stores = run.repeat * groups * spec.group * wide
         terms["sparse.pair"] += run.repeat * pairs * (not spec.dense)
@@ -146,9 +178,10 @@ def _product(spec: Spmm, target: Target, groups: int, pairs: int, weights: Mappi
             terms["product.special"] += stores
     if cut.tail:
         vectors = -(-spec.group // spec.lanes)
-        issue = max(vectors * cut.tail / target.pipes, (vectors + cut.tail + (not spec.dense)) / target.loads)
+        sums, fetches = vectors * cut.tail / target.pipes, (vectors + cut.tail + (not spec.dense)) / target.loads
+        issue = caches.together(sums, fetches)
         far = mixed((pair_bytes, weights if passes == 0 else again))
-        _issue(terms, "tail.issue", pairs, issue, far)
+        _issue(terms, "tail.issue", pairs, issue, far, caches)
         terms["tail.group"] += groups
         terms["tail.store"] += groups * spec.group * cut.tail
     terms["flops"] += 2 * pairs * spec.group * spec.pixels
@@ -158,45 +191,13 @@ def _product(spec: Spmm, target: Target, groups: int, pairs: int, weights: Mappi
 #: Activations that cost an instruction or two for each vector.
 _CHEAP = ("none", "relu", "clip", "leaky")
 
-#: Bytes a cycle that a core gets out of each level beyond L1; fitted prices correct them.
-_RATES = {"l2": 32.0, "l3": 10.0, "memory": 5.0}
 
-
-def _issue(terms: Terms, term: str, times: Any, cycles: float, far: Mapping[str, float]) -> None:
-    """Add the slower of issuing `cycles` and of fetching `far` bytes from each level, `times` times."""
+def _issue(terms: Terms, term: str, times: Any, cycles: float, far: Mapping[str, float], caches: Caches) -> None:
+    """Add `times` times issuing for `cycles` while fetching `far` bytes from each level."""
     for level, nbytes in far.items():
         terms[f"moved.{level}"] += times * nbytes
-    slowest = max((far.get(level, 0.0) / rate, level) for level, rate in _RATES.items())
-    if slowest[0] > cycles:
-        terms[f"stream.{slowest[1]}"] += times * slowest[0]
-    else:
-        terms[term] += times * cycles
-
-
-def shares(distance: float, target: Target, l3: float = float("inf")) -> dict[str, float]:
-    """Where bytes come from that were last used `distance` bytes of other use ago: shares by level.
-
-    A cache keeps all of what was used within half of its size and nothing beyond one and a half: it is shared with what
-    else runs, and replaces not quite the oldest first.
-    """
-    found, left = {}, 1.0
-    for level, size in (("l1", target.l1d), ("l2", target.l2), ("l3", l3)):
-        kept = min(left, max(0.0, 1.5 - distance / size))
-        if kept > 0:
-            found[level] = kept
-        left -= kept
-        if left <= 0:
-            return found
-    return {**found, "memory": left}
-
-
-def mixed(*parts: tuple[float, Mapping[str, float]]) -> dict[str, float]:
-    """Bytes by level of several (bytes, shares)."""
-    found: dict[str, float] = {}
-    for nbytes, levels in parts:
-        for level, share in levels.items():
-            found[level] = found.get(level, 0.0) + nbytes * share
-    return found
+    for part, spent in caches.cycles(cycles, far).items():
+        terms[term if part == "issue" else f"stream.{part}"] += times * spent
 
 
 #: Operations of a window's tap on each pixel.
@@ -231,9 +232,9 @@ def _window(spec: Depthwise | Panel | Pool) -> Terms:
         terms["moved.l1"] += times * 4 * lanes * (len(seen) + len(outputs))
         for _, _, whole in seen:
             terms[f"{family}.load"] += times
-            terms[f"{family}.shuffle"] += times * (not whole)
+            terms[f"{family}.mask"] += times * (not whole)
             if window.stride[1] > 1 and lanes > 1:
-                terms[f"{family}.shuffle"] += times * (1 if window.stride[1] == 2 else lanes)
+                terms[f"{family}.stride"] += times * (1 if window.stride[1] == 2 else lanes)
     if family == "panel":
         terms["panel.store"] *= len(window.taps)
     return +terms

@@ -1,23 +1,27 @@
 """The time of every layer of a lowered program, by the cost model.
 
 Each call's own work is counted from its kernel (`counts`). What it reads and writes for the first time comes from the
-cache level that can still hold it: the distance is the number of bytes that other calls touched since.
+cache level that can still hold it, by how much else was used since (`distances`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from edgesparse.costing.caches import Caches
 from edgesparse.costing.costs import CostTable
-from edgesparse.costing.counts import GROUPS, Terms, count, shares
+from edgesparse.costing.counts import GROUPS, Terms, count
+from edgesparse.costing.distances import Distances, Operand
 from edgesparse.graph.ops import Fallback, Graph
-from edgesparse.kernels import GlobalPool, KernelSpec, Spmm, Transpose
+from edgesparse.kernels import Depthwise, GlobalPool, KernelSpec, Panel, Pool, Spmm, Transpose
 from edgesparse.lowering import arena
 from edgesparse.lowering.lower import Lowered, Part, lower
-from edgesparse.lowering.program import ARENA, Call, Program, Ref
+from edgesparse.lowering.program import Call, Program
 from edgesparse.planning.place import Placement, Product, place
 from edgesparse.planning.plan import Plan
 from edgesparse.target import Target
@@ -52,7 +56,7 @@ def forecast(
     graph: Graph, plan: Plan, placements: Mapping[str, Placement], target: Target, table: CostTable
 ) -> dict[str, Forecast]:
     """What each operation of a placed graph is expected to cost, by name, in the graph's order."""
-    return price(layer_terms(lowered(graph, plan, placements, target), graph, plan, target, table.l3), table)
+    return price(layer_terms(lowered(graph, plan, placements, target), graph, plan, target, table.caches), table)
 
 
 def lowered(graph: Graph, plan: Plan, placements: Mapping[str, Placement], target: Target) -> Lowered:
@@ -74,22 +78,25 @@ def price(terms: Mapping[str, Terms], table: CostTable) -> dict[str, Forecast]:
     return found
 
 
-def layer_terms(made: Lowered, graph: Graph, plan: Plan, target: Target, l3: int) -> dict[str, Terms]:
-    """The counts of every layer over one whole run; all strips together."""
+def layer_terms(made: Lowered, graph: Graph, plan: Plan, target: Target, caches: Caches) -> dict[str, Terms]:
+    """The counts of every layer over one whole run; all strips together. `caches` are those of a cost table."""
     program = made.program
     found = {op.name: Terms() for op in graph.ops}
-    distances = _Distances(program, plan, target, l3)
-    for call in program.calls:
+    distances = Distances(program, made.kernels, plan.layouts, target, caches.l3)
+    for index, call in enumerate(program.calls):
+        levels = distances.levels(index)
         spec = made.kernels.get(call.kernel)
         if spec is None:
             continue
         terms = found[program.layers[call.layer]]
         extent = call.end - call.begin
-        product = isinstance(spec, Spmm)
-        weights = distances.weights(call) if product else None
-        terms.update(count(spec, target, extent, _pairs(spec, call, program), weights))
+        pairs, inputs, weights = 0, 0, None
+        if isinstance(spec, Spmm):
+            pairs, inputs = _pairs(spec, call, program)
+            weights = next(held for operand, held in levels if operand.name == call.refs[1].name)
+        terms.update(count(spec, target, extent, pairs, weights, inputs=inputs, caches=caches))
         _by_arguments(terms, spec, call, extent)
-        distances.touch(terms, call, product)
+        _moved(terms, spec, levels)
     for op in graph.ops:
         if isinstance(op, Fallback):
             values = sum(graph.values[name].elements for name in (*op.inputs, *op.outputs) if name in graph.values)
@@ -97,16 +104,29 @@ def layer_terms(made: Lowered, graph: Graph, plan: Plan, target: Target, l3: int
     return found
 
 
-def _pairs(spec: KernelSpec, call: Call, program: Program) -> int:
-    """Stored (input channel, group) pairs that a product's call works through."""
-    if not isinstance(spec, Spmm):
-        return 0
+def _moved(terms: Terms, spec: KernelSpec, levels: Iterable[tuple[Operand, Mapping[str, float]]]) -> None:
+    """Add the bytes of a call's operands by the level they come from; a product's constants count as its stream."""
+    family = "window" if isinstance(spec, (Depthwise, Panel, Pool)) else "product"
+    for operand, held in levels:
+        if operand.constant and isinstance(spec, Spmm):
+            continue
+        way = "write" if operand.written else "read"
+        for level, share in held.items():
+            part: Any = operand.nbytes * share  # a counter's values may well be no whole numbers
+            terms[f"moved.{level}"] += part
+            if level != "l1":
+                terms[f"{family}.{way}.{level}"] += part
+
+
+def _pairs(spec: Spmm, call: Call, program: Program) -> tuple[int, int]:
+    """Stored (input channel, group) pairs that a product's call works through, and the input channels they read."""
     if spec.dense:
         depth = call.args[3]
         assert isinstance(depth, int)
-        return depth * (call.end - call.begin)
-    start = program.constants[call.refs[2].name]
-    return int(start[call.end] - start[call.begin])
+        return depth * (call.end - call.begin), depth
+    start, column = (program.constants[call.refs[at].name] for at in (2, 3))
+    first, last = int(start[call.begin]), int(start[call.end])
+    return last - first, len(np.unique(column[first:last]))
 
 
 def _by_arguments(terms: Terms, spec: KernelSpec, call: Call, extent: int) -> None:
@@ -119,61 +139,6 @@ def _by_arguments(terms: Terms, spec: KernelSpec, call: Call, extent: int) -> No
         rows = call.args[2]
         assert isinstance(rows, int)
         terms["transpose.value"] += extent * rows
-
-
-class _Distances:
-    """How many bytes lie between two uses of the same memory, through one run that follows another like it.
-
-    Constants are touched whole, activations band by band, or row by row where a table of rows tells which.
-    """
-
-    def __init__(self, program: Program, plan: Plan, target: Target, l3: int) -> None:
-        self.constants = {name: array.nbytes for name, array in program.constants.items()}
-        self.sizes = {buffer.name: buffer.nbytes for buffer in program.buffers}
-        layouts = {name: plan.layouts.get(name.partition("#")[2]) for name in self.sizes}
-        self.bands = {
-            name: 4 * layout.band_elements if layout else self.sizes[name] for name, layout in layouts.items()
-        }
-        self.rows = {name: 4 * layout.channels * layout.width for name, layout in layouts.items() if layout}
-        self.whole = sum(self.constants.values()) + program.arena_bytes
-        self.target, self.l3 = target, l3
-        self.clock = 0
-        self.seen: dict[tuple[str, int], int] = {}
-
-    def weights(self, call: Call) -> dict[str, float]:
-        """The levels that a product's weights come from."""
-        return self._shares((call.refs[1].name, 0), (call.refs[1].name, 0))
-
-    def touch(self, terms: Terms, call: Call, product: bool) -> None:
-        """Add the bytes of a call's operands to the level they come from; a product's weights count as its stream."""
-        for key, band, nbytes in self._operands(call):
-            levels = self._shares(key, band)
-            self.clock += nbytes
-            self.seen[key] = self.clock
-            if product and key[0] in self.constants:
-                continue
-            for level, share in levels.items():
-                part: Any = nbytes * share  # a counter's values may well be no whole numbers
-                terms[f"moved.{level}"] += part
-                if level != "l1":
-                    terms[f"bytes.{level}"] += part
-
-    def _shares(self, key: tuple[str, int], band: tuple[str, int]) -> dict[str, float]:
-        last = max(self.seen.get(key, -1), self.seen.get(band, -1))
-        distance = min(self.clock - last, self.whole) if last >= 0 else self.whole
-        return shares(distance, self.target, self.l3)
-
-    def _operands(self, call: Call) -> Iterator[tuple[tuple[str, int], tuple[str, int], int]]:
-        """What a call touches: a key, the key of the band it lies in, and its bytes."""
-        for ref in dict.fromkeys(call.refs):
-            if ref.name in self.constants:
-                yield (ref.name, 0), (ref.name, 0), self.constants[ref.name]
-            elif ref.name != ARENA:
-                band = (ref.name, ref.offset // max(self.bands[ref.name], 1))
-                yield band, band, min(self.bands[ref.name], self.sizes[ref.name])
-        for arg in dict.fromkeys(arg for arg in call.args if isinstance(arg, Ref)):
-            band = (arg.name, arg.offset // max(self.bands[arg.name], 1))
-            yield (arg.name, -1 - arg.offset), band, self.rows.get(arg.name, self.sizes[arg.name])
 
 
 def placed_as(

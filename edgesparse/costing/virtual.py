@@ -31,13 +31,16 @@ def virtual_cost(job: Job, product: Product, target: Target, pattern: SparsePatt
     """What the product of a layer costs with such a mask, in the unit of the target's price table."""
     rows, depth = job.weight.shape
     whole, rest = divmod(rows, product.group)
-    terms = Terms()
+    terms, caches = Terms(), table_for(target).caches
     for groups, size in ((whole, product.group), (1, rest)):
         if groups and size:
             share = 1.0 if product.dense else stored_share(pattern, density, size)
             spec = kernel_of(product, size, job.pixels, depth, job.epilogue, target)
-            terms.update(count(spec, target, groups, round(groups * depth * share)))
-    return table_for(target).price(terms) * job.bands
+            pairs = round(groups * depth * share)
+            for level, times in job.weights_from:
+                one = count(spec, target, groups, pairs, {level: 1.0}, inputs=depth, caches=caches)
+                terms.update({term: times * value for term, value in one.items()})
+    return table_for(target).price(terms)
 
 
 def sparse_products(job: Job, target: Target) -> list[Product]:

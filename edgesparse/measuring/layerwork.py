@@ -15,12 +15,14 @@ import numpy as np
 from edgesparse.advice.planview import choice_of
 from edgesparse.artifacts.artifact import Artifact
 from edgesparse.artifacts.verify import PORTABLE
-from edgesparse.costing.counts import LEVELS, Terms
+from edgesparse.costing.caches import LEVELS
+from edgesparse.costing.costs import table_for
+from edgesparse.costing.counts import Terms
 from edgesparse.costing.forecast import layer_terms, lowered, placed_as
 from edgesparse.errors import UsageError
 from edgesparse.graph.recognise import recognise
 from edgesparse.measuring.contenders import ArtifactContender
-from edgesparse.measuring.roofline import Roofline, host_l3
+from edgesparse.measuring.roofline import Roofline
 from edgesparse.measuring.session import first_sample, target_text
 from edgesparse.planning.decide import decide
 from edgesparse.portable import prepare
@@ -124,7 +126,7 @@ def artifact_terms(artifact: Artifact) -> dict[str, Terms]:
     layout = decide(graph, target, choice_of(manifest.info)).plan
     dense = bool(manifest.info.get("dense", False))
     placements = placed_as(graph, layout, target, manifest.layers, dense=dense)
-    return layer_terms(lowered(graph, layout, placements, target), graph, layout, target, host_l3())
+    return layer_terms(lowered(graph, layout, placements, target), graph, layout, target, table_for(target).caches)
 
 
 def measured_ratios(sparse: Artifact, dense: Artifact, *, runs: int = RUNS) -> dict[str, float]:

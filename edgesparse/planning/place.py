@@ -130,6 +130,11 @@ class Job:
         used: np.ndarray = self.weight != 0
         return used
 
+    @property
+    def weights_from(self) -> tuple[tuple[str, int], ...]:
+        """The cache levels that the weights come from when a band begins, and for how many bands."""
+        return (("l3", 1), ("l2", self.bands - 1)) if self.bands > 1 else (("l3", self.bands),)
+
     def sizes(self, product: Product) -> tuple[Size, ...]:
         """What the weights take when packed for a product."""
         key = (product.group, product.dense)
@@ -199,12 +204,17 @@ def kernel_of(product: Product, group: int, pixels: int, depth: int, epilogue: E
 
 
 def cost(job: Job, product: Product, target: Target) -> float:
-    """What the product of a whole layer costs, in the unit of the target's price table."""
-    terms = Terms()
+    """What the product of a whole layer costs, in the unit of the target's price table.
+
+    The first band finds the weights beyond L2, as all others were used since the run before; the next find them there.
+    """
+    terms, inputs, caches = Terms(), job.weight.shape[1], table_for(target).caches
     for part in job.sizes(product):
-        spec = kernel_of(product, part.group, job.pixels, job.weight.shape[1], job.epilogue, target)
-        terms.update(count(spec, target, part.groups, part.nnz))
-    return table_for(target).price(terms) * job.bands
+        spec = kernel_of(product, part.group, job.pixels, inputs, job.epilogue, target)
+        for level, times in job.weights_from:
+            one = count(spec, target, part.groups, part.nnz, {level: 1.0}, inputs=inputs, caches=caches)
+            terms.update({term: times * value for term, value in one.items()})
+    return table_for(target).price(terms)
 
 
 Jobs = Mapping[str, tuple[Job, list[Product]]]
