@@ -204,9 +204,11 @@ def _show_basis(console: Console, table: CostTable) -> None:
     if table.errors:
         medians = [error["median"] for error in table.errors.values()]
         worst = max(error["worst"] for error in table.errors.values())
+        far = sum(error["over_30"] for error in table.errors.values())
+        layers = sum(error["layers"] for error in table.errors.values())
         console.result(
             f"  a layer's time was missed by {100 * min(medians):.0f} to {100 * max(medians):.0f} % in the median of "
-            f"{len(medians)} networks, by {100 * worst:.0f} % at worst"
+            f"{len(medians)} networks, by over 30 % for {far} of {layers} layers, by {100 * worst:.0f} % at worst"
         )
 
 

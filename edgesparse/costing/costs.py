@@ -81,8 +81,8 @@ class CostTable:
     caches:
         The levels beyond L1, and how well fetching from them hides behind computing.
     errors:
-        Of a fitted table: "median" and "worst" share by which a layer's time was missed, by network; and how many
-        layers it was fitted to.
+        Of a fitted table, by network: "median", "p90" and "worst" share by which a layer's time was missed by prices
+        fitted to the other networks, of how many "layers", and how many "over_30" per cent.
     """
 
     unit: str

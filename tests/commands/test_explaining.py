@@ -10,6 +10,7 @@ import onnx
 import pytest
 from networks import Net
 
+from edgesparse.costing.costs import cost_table
 from edgesparse.pipeline import compile_model
 from edgesparse.target import Target
 
@@ -92,6 +93,19 @@ def test_predict(run: Run, net: Path, tmp_path: Path) -> None:
     assert run("predict", net, "--densities", "half")[0] == 2
     assert run("predict", net, "--layers", "nothing")[0] == 2
     assert run("predict", net, "--target", "wasm-simd", "--measure")[0] == 2
+
+
+def test_predict_prints_how_far_its_prices_were_off(run: Run, net: Path) -> None:
+    options = ("--patterns", "group:8x1", "--densities", "0.1")
+    code, out, err = run("predict", net, "--target", "x86-64-v4", *options)
+    assert code == 0, err
+    errors = cost_table("x86-64-v4").errors.values()
+    far, layers = (sum(each[key] for each in errors) for key in ("over_30", "layers"))
+    told = " ".join(out.split())
+    assert f"by over 30 % for {far} of {layers} layers, by {100 * max(each['worst'] for each in errors):.0f} %" in told
+    counted = run("predict", net, "--target", "cortex-a53", *options)[1]
+    assert "nothing was measured" in counted
+    assert "missed" not in counted
 
 
 def test_predict_and_confirm(run: Run, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
