@@ -50,6 +50,8 @@ class Target:
         Vector multiply-adds and vector loads that a core issues in a cycle.
     apps:
         Android: beside the program, a library without libc is linked, which apps load.
+    wide:
+        Lanes of two vectors are picked in one instruction, and a vector is about as wide as a row of a small map.
     ahead:
         Bytes by which products fetch their weights before they need them; 0 where that was not measured to gain.
     """
@@ -72,6 +74,7 @@ class Target:
     pipes: float = 2.0
     loads: float = 2.0
     apps: bool = False
+    wide: bool = False
     ahead: int = 0
 
     @classmethod
@@ -135,6 +138,7 @@ def _x86(name: str, lanes: int, registers: int, l2: int, needs: frozenset[str], 
         runner="local",
         machine="x86_64",
         needs=needs,
+        wide=lanes == 16,
         ahead=4096,
     )
 

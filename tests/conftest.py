@@ -10,6 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+BUILT = ("library", "network")
+"""Fixtures of a module that are built once for each of their parameters, which takes seconds."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests of one built fixture on one worker, so that no other worker builds it again."""
+    for item in items:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        for name in BUILT:
+            if name in parameters:
+                what = getattr(parameters[name], "name", parameters[name])
+                item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{what}"))
+
 
 @pytest.fixture(autouse=True)
 def _plain_log() -> None:
@@ -23,7 +37,7 @@ def _plain_log() -> None:
 def _own_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give each test random numbers of its own: the same ones alone, in any order, and on any number of workers."""
     if hasattr(request.module, "RNG"):
-        seed = zlib.crc32(request.node.nodeid.encode())
+        seed = zlib.crc32(request.node.nodeid.split("@")[0].encode())
         monkeypatch.setattr(request.module, "RNG", np.random.default_rng(seed))
 
 

@@ -213,28 +213,37 @@ def _pieces(cut: Iterable[Block]) -> list[tuple[int, int, tuple[int, ...]]]:
 def _window(spec: Depthwise | Panel | Pool) -> Terms:
     """The terms of one channel. Within a chunk of sums, output rows share the vectors they both see."""
     window: Window = spec.window
-    lanes = window.lanes(spec.lanes)
+    lanes = spec.width if isinstance(spec, Depthwise) else window.lanes(spec.lanes)
+    slides = isinstance(spec, Depthwise) and spec.slides
     family = {"Depthwise": "depthwise", "Panel": "panel", "Pool": "pool"}[type(spec).__name__]
     terms = Terms({f"{family}.channel": 1})
     for rows, times, starts in _pieces(spec.cut):
         outputs = [(row, start) for row in range(rows) for start in starts]
         terms[f"{family}.store"] += times * len(outputs)
-        seen = set()
+        loads: dict[tuple[int, int, int], int] = {}  # input vectors, and the shuffles that each of them takes
+        slid, masked = set(), set()
         for at in outputs:
             for tap in window.taps:
                 mask = window.valid(at, tap, lanes)
-                if any(mask):
-                    terms[f"{family}.tap"] += times
-                    terms["flops"] += times * _FLOPS[family] * sum(mask)
-                    row = at[0] * window.stride[0] + tap[0] * window.dilation[0]
+                if not any(mask):
+                    continue
+                terms[f"{family}.tap"] += times
+                terms["flops"] += times * _FLOPS[family] * sum(mask if window.flat else mask[: window.width_out])
+                row = at[0] * window.stride[0] + tap[0] * window.dilation[0]
+                if slides:
+                    shift, phase = divmod(tap[1] * window.dilation[1] - window.left, window.stride[1])
+                    loads[row, at[1], phase] = int(window.stride[1] == 2)
+                    if shift:
+                        slid.add((row, at[1], tap[1]))
+                else:
                     column = at[1] * window.stride[1] + tap[1] * window.dilation[1]
-                    seen.add((row, column, all(mask)))
-        terms["moved.l1"] += times * 4 * lanes * (len(seen) + len(outputs))
-        for _, _, whole in seen:
-            terms[f"{family}.load"] += times
-            terms[f"{family}.mask"] += times * (not whole)
-            if window.stride[1] > 1 and lanes > 1:
-                terms[f"{family}.stride"] += times * (1 if window.stride[1] == 2 else lanes)
+                    steps = {1: 0, 2: 1}.get(window.stride[1], lanes) if lanes > 1 else 0
+                    loads[row, column, all(mask)] = steps
+                    terms[f"{family}.mask"] += times * (not all(mask) and (row, column) not in masked)
+                    masked.add((row, column))
+        terms["moved.l1"] += times * 4 * lanes * (len(loads) + len(outputs))
+        terms[f"{family}.load"] += times * len(loads)
+        terms[f"{family}.stride"] += times * (sum(loads.values()) + len(slid))
     if family == "panel":
         terms["panel.store"] *= len(window.taps)
     return +terms

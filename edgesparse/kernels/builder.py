@@ -50,6 +50,12 @@ class Body:
         """A float constant in every lane."""
         return self.spread(self.T.float32(value), lanes)
 
+    def nothing(self, lanes: int) -> Any:
+        """Zeros in every lane, of which LLVM does not know: where it does, it slides them in by slow instructions
+        (`vexpandps`).
+        """
+        return self.spread(self.T.reinterpret("float32", self.begin >> 31), lanes)
+
     def spread(self, scalar: Any, lanes: int) -> Any:
         return scalar if lanes == 1 else self.T.Broadcast(scalar, lanes)
 

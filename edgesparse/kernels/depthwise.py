@@ -12,7 +12,11 @@ from typing import Any
 
 from edgesparse.kernels.builder import Body, kernel
 from edgesparse.kernels.epilogue import Epilogue
-from edgesparse.kernels.window import Block, Window, chunks, finish
+from edgesparse.kernels.rows import chunks, finish
+from edgesparse.kernels.window import Block, Window
+
+#: Output rows of a block, at most, where there are registers for them: more sums at a time hide more latency.
+_WIDE_ROWS = 7
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,9 @@ class Depthwise:
     Arguments: pitch of y, pitch of the residual, then for each input row its offset and its distance from channel to
     channel, both in elements, and the epilogue's scale and shift. Range: output channels; output channel c reads input
     channel ``c // multiplier``.
-    `by_lane`: a channel's weights are held as vectors and multiplied by their lanes.
+    `by_lane`: a channel's weights are held as vectors and multiplied by their lanes. `wide`: a vector may be wider than
+    a row, blocks have more rows, and what a tap sees is slid together from the row's vectors where that is faster than
+    to load it again: with a stride of two, and where a block is the whole band, a vector a row.
     """
 
     window: Window
@@ -32,11 +38,12 @@ class Depthwise:
     registers: int
     multiplier: int = 1
     by_lane: bool = False
+    wide: bool = False
 
     @property
     def symbol(self) -> str:
         many = f"m{self.multiplier}" if self.multiplier > 1 else ""
-        lane = "l" if self.by_lane else ""
+        lane = ("l" if self.by_lane else "") + ("w" if self.wide else "")
         return f"es_depthwise{many}{lane}_f32_{self.window.name}_{self.registers}x{self.lanes}_{self.epilogue.name}"
 
     @property
@@ -44,11 +51,26 @@ class Depthwise:
         """How the band is cut. Weights that are held take registers beyond the three that are counted free."""
         held = -(-len(self.window.taps) // self.lanes) if self._holds_weights else 0
         sums = max(self.registers // 2, self.registers - max(0, held - 3))
-        return self.window.blocks(self.window.lanes(self.lanes), sums, self._holds_weights)
+        if not self.wide:
+            return self.window.blocks(self.width, sums, self._holds_weights)
+        whole = self.width >= self.window.width_out and self.window.rows <= sums
+        return self.window.blocks(self.width, sums, self._holds_weights, self.window.rows if whole else _WIDE_ROWS)
+
+    @property
+    def slides(self) -> bool:
+        """Whether taps see vectors that were slid, not loaded."""
+        if not self.wide or self.window.flat or self.window.stride[1] > 2:
+            return False
+        return self.window.stride[1] == 2 or (len(self.cut) == 1 and self.width >= self.window.width_out)
+
+    @property
+    def width(self) -> int:
+        """Lanes of the vectors that are summed."""
+        return self.window.lanes(self.lanes, wide=self.wide)
 
     @property
     def _holds_weights(self) -> bool:
-        return self.by_lane and self.window.lanes(self.lanes) == self.lanes <= len(self.window.taps)
+        return self.by_lane and self.width == self.lanes <= len(self.window.taps)
 
     def build(self) -> Any:
         residual = [("r", "float32")] if self.epilogue.residual != "none" else []
@@ -56,11 +78,11 @@ class Depthwise:
         return kernel(self.symbol, pointers, self._body)
 
     def _body(self, body: Body) -> None:
-        window, lanes = self.window, self.window.lanes(self.lanes)
+        window, lanes = self.window, self.width
         with body.loop(body.begin, body.end) as channel:
             bias = body.let(body.spread(body["b"][channel], lanes))
             weight = self._weights(body, channel, lanes)
-            for chunk in chunks(body, window, self.cut, body.let(channel // self.multiplier), lanes):
+            for chunk in chunks(body, window, self.cut, body.let(channel // self.multiplier), lanes, slide=self.slides):
                 acc = body.registers(len(chunk.outputs), lanes)
                 for index in range(len(chunk.outputs)):
                     body.put(acc, index, bias)
@@ -70,7 +92,16 @@ class Depthwise:
                         for index, tap in uses:
                             body.put(acc, index, acc[index] + weight(tap) * x)
                 for index in range(len(chunk.outputs)):
-                    finish(body, self.epilogue, window, channel, chunk.pixel(index), acc[index], lanes)
+                    for first, value, count in self._parts(body, acc[index], lanes):
+                        finish(body, self.epilogue, window, channel, chunk.pixel(index) + first, value, count)
+
+    def _parts(self, body: Body, value: Any, lanes: int) -> list[tuple[int, Any, int]]:
+        """(first pixel, vector, lanes) to be stored: two halves that overlap where a vector is wider than the row."""
+        width, half = self.window.width_out, lanes // 2
+        if self.window.flat or width >= lanes:
+            return [(0, value, lanes)]
+        value = body.let(value)
+        return [(at, body.let(body.pick(value, value, range(at, at + half))), half) for at in (0, width - half)]
 
     def _weights(self, body: Body, channel: Any, lanes: int) -> Callable[[int], Any]:
         """What gives a tap's weight in all lanes."""

@@ -7,8 +7,9 @@ from typing import Any
 
 from edgesparse.kernels.builder import LINE, Body, kernel
 from edgesparse.kernels.epilogue import Epilogue
+from edgesparse.kernels.rows import Chunk, chunks, finish
 from edgesparse.kernels.tiles import vector_starts
-from edgesparse.kernels.window import FIXED, Block, Chunk, Window, chunks, finish
+from edgesparse.kernels.window import FIXED, Block, Window
 
 _LOWEST = float("-inf")
 

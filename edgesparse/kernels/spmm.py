@@ -5,8 +5,9 @@
 `N` output channels form a group and share each non-zero's input channel, so that every activation vector that is
 loaded meets `N` weights (SparseByteNN, arXiv 2310.19509; Fast Sparse ConvNets, arXiv 1911.09723). Dense layers are the
 same kernel without the column table. Loops: tiles of pixels, groups, non-zeros, with the whole tile in registers. Tiles
-are outermost where a tile's columns fit into L1: they stay there while the weights stream. Where they do not, groups
-are: a group's weights are then read once, and stay in L1 over all tiles.
+are outermost where a tile's columns fit into L1: they stay there while the weights stream. Where they do not, columns
+of sparse layers are fetched some non-zeros ahead; or groups are outermost, and a group's weights are then read once and
+stay in L1 over all tiles.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ class Spmm:
     ahead:
         Bytes by which weights are fetched before they are needed, 0 for not at all. Processors follow a stream of
         weights by themselves, but only to the end of its page.
+    columns_ahead:
+        Non-zeros by which pixels are fetched before they are needed, 0 for not at all. No processor can guess which
+        input channel comes next. The column table must have so many entries more, of any channel.
 
     Pointers: x, w ``[nnz][N]``, start ``[G + 1]``, column ``[nnz]`` (element offsets into x), b ``[G*N]``, residual
     (where the epilogue has one), y. For a dense layer start and column are absent and w is ``[G][K][N]``.
@@ -65,11 +69,13 @@ class Spmm:
     by_lane: bool = False
     groups_outer: bool = False
     ahead: int = 0
+    columns_ahead: int = 0
 
     @property
     def symbol(self) -> str:
         pattern = (f"dense{self.group}" if self.dense else f"g{self.group}") + ("l" if self.by_lane else "")
         pattern += ("o" if self.groups_outer else "") + (f"a{self.ahead}" if self.ahead else "")
+        pattern += f"c{self.columns_ahead}" if self.columns_ahead else ""
         return f"es_spmm_f32_{pattern}_{self.pixels}px_{self.vectors}x{self.lanes}_{self.epilogue.name}"
 
     @property
@@ -125,7 +131,12 @@ class Spmm:
                 for v in range(wide):
                     body.put(acc, j * wide + v, acc[j * wide + v] + w * x[v])
 
-        self._over_columns(body, group, multiply)
+        def fetch(x_offset: Any) -> None:
+            for start in run.offsets:
+                body.prefetch("x", x_offset + base + start)
+
+        steps = 2 if self.columns_ahead else 1  # a deep product's loop is worth unrolling
+        self._over_columns(body, group, *[multiply] * steps, fetch=fetch)
         for j in range(self.group):
             for v, start in enumerate(run.offsets):
                 self._finish(body, group * self.group + j, base + start, acc[j * wide + v], self.lanes)
@@ -182,8 +193,13 @@ class Spmm:
             for j in range(self.group):
                 self._finish(body, group * self.group + j, body.const(first + p), spill[j], 1)
 
-    def _over_columns(self, body: Body, group: Any, *steps: Callable[[Any, Any], None]) -> None:
-        """Run `steps` in turn over the group's non-zeros: each gets the offset into x and the one into w."""
+    def _over_columns(
+        self, body: Body, group: Any, *steps: Callable[[Any, Any], None], fetch: Callable[[Any], None] | None = None
+    ) -> None:
+        """Run `steps` in turn over the group's non-zeros: each gets the offset into x and the one into w.
+
+        `fetch` gets the offset into x of a non-zero that comes `columns_ahead` later.
+        """
         if self.dense:
             pitch, depth = body.arg(2), body.arg(3)
             first, last = body.let(group * depth), None
@@ -194,6 +210,8 @@ class Spmm:
             count = body.let(last - first)
 
         def visit(index: Any, step: Callable[[Any, Any], None]) -> None:
+            if fetch and self.columns_ahead:
+                fetch(body.let(body["column"][first + index + self.columns_ahead]))
             x_offset = body.let(index * pitch) if self.dense else body.let(body["column"][first + index])
             step(x_offset, body.let((first + index) * self.group))
 

@@ -15,9 +15,10 @@ import numpy as np
 
 from edgesparse.kernels.builder import Body, kernel
 from edgesparse.kernels.epilogue import Epilogue
+from edgesparse.kernels.rows import chunks
 from edgesparse.kernels.spmm import AFFINE_AT
 from edgesparse.kernels.tiles import vector_starts
-from edgesparse.kernels.window import Window, chunks
+from edgesparse.kernels.window import Window
 
 #: Products of matrices for one convolution.
 PLACES = 16

@@ -54,8 +54,8 @@ from edgesparse.planning.place import Placement, accumulators, kernel_of
 from edgesparse.planning.plan import Plan, pitch_of
 from edgesparse.target import Target
 
-#: Where weights are held in registers, rows that share their loads pay up to this many times the vectors of a plane
-#: that is run through across row ends (on x86, where an operand may come from memory, they do not).
+#: Where weights are held in registers, or a vector holds a row, rows that share their loads pay up to this many times
+#: the vectors of a plane that is run through across row ends (elsewhere, where an operand may come from memory, not).
 _ROWS_PAY = 1.2
 
 
@@ -131,10 +131,11 @@ class _Lowering(Emitter):
                 args += [x[1], part.depth]
             else:
                 refs.append(self.constant(f"{key}/start{number}", lambda part=part: part.start))  # type: ignore[misc]
-                columns = part.column.astype(np.int64) * x[1]
-                if columns.size and columns.max() >= 2**31:
-                    raise CompileError(f"layer {op.name!r} is too large", why="an input offset does not fit 32 bits")
-                refs.append(self.constant(f"{key}/column{number}x{x[1]}", lambda c=columns: c.astype(np.int32)))  # type: ignore[misc]
+                try:
+                    columns = part.offsets(x[1])
+                except OverflowError as error:
+                    raise CompileError(f"layer {op.name!r} is too large", why=str(error)) from error
+                refs.append(self.constant(f"{key}/column{number}x{x[1]}", lambda columns=columns: columns))  # type: ignore[misc]
             refs.append(Ref(bias.name, 4 * (first_row + part.first)))
             if isinstance(op, Conv) and op.epilogue.affine:
                 args += [*[0] * (AFFINE_AT - len(args)), *bits_of(op.affine)]
@@ -212,8 +213,8 @@ class _Lowering(Emitter):
     def _depthwise(self, op: Conv, step: Step, y: tuple[Ref, int], residual: tuple[Ref, int] | None) -> None:
         window = self._window(op, step.last - step.first)
         by_rows = replace(window, flat=False)
-        lanes = self.target.lanes
-        if self.target.by_lane and by_rows.vectors(lanes) <= window.vectors(lanes) * _ROWS_PAY:
+        lanes, wide = self.target.lanes, self.target.wide
+        if (self.target.by_lane or wide) and by_rows.vectors(lanes, wide=wide) <= window.vectors(lanes) * _ROWS_PAY:
             window = by_rows
         spec = Depthwise(
             window,
@@ -222,6 +223,7 @@ class _Lowering(Emitter):
             accumulators(self.target),
             op.weight.shape[0] // op.groups,
             self.target.by_lane,
+            wide,
         )
         weight = self.constant(f"{op.name}/w", lambda: np.ascontiguousarray(op.weight.reshape(-1), np.float32))
         bias = self.constant(f"{op.name}/bias", lambda: np.ascontiguousarray(op.bias, np.float32))

@@ -15,6 +15,10 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 
 
+#: Entries that a table of offsets has after its last one.
+COLUMNS_AHEAD = 8
+
+
 @dataclass(frozen=True)
 class Packed:
     """The groups of `group` output channels from channel `first` on.
@@ -38,6 +42,17 @@ class Packed:
     def nnz(self) -> int:
         """Stored (input channel, group) pairs."""
         return len(self.values)
+
+    def offsets(self, pitch: int) -> Ints:
+        """Where each non-zero's pixels begin, in elements, for a distance of `pitch` between input channels, int32.
+
+        `COLUMNS_AHEAD` entries more follow, zeros: kernels look so far ahead. Raises OverflowError beyond 32 bits.
+        """
+        assert self.column is not None
+        found = self.column.astype(np.int64) * pitch
+        if found.size and found.max() >= 2**31:
+            raise OverflowError("an input offset does not fit 32 bits")
+        return np.pad(found, (0, COLUMNS_AHEAD)).astype(np.int32)
 
     @property
     def nbytes(self) -> int:

@@ -20,7 +20,7 @@ from edgesparse.errors import Reason
 from edgesparse.graph.ops import Attention, Conv, Fallback, Graph, Linear, Op, Recurrence
 from edgesparse.kernels import Epilogue, Spmm
 from edgesparse.pattern import SparsePattern, find_pattern
-from edgesparse.planning.packing import Size, sizes
+from edgesparse.planning.packing import COLUMNS_AHEAD, Size, sizes
 from edgesparse.planning.plan import Plan
 from edgesparse.target import Target
 
@@ -197,10 +197,15 @@ def accumulators(target: Target) -> int:
 def kernel_of(product: Product, group: int, pixels: int, depth: int, epilogue: Epilogue, target: Target) -> Spmm:
     """The kernel for a part of a product: its rows are in groups of `group`, of `depth` inputs each."""
     vectors = max(1, min(product.vectors, accumulators(target) // group))
-    tile = 4 * depth * vectors * target.lanes
-    outer = pixels > vectors * target.lanes and tile > (target.l1d or _L1)
     ahead = target.ahead if group >= _STREAMED else 0
-    return Spmm(group, pixels, vectors, target.lanes, product.dense, epilogue, target.by_lane, outer, ahead)
+    deep = 4 * depth * vectors * target.lanes > (target.l1d or _L1)
+    columns_ahead = COLUMNS_AHEAD if deep and ahead and not product.dense else 0
+    # With its columns fetched ahead, a tile need not stay in L1; but each tile streams all weights once more.
+    tiles = pixels / (vectors * target.lanes)
+    outer = deep and (1 < tiles < 2 if columns_ahead else tiles > 1)
+    return Spmm(
+        group, pixels, vectors, target.lanes, product.dense, epilogue, target.by_lane, outer, ahead, columns_ahead
+    )
 
 
 def cost(job: Job, product: Product, target: Target) -> float:

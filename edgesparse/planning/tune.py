@@ -130,7 +130,7 @@ def _runner(library: ctypes.CDLL, job: Job, product: Product, target: Target) ->
         if part.start is None or part.column is None:
             args += [pitch, part.depth]
         else:
-            tables += [part.start, (part.column.astype(np.int64) * pitch).astype(np.int32)]
+            tables += [part.start, part.offsets(pitch)]
         function = getattr(library, spec.symbol)
         function.restype = None
         plans.append((function, part, tables, np.array([*args, *[0] * 4], np.int32), spec.epilogue.residual != "none"))

@@ -16,6 +16,7 @@ from networks import HOST_TARGETS
 
 from edgesparse.building.codegen import compile_asm
 from edgesparse.kernels import Epilogue, Spmm
+from edgesparse.planning.packing import COLUMNS_AHEAD
 from edgesparse.target import Target
 
 #: (group, vectors of a tile): what the placement may choose, and groups that are no power of two (rests of rows).
@@ -35,6 +36,7 @@ def specs(lanes: int) -> tuple[Spmm, ...]:
             found.append(Spmm(group, pixels, vectors, lanes, dense, epilogue))
     by_lane = [Spmm(2 * lanes, 2 * lanes + 1, 1, lanes, dense, Epilogue("relu"), True) for dense in (False, True)]
     others = [replace(each, groups_outer=True, ahead=4096) for each in found if each.group in (4, 64)]
+    others += [replace(each, columns_ahead=COLUMNS_AHEAD) for each in found if each.group in (4, 8) and not each.dense]
     return tuple(dict.fromkeys([*found, *by_lane, *others]))
 
 
@@ -65,7 +67,7 @@ def problem(spec: Spmm, rng: np.random.Generator) -> tuple[Memory, list[str], li
         weight *= keep[:, :, None]
         arrays["w"] = weight[keep]
         arrays["start"] = np.concatenate([[0], np.cumsum(keep.sum(1))]).astype(np.int32)
-        arrays["column"] = (np.nonzero(keep)[1] * x_pitch).astype(np.int32)
+        arrays["column"] = np.pad(np.nonzero(keep)[1] * x_pitch, (0, spec.columns_ahead)).astype(np.int32)
         names += ["start", "column"]
     names += ["b", *(["r"] if spec.epilogue.residual != "none" else []), "y"]
     full = weight.transpose(0, 2, 1).reshape(rows, DEPTH).astype(np.float64)
@@ -137,6 +139,7 @@ def test_symbols_are_unique() -> None:
         "by_lane": True,
         "groups_outer": True,
         "ahead": 4096,
+        "columns_ahead": 8,
     }
     made = [Spmm(**base), *(Spmm(**{**base, key: value}) for key, value in changes.items())]  # type: ignore[arg-type]
     made.append(Spmm(**{**base, "epilogue": Epilogue("clip", (0.0, np.nextafter(np.float32(6), np.float32(7))))}))  # type: ignore[arg-type]

@@ -78,7 +78,7 @@ CASES = (
 
 @cache
 def specs(lanes: int, registers: int) -> tuple[tuple[KernelSpec, ...], ...]:
-    """For each case: depthwise with a multiplier of 1 or 2, weights held or not, a panel, and three poolings."""
+    """For each case: depthwise with a multiplier of 1 or 2, three forms, a panel, and three poolings."""
     found: list[tuple[KernelSpec, ...]] = []
     for index, case in enumerate(CASES):
         window = case.window
@@ -86,6 +86,7 @@ def specs(lanes: int, registers: int) -> tuple[tuple[KernelSpec, ...], ...]:
         kernels: list[KernelSpec] = [
             Depthwise(window, epilogue, lanes, registers, 1 + index % 2),
             Depthwise(window, epilogue, lanes, registers, 1 + index % 2, by_lane=True),
+            Depthwise(window, epilogue, lanes, registers, 1 + index % 2, wide=True),
             Panel(window, lanes, ahead=not window.flat and index % 2 == 0),
         ]
         if not window.flat:
@@ -169,11 +170,11 @@ def run(
     return memory["y"][:, :pixels]
 
 
-@pytest.mark.parametrize("by_lane", [False, True])
+@pytest.mark.parametrize("form", range(3), ids=["plain", "by_lane", "wide"])
 @pytest.mark.parametrize("index", range(len(CASES)))
-def test_depthwise(library: tuple[Target, ctypes.CDLL], index: int, by_lane: bool) -> None:
+def test_depthwise(library: tuple[Target, ctypes.CDLL], index: int, form: int) -> None:
     target, code = library
-    spec = of_target(target)[index][by_lane]
+    spec = of_target(target)[index][form]
     assert isinstance(spec, Depthwise)
     rng = np.random.default_rng(index)
     image = Image(CASES[index], rng)
@@ -197,7 +198,7 @@ def test_panels_are_exact(library: tuple[Target, ctypes.CDLL], index: int) -> No
     target, code = library
     image = Image(CASES[index], np.random.default_rng(index))
     seen, _ = image.windows()
-    found = run(code, of_target(target)[index][2], image, CHANNELS * seen.shape[1], {}, image.rows())
+    found = run(code, of_target(target)[index][3], image, CHANNELS * seen.shape[1], {}, image.rows())
     np.testing.assert_array_equal(found, seen.reshape(found.shape).astype(np.float32))
 
 
@@ -207,7 +208,7 @@ def test_pooling(library: tuple[Target, ctypes.CDLL], index: int) -> None:
     image = Image(CASES[index], np.random.default_rng(index))
     window = CASES[index].window
     seen, inside = image.windows()
-    for spec in of_target(target)[index][3:]:
+    for spec in of_target(target)[index][4:]:
         assert isinstance(spec, Pool)
         tables = image.rows(nearest=spec.mode == "max")
         if spec.mode == "max":
