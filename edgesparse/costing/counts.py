@@ -221,7 +221,7 @@ def _window(spec: Depthwise | Panel | Pool) -> Terms:
         outputs = [(row, start) for row in range(rows) for start in starts]
         terms[f"{family}.store"] += times * len(outputs)
         loads: dict[tuple[int, int, int], int] = {}  # input vectors, and the shuffles that each of them takes
-        slid, masked = set(), set()
+        slid = set()
         for at in outputs:
             for tap in window.taps:
                 mask = window.valid(at, tap, lanes)
@@ -237,13 +237,11 @@ def _window(spec: Depthwise | Panel | Pool) -> Terms:
                         slid.add((row, at[1], tap[1]))
                 else:
                     column = at[1] * window.stride[1] + tap[1] * window.dilation[1]
-                    steps = {1: 0, 2: 1}.get(window.stride[1], lanes) if lanes > 1 else 0
-                    loads[row, column, all(mask)] = steps
-                    terms[f"{family}.mask"] += times * (not all(mask) and (row, column) not in masked)
-                    masked.add((row, column))
+                    loads[row, column, all(mask)] = {1: 0, 2: 1}.get(window.stride[1], lanes) if lanes > 1 else 0
         terms["moved.l1"] += times * 4 * lanes * (len(loads) + len(outputs))
         terms[f"{family}.load"] += times * len(loads)
         terms[f"{family}.stride"] += times * (sum(loads.values()) + len(slid))
+        terms[f"{family}.mask"] += times * (0 if slides else sum(not whole for *_, whole in loads))
     if family == "panel":
         terms["panel.store"] *= len(window.taps)
     return +terms
