@@ -37,6 +37,7 @@ from edgesparse.measuring.bench import Plan, measure
 from edgesparse.planning.packing import Packed, pack
 from edgesparse.planning.place import Job, candidates, kernel_of
 from edgesparse.planning.plan import BAND_PIXELS, pitch_of
+from edgesparse.planning.tune import measure_products
 from edgesparse.target import Target
 
 #: Images of up to so many pixels are one band, as in the plans.
@@ -112,9 +113,14 @@ def weights(rows: int, depth: int, density: float, rng: np.random.Generator) -> 
 
 
 def best_kernel(weight: np.ndarray, pixels: int, epilogue: Epilogue, target: Target) -> tuple[Spmm, Packed]:
-    """The kernel that the cost model takes for a product, and the packed weights (rows are a multiple of its group)."""
+    """The kernel that is fastest for a product, measured, and the packed weights (rows are a multiple of its group)."""
     job = Job(weight, pixels, 1, epilogue)
-    product = candidates(job, target, dense_only=bool((weight != 0).all()))[0]
+    ranked = candidates(job, target, dense_only=bool((weight != 0).all()))
+    if (weight == 0).any():
+        ranked = [product for product in ranked if not product.dense]
+    ranked = ranked[:6]
+    times = measure_products({"layer": (job, ranked)}, target)["layer"]
+    product = ranked[int(np.argmin(times))]
     (part,) = pack(weight, product.group, dense=product.dense)
     return kernel_of(product, part.group, pixels, weight.shape[1], epilogue, target), part
 
@@ -175,8 +181,6 @@ def windows(channels: int, size: int, stride: int, density: float, target: Targe
         other.call(copy, [(joined, 0), (block, 0)], [far, 0, *table(copied.rows_in)], channels)
         columns = np.arange(channels * 9) * pitch if part.start is not None else np.array([pitch])
         usual.product(spec, part, columns, (gathered, 0), (made, band * channels * pitch, pitch))
-        if offset_part.start is None:
-            raise click.ClickException("the dense kernel has no table of offsets: take a lower density")
         where = (through, band * channels * y_pitch, y_pitch)
         other.product(offset_spec, offset_part, offsets, (block, 0), where)
     usual.run_once()

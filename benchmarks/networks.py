@@ -4,12 +4,14 @@
 
 writes a table (Markdown) and all figures (JSON). All weights of the kinds a network's row names are pruned by
 magnitude to one density, the first convolution aside; density 1 prunes nothing. For each density: the median
-of the paired ratios with its 95 % interval, and the ratio of the least times.
+of the paired ratios with its 95 % interval, and the ratio of the least times. `--built FOLDER --only-build` compiles
+now; the same command without `--only-build` then measures and compiles nothing.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import click
 
 from edgesparse import environment
+from edgesparse.artifacts.artifact import open_artifact
 from edgesparse.artifacts.feeds import random_feeds
 from edgesparse.measuring.bench import Contender, Plan, measure
 from edgesparse.measuring.contenders import ArtifactContender, OrtContender
@@ -66,20 +69,27 @@ def fixed(model: Path, name: str, folder: Path) -> Path:
     return path
 
 
-def rows_of(name: str, densities: list[str], pattern: str, target: Target, plan: Plan) -> list[dict[str, Any]]:
-    """Measure one network at all densities beside onnxruntime."""
-    with tempfile.TemporaryDirectory() as room:
-        path = fixed(model_path(name), name, Path(room))
-        feeds = None
-        contenders: list[Contender] = []
-        for text in densities:
+def build(name: str, densities: list[str], pattern: str, target: Target, threads: int, room: Path) -> None:
+    """Put the network and its artifacts, one a density, into a folder, unless they are there."""
+    room.mkdir(parents=True, exist_ok=True)
+    path = room / "network.onnx"
+    if not path.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copyfile(fixed(model_path(name), name, Path(folder)), path)
+    for text in densities:
+        if not (room / text).exists():
             recipe = recipe_for(path, NETWORKS[name], pattern, float(text))
-            place = Path(room) / text
-            artifact = compile_model(path, target=target, output=place, recipe=recipe, threads=plan.threads)
-            assert artifact is not None
-            feeds = feeds or random_feeds(artifact.manifest.inputs)
-            contenders.append(ArtifactContender(text, artifact, feeds, threads=plan.threads))
-        outcome = measure([OrtContender(ORT, path, feeds, threads=plan.threads), *contenders], plan)
+            compile_model(path, target=target, output=room / text, recipe=recipe, threads=threads)
+
+
+def rows_of(name: str, densities: list[str], room: Path, plan: Plan) -> list[dict[str, Any]]:
+    """Measure one network that was built at all densities beside onnxruntime."""
+    artifacts = {text: open_artifact(room / text) for text in densities}
+    feeds = random_feeds(artifacts[densities[0]].manifest.inputs)
+    contenders: list[Contender] = [OrtContender(ORT, room / "network.onnx", feeds, threads=plan.threads)]
+    for text, artifact in artifacts.items():
+        contenders.append(ArtifactContender(text, artifact, feeds, threads=plan.threads))
+    outcome = measure(contenders, plan)
     base = outcome[ORT]
     rows = []
     for text in densities:
@@ -126,9 +136,24 @@ def table(report: dict[str, Any]) -> str:
 @click.option("--threads", default=1, show_default=True)
 @click.option("--seconds", default=10.0, show_default=True, help="Timed seconds of each contender.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("out/networks"), show_default=True)
-def main(networks: str, densities: str, pattern: str, target: str, threads: int, seconds: float, output: Path) -> None:
+@click.option("--built", type=click.Path(path_type=Path), help="Keep what is built here, and take what is there.")
+@click.option("--only-build", is_flag=True, help="Build, measure nothing: that can wait for a quiet machine.")
+def main(
+    networks: str,
+    densities: str,
+    pattern: str,
+    target: str,
+    threads: int,
+    seconds: float,
+    output: Path,
+    built: Path | None,
+    only_build: bool,
+) -> None:
     """Measure networks at several densities."""
-    output.mkdir(parents=True, exist_ok=True)
+    if only_build and built is None:
+        raise click.UsageError("--only-build needs a folder to keep it in: --built FOLDER")
+    if not only_build:
+        output.mkdir(parents=True, exist_ok=True)
     plan = Plan(seconds=seconds, runs=20, threads=threads)
     report: dict[str, Any] = {
         "schema": "edgesparse.networks/1",
@@ -138,9 +163,16 @@ def main(networks: str, densities: str, pattern: str, target: str, threads: int,
         "environment": environment.record(),
         "rows": [],
     }
-    for name in networks.split(","):
-        report["rows"] += rows_of(name, densities.split(","), pattern, Target.parse(target), plan)
-        (output / "networks.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    with tempfile.TemporaryDirectory() as room:
+        for name in networks.split(","):
+            place = (built or Path(room)) / f"{name}-{pattern.replace(':', '-')}-{target}-{threads}"
+            build(name, densities.split(","), pattern, Target.parse(target), threads, place)
+            if only_build:
+                continue
+            report["rows"] += rows_of(name, densities.split(","), place, plan)
+            (output / "networks.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if only_build:
+        return
     text = table(report)
     (output / "networks.md").write_text(text, encoding="utf-8")
     click.echo(text)
