@@ -1,8 +1,8 @@
 """Artifacts: the compiled form of a model for one target, as a folder or as the same folder zipped (`.esp`).
 
-Files: `manifest.json`, the module (`model.so`), `weights.bin`, `model.onnx` (the portable form),
-`samples.npz`. A folder is written beside its final place and renamed, so that it is there as a whole or not
-at all. Everything read is taken for a stranger's: names, sizes and hashes are checked before any file is
+Files: `manifest.json`, the module (`model.so`), `weights.bin`, `model.onnx` (the portable form; above 2 GiB with
+`model.onnx.data`), `samples.npz`. A folder is written beside its final place and renamed, so that it is there as a
+whole or not at all. Everything read is taken for a stranger's: names, sizes and hashes are checked before any file is
 used.
 """
 
