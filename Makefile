@@ -55,10 +55,10 @@ $(ARM):
 	touch $@
 
 test: $(STAMP) $(WEB) $(ARM)
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not long"
+	$(BIN)/python -m pytest -n auto -m "not long"
 
 test-arm: $(STAMP) $(ARM)
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "long or not long" tests/test_arm_loops.py tests/runtimes/test_arm_networks.py
+	$(BIN)/python -m pytest -n auto -m "long or not long" tests/test_arm_loops.py tests/runtimes/test_arm_networks.py
 
 test-long: $(STAMP) $(ARM)
 	$(BIN)/python -m pytest -m long

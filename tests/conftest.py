@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-BUILT = ("library", "network")
-"""Fixtures of a module that are built once for each of their parameters, which takes seconds."""
+BUILT = re.compile(
+    r"(tests/kernels/\w+\.py)::\w+\[(x86-64-v\d)|"
+    r"(tests/runtimes/test_web_networks\.py)::\w+\[(mobilenet-v\d|efficientnet-lite0|resnet18)"
+)
+"""Tests of one fixture that is built once for a module and takes seconds: its parameter is in their names."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep tests of one built fixture on one worker, so that no other worker builds it again."""
-    for item in items:
-        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        for name in BUILT:
-            if name in parameters:
-                what = getattr(parameters[name], "name", parameters[name])
-                item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{what}"))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFixture(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            found = BUILT.match(nodeid)
+            return "-".join(filter(None, found.groups())) if found else nodeid
+
+    return ByFixture(config, log) if config.getvalue("dist") == "load" else None
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +44,7 @@ def _plain_log() -> None:
 def _own_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give each test random numbers of its own: the same ones alone, in any order, and on any number of workers."""
     if hasattr(request.module, "RNG"):
-        seed = zlib.crc32(request.node.nodeid.split("@")[0].encode())
+        seed = zlib.crc32(request.node.nodeid.encode())
         monkeypatch.setattr(request.module, "RNG", np.random.default_rng(seed))
 
 
