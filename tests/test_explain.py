@@ -91,6 +91,23 @@ def test_the_cause_of_five_models(name: str, pattern: str, density: float, kinds
     assert {layer.cause for layer in found.layers} <= CAUSES.keys()
 
 
+def test_a_kernel_that_does_less_in_a_cycle_is_named() -> None:
+    """A fully connected layer in groups of 4: its kernel fills a quarter of a vector, the dense one all of several."""
+    net = Net(8)
+    x = net.node("Flatten", net.input(1, 512, 1, 1), shape=(1, 512))
+    weight = net.constant(net.rng.standard_normal((1000, 512)))
+    net.outputs = [net.node("Gemm", x, weight, net.weight(1000), shape=(1, 1000), transB=1)]
+    (layer,) = [
+        each
+        for each in explain(pruned(net.model(), "group:4x1", 0.3, ("fc",)), Target.parse("x86-64-v4")).layers
+        if each.kind == "linear"
+    ]
+    assert layer.cause == "narrow", layer
+    told = re.search(r"(\d+) % of its time", layer.why)
+    assert told, layer
+    assert 5 <= int(told[1]) <= 95
+
+
 @pytest.mark.parametrize("name", TARGETS)
 def test_zeros_in_depthwise_layers(name: str) -> None:
     found = explain(pruned(separable(), "unstructured", 0.3, ("depthwise",)), Target.parse(name))

@@ -37,6 +37,7 @@ CAUSES: Mapping[str, str] = {
     "memory": "weights or activations come from beyond L2, at the memory's speed",
     "l2": "activations come from L2, at its speed",
     "tile-padding": "lanes of the tiles hold no pixel",
+    "narrow": "the kernel for its groups does less in a cycle than the dense one",
     "depthwise": "depthwise kernels use every weight: a channel has only its own few taps",
     "no-weights": "it has no weights",
     "relax": "no kernel of our own: lowered through Relax",
@@ -239,6 +240,8 @@ def _shortfall(
     }
     padding = padded_share(job, target, placement)
     extra["tile-padding"] = sparse.parts.get("compute", 0.0) * padding
+    kept = placement.density * dense.parts.get("compute", 0.0)
+    extra["narrow"] = sparse.parts.get("compute", 0.0) * (1 - padding) - kept
     code = max(extra, key=lambda kind: extra[kind])
     said = CAUSES[code]
     if code == "tile-padding":
