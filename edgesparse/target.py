@@ -52,6 +52,9 @@ class Target:
         Android: beside the program, a library without libc is linked, which apps load.
     wide:
         Lanes of two vectors are picked in one instruction, and a vector is about as wide as a row of a small map.
+    barrier:
+        LLVM's intrinsic, with its numbers, for a no-op that kernels put where LLVM must not mix what comes before and
+        after, lest it spills; none where it was not seen to gain.
     ahead:
         Bytes by which products fetch their weights before they need them; 0 where that was not measured to gain.
     """
@@ -76,6 +79,7 @@ class Target:
     apps: bool = False
     wide: bool = False
     ahead: int = 0
+    barrier: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -195,16 +199,19 @@ def _arm64(
         by_lane=True,
         pipes=pipes,
         loads=loads,
+        # A landing pad for no kind of branch: a no-op on every core, and LLVM schedules nothing across it.
+        barrier="llvm.aarch64.hint 32",
     )
 
 
 def _arm32(name: str, runner: str = "device") -> Target:
     # The A7 is slow at fused multiply-adds only on paper; without these two switches LLVM splits every one of them.
+    # The last one has it order instructions with an eye on registers. The barrier is a nop: loads keep to their side.
     return Target(
         name=name,
         triple="armv7-linux-gnueabihf",
         cpu="cortex-a7",
-        features=("+neon", "+vfp4", "-slowfpvfmx", "-slowfpvmlx"),
+        features=("+neon", "+vfp4", "-slowfpvfmx", "-slowfpvmlx", "+use-misched"),
         lanes=4,
         registers=16,
         l1d=32 << 10,
@@ -218,6 +225,7 @@ def _arm32(name: str, runner: str = "device") -> Target:
         by_lane=True,
         pipes=0.5,
         loads=0.5,
+        barrier="llvm.arm.hint 0",
     )
 
 

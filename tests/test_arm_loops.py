@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from edgesparse.building.assembly import Loop, inner_loops, llvm_mca, predicted_cycles
 from edgesparse.building.codegen import compile_asm
-from edgesparse.kernels import Depthwise, Epilogue, Spmm, Window
-from edgesparse.planning.place import GROUPS, accumulators, tile_widths
+from edgesparse.graph.recognise import recognise
+from edgesparse.kernels import (
+    Attention,
+    Depthwise,
+    Epilogue,
+    GlobalPool,
+    Interleave,
+    KernelSpec,
+    Norm,
+    Panel,
+    Pointwise,
+    Pool,
+    Spmm,
+    Transpose,
+    Window,
+)
+from edgesparse.lowering.lower import lower
+from edgesparse.models import model_path
+from edgesparse.planning.decide import Choice, decide
+from edgesparse.planning.place import GROUPS, accumulators, place, tile_widths
+from edgesparse.planning.plan import pitch_of
+from edgesparse.portable import prepare
+from edgesparse.recipe import Recipe
 from edgesparse.target import TARGETS, Target
 
 #: Presets whose code differs.
@@ -22,7 +41,7 @@ def loops(target: str, group: int, vectors: int, dense: bool, epilogue: str = "r
     chosen = Target.parse(target)
     pixels = 4 * vectors * chosen.lanes
     spec = Spmm(group, pixels, vectors, chosen.lanes, dense, Epilogue(epilogue), chosen.by_lane)
-    return inner_loops(compile_asm({spec.symbol: spec.build()}, chosen.tvm_target()))
+    return inner_loops(compile_asm({spec.symbol: spec.build()}, chosen.tvm_target()), least=4)
 
 
 def check(target: str, group: int, vectors: int, dense: bool, *, widest: bool) -> None:
@@ -59,28 +78,113 @@ def test_no_tile_that_is_ever_placed_spills(target: str, group: int, dense: bool
 BANDS = [(3, 1, 112, 1), (3, 1, 112, 2), (3, 1, 56, 4), (3, 1, 28, 7), (3, 1, 14, 14), (3, 1, 7, 7), (3, 2, 112, 2)]
 
 
-@pytest.mark.parametrize("band", BANDS)
-def test_depthwise_bodies_hold_their_sums_and_weights(band: tuple[int, int, int, int]) -> None:
-    """A body is all taps of a chunk, unrolled. What little is put on the stack in it are inputs that LLVM moved
-    up; unrolled over a whole map it was a quarter of all instructions.
-    """
+def window_of(band: tuple[int, int, int, int], *, flat: bool = False) -> Window:
     kernel, stride, width, rows = band
     pad, columns = kernel // 2, (width - 1) // stride + 1
-    window = Window((kernel, kernel), (stride, stride), (1, 1), pad, pad, width, columns, rows)
-    target = Target.parse("aarch64")
-    spec = Depthwise(window, Epilogue("relu"), target.lanes, accumulators(target), by_lane=target.by_lane)
-    lines = function_lines(compile_asm({spec.symbol: spec.build()}, target.tvm_target()), spec.symbol)
-    touches = sum(bool(re.search(r"\b[qsv]\d+.*\[sp\b", line)) for line in lines)
-    assert touches <= 0.08 * len(lines)
-    sums = sum(block.rows * len(run.offsets) for block in spec.cut for run in block.runs)
-    assert len(lines) <= (2.4, 3.4)[stride - 1] * kernel**2 * sums + 60
+    return Window((kernel, kernel), (stride, stride), (1, 1), pad, pad, width, columns, rows, flat)
 
 
-def function_lines(asm: str, symbol: str) -> list[str]:
-    """The instructions of a function."""
-    body = asm[asm.index(f"\n{symbol}:") :].split(".Lfunc_end")[0]
-    lines = [line.split("//")[0].rstrip() for line in body.splitlines()]
-    return [line for line in lines if re.match(r"\s+[a-z]", line)]
+def spilled(spec: KernelSpec, target: Target) -> list[str]:
+    """The instructions of a kernel's innermost loops that touch the stack."""
+    found = inner_loops(compile_asm({spec.symbol: spec.build()}, target.tvm_target()))
+    assert found, spec.symbol
+    return [line for loop in found for line in loop.stack]
+
+
+@pytest.mark.parametrize("band", BANDS)
+def test_depthwise_bodies_hold_their_sums_and_weights(band: tuple[int, int, int, int]) -> None:
+    """A body is all taps of a chunk, unrolled: without fences up to a quarter of its instructions moved inputs to the
+    stack and back.
+    """
+    target, (kernel, stride, _, _) = Target.parse("aarch64"), band
+    spec = Depthwise(
+        window_of(band), Epilogue("relu"), target.lanes, accumulators(target), 1, True, barrier=target.barrier
+    )
+    (loop, *more) = inner_loops(compile_asm({spec.symbol: spec.build()}, target.tvm_target()))
+    assert loop.spills == 0
+    if not more:
+        sums = sum(block.rows * len(run.offsets) for block in spec.cut for run in block.runs)
+        assert len(loop.body) <= (2.4, 3.4)[stride - 1] * kernel**2 * sums + 60
+
+
+def families(target: Target) -> list[KernelSpec]:
+    """Each family that is placed for ARM, in the shapes that need the most registers."""
+    lanes, most, barrier = target.lanes, accumulators(target), target.barrier
+    found: list[KernelSpec] = []
+    for band, activation in [
+        ((3, 1, 56, 4), "silu"),
+        ((3, 2, 28, 14), "hardswish"),
+        ((5, 1, 28, 7), "relu"),
+        ((5, 2, 28, 7), "relu"),
+    ]:
+        found.append(Depthwise(window_of(band), Epilogue(activation), lanes, most, 1, True, barrier=barrier))
+    found.append(Depthwise(window_of((3, 1, 6, 6), flat=True), Epilogue(), lanes, most, 1, True, barrier=barrier))
+    for band in [(7, 2, 224, 1), (3, 2, 14, 7), (3, 1, 64, 4)]:
+        window = window_of(band)
+        found.append(Panel(window, lanes, False, barrier, pitch_of(window.rows * window.width_out)))
+    found += [Pool(window_of(band), "max", lanes, most, barrier) for band in [(3, 2, 112, 2), (5, 1, 16, 16)]]
+    found.append(Interleave((2, 2), 64, lanes, barrier))
+    found += [
+        Pointwise("mul", "full", 196, Epilogue("silu"), lanes, False, barrier),
+        GlobalPool("avg", lanes),
+        Transpose(lanes),
+    ]
+    found += [Norm(128, lanes, 1e-5), Attention(128, 128, 32, 32, 0.25, "keys", 4, 6, lanes, barrier)]
+    return found
+
+
+@pytest.mark.parametrize("target", ["aarch64", "cortex-a55"])
+def test_no_family_spills_in_an_innermost_loop(target: str) -> None:
+    """Read: depthwise (with steps of two, long activations, whole planes), panels, pooling, interleaving,
+    elementwise, global pooling, transposition, layer norm, attention. Products have tests of their own above.
+    """
+    chosen = Target.parse(target)
+    assert {spec.symbol: lines for spec in families(chosen) if (lines := spilled(spec, chosen))} == {}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("network", ["mobilenet-v1", "mobilenet-v2", "mobilenet-v3", "efficientnet-lite0", "resnet18"])
+@pytest.mark.parametrize("target", ["aarch64"])
+def test_no_kernel_of_a_network_spills_in_an_innermost_loop(target: str, network: str) -> None:
+    """Every kernel that the network places, dense and sparse, whatever its family."""
+    chosen, path = Target.parse(target), model_path(network)
+    graph = recognise(prepare(path, Recipe.from_dict({"pattern": "group:8x1", "density": 0.1})))
+    layout = decide(graph, chosen, Choice(None, None)).plan
+    specs: dict[str, KernelSpec] = {}
+    for dense in (False, True):
+        specs |= lower(graph, layout, place(graph, layout, chosen, dense=dense), {}, chosen).kernels
+    assert {symbol: lines for symbol, spec in specs.items() if (lines := spilled(spec, chosen))} == {}
+
+
+#: A loop within a loop, as LLVM turns them around: the outer one's end stands first, and saves an address on the stack.
+NESTED = """
+f:
+	sub	sp, sp, #32
+	b	.LBB0_2
+.LBB0_1:
+	str	x9, [sp, #8]
+	cbz	x9, .LBB0_4
+.LBB0_2:
+	add	x10, sp, #16
+.LBB0_3:
+	ldr	q0, [x0], #16
+	fmla	v1.4s, v0.4s, v2.s[0]
+	{line}
+	subs	x8, x8, #1
+	b.ne	.LBB0_3
+	b	.LBB0_1
+.LBB0_4:
+	ret
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "spills"),
+    [("str q1, [x1]", 0), ("str q1, [sp]", 1), ("ldp x1, x2, [sp, #8]", 1), ("ldr q3, [x10]", 1), ("mov x3, x10", 0)],
+)
+def test_the_reader_tells_the_stack_from_other_memory(line: str, spills: int) -> None:
+    (loop,) = inner_loops(NESTED.replace("{line}", line))
+    assert (loop.multiply_adds, loop.spills, len(loop.body)) == (1, spills, 5)
 
 
 def test_armv7_has_fused_multiply_adds() -> None:

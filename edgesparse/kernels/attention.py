@@ -53,11 +53,12 @@ class Attention:
     rows: int
     vectors: int
     lanes: int
+    barrier: str = ""
 
     @property
     def symbol(self) -> str:
         scale = float(self.scale).hex().replace("-", "m").replace("+", "").replace(".", "d")
-        mask = "" if self.mask == "none" else f"_{self.mask}"
+        mask = ("" if self.mask == "none" else f"_{self.mask}") + ("_b" if self.barrier else "")
         shape = f"{self.queries}x{self.keys}_{self.width}x{self.depth}"
         return f"es_attention_f32_{shape}_{scale}{mask}_{self.rows}x{self.vectors}x{self.lanes}"
 
@@ -76,7 +77,7 @@ class Attention:
 
     def build(self) -> Any:
         names = ["q", "k", "v", *(["m"] if self.mask != "none" else []), "s", "y"]
-        return kernel(self.symbol, [(name, "float32") for name in names], self._body)
+        return kernel(self.symbol, [(name, "float32") for name in names], self._body, self.barrier)
 
     def _body(self, body: Body) -> None:
         heads, parts = body.arg(8), body.arg(9)
@@ -127,6 +128,7 @@ class _Tile:
         for index in range(count * self.wide):
             body.put(self.acc, index, zero)
         with body.loop(0, size) as n:
+            body.fence()  # LLVM unrolls the loop for some cores
             x = row(n)
             for j in range(count):
                 w = body.let(body.spread(weight(n, j), self.lanes))
@@ -142,6 +144,7 @@ class _Tile:
 
         self._product(count, self.spec.width, queries, lambda d, j: body["k"][k + d * self.pitch[1] + first + j])
         for j in range(count):
+            body.fence()
             for v in range(self.wide):
                 value = self.acc[j * self.wide + v] * body.number(self.spec.scale, self.lanes)
                 if self.spec.mask == "keys":
@@ -164,6 +167,7 @@ class _Tile:
             body.put(total, v, body.number(0.0, self.lanes))
         with body.loop(0, self.spec.keys) as key:
             for v in range(self.wide):
+                body.fence()
                 at = body.let(self._score_at(key, v))
                 value = body.let(body.T.exp(body.load("s", at, self.lanes) - top[v]))
                 body.store("s", at, value, self.lanes)

@@ -21,8 +21,12 @@ LINE = 16
 class Body:
     """The pointers of the kernel being built, and the constructs of its body (a thin face over TVM's IR builder)."""
 
-    def __init__(self, builder: Any, pointers: Mapping[str, Any], args: Any, begin: Any, end: Any) -> None:
+    def __init__(
+        self, builder: Any, pointers: Mapping[str, Any], args: Any, begin: Any, end: Any, barrier: str = ""
+    ) -> None:
         self.T = builder
+        self.barrier = barrier
+        self._hidden = 0
         self.pointers = pointers
         self.args = args
         self.begin = begin
@@ -86,6 +90,27 @@ class Body:
         """A small float array on the stack."""
         return self.T.alloc_buffer((elements,), "float32", scope="local")
 
+    def fence(self) -> None:
+        """Nothing that stands before is moved behind, or the other way, where the target has a barrier for it.
+
+        LLVM orders a long body for the latency of its loads, finds too late that registers are out, and spills.
+        """
+        from tvm import tirx
+
+        if self.barrier:
+            name, *numbers = self.barrier.split()
+            self.T.evaluate(tirx.call_llvm_intrin("void", name, *[tirx.IntImm("int32", int(n)) for n in numbers]))
+
+    def hidden(self, value: int, by: Any) -> Any:
+        """A constant that LLVM does not know, where the target has a barrier; `by`: an index from 0 to 2^24 - 1.
+
+        What is addressed by it is loaded anew, not kept in a register (and spilled) since an earlier use.
+        """
+        if not self.barrier:
+            return self.const(value)
+        self._hidden += 1  # each is another bit of the index: LLVM must not find two of them equal
+        return self.let(self.T.shift_right(by, self.const(31 - self._hidden % 8)) + value)
+
     @contextmanager
     def loop(self, begin: Any, end: Any) -> Iterator[Any]:
         with self.T.serial(begin, end) as index:
@@ -144,7 +169,7 @@ class Body:
         return offset if lanes == 1 else self.T.Ramp(offset, 1, lanes)
 
 
-def kernel(symbol: str, pointers: Sequence[tuple[str, str]], body: Callable[[Body], None]) -> Any:
+def kernel(symbol: str, pointers: Sequence[tuple[str, str]], body: Callable[[Body], None], barrier: str = "") -> Any:
     """Build the PrimFunc ``void symbol(pointers.., const int32_t *a, int32_t begin, int32_t end)``.
 
     Parameters
@@ -155,6 +180,8 @@ def kernel(symbol: str, pointers: Sequence[tuple[str, str]], body: Callable[[Bod
         Name and element dtype of each pointer, in order. No two may overlap in memory where one is written.
     body:
         Called once with the `Body` to write into.
+    barrier:
+        LLVM's intrinsic for `Body.fence`, with the numbers it takes; none: fences are nothing.
     """
     from tvm.script.ir_builder import IRBuilder
     from tvm.tirx.script import builder as T
@@ -168,5 +195,5 @@ def kernel(symbol: str, pointers: Sequence[tuple[str, str]], body: Callable[[Bod
             begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
             buffers = {name: T.decl_buffer((_UNBOUNDED,), dtype, data=handles[name]) for name, dtype in pointers}
             args = T.decl_buffer((_UNBOUNDED,), "int32", data=table)
-            body(Body(T, buffers, args, begin, end))
+            body(Body(T, buffers, args, begin, end, barrier))
         return ib.get()

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgesparse.kernels.builder import Body, kernel
 from edgesparse.kernels.epilogue import Epilogue
-from edgesparse.kernels.rows import chunks, finish
+from edgesparse.kernels.rows import activate, chunks, finish
 from edgesparse.kernels.window import Block, Window
 
 #: Output rows of a block, at most, where there are registers for them: more sums at a time hide more latency.
@@ -30,6 +30,7 @@ class Depthwise:
     `by_lane`: a channel's weights are held as vectors and multiplied by their lanes. `wide`: a vector may be wider than
     a row, blocks have more rows, and what a tap sees is slid together from the row's vectors where that is faster than
     to load it again: with a stride of two, and where a block is the whole band, a vector a row.
+    `barrier`: see `Body.fence`.
     """
 
     window: Window
@@ -39,18 +40,21 @@ class Depthwise:
     multiplier: int = 1
     by_lane: bool = False
     wide: bool = False
+    barrier: str = ""
 
     @property
     def symbol(self) -> str:
         many = f"m{self.multiplier}" if self.multiplier > 1 else ""
-        lane = ("l" if self.by_lane else "") + ("w" if self.wide else "")
+        lane = ("l" if self.by_lane else "") + ("w" if self.wide else "") + ("b" if self.barrier else "")
         return f"es_depthwise{many}{lane}_f32_{self.window.name}_{self.registers}x{self.lanes}_{self.epilogue.name}"
 
     @property
     def cut(self) -> tuple[Block, ...]:
         """How the band is cut. Weights that are held take registers beyond the three that are counted free."""
-        held = -(-len(self.window.taps) // self.lanes) if self._holds_weights else 0
-        sums = max(self.registers // 2, self.registers - max(0, held - 3))
+        taken = -(-len(self.window.taps) // self.lanes) if self._holds_weights else 0
+        if self.barrier:
+            taken += self.window.halves + 3 * (self.window.kernel[1] // 4) + self.epilogue.numbers + 1
+        sums = max(self.registers // (3 if self.barrier else 2), self.registers - max(0, taken - 3))
         if not self.wide:
             return self.window.blocks(self.width, sums, self._holds_weights)
         whole = self.width >= self.window.width_out and self.window.rows <= sums
@@ -75,10 +79,12 @@ class Depthwise:
     def build(self) -> Any:
         residual = [("r", "float32")] if self.epilogue.residual != "none" else []
         pointers = [("x", "float32"), ("w", "float32"), ("b", "float32"), *residual, ("y", "float32")]
-        return kernel(self.symbol, pointers, self._body)
+        return kernel(self.symbol, pointers, self._body, self.barrier)
 
     def _body(self, body: Body) -> None:
         window, lanes = self.window, self.width
+        apart = bool(self.barrier) and self.epilogue.long
+        epilogue = Epilogue() if apart else self.epilogue
         with body.loop(body.begin, body.end) as channel:
             bias = body.let(body.spread(body["b"][channel], lanes))
             weight = self._weights(body, channel, lanes)
@@ -92,8 +98,12 @@ class Depthwise:
                         for index, tap in uses:
                             body.put(acc, index, acc[index] + weight(tap) * x)
                 for index in range(len(chunk.outputs)):
+                    if epilogue.numbers > 2 and index % 4 == 0:
+                        body.fence()
                     for first, value, count in self._parts(body, acc[index], lanes):
-                        finish(body, self.epilogue, window, channel, chunk.pixel(index) + first, value, count)
+                        finish(body, epilogue, window, channel, chunk.pixel(index) + first, value, count)
+            if apart:
+                activate(body, self.epilogue, window, channel, lanes)
 
     def _parts(self, body: Body, value: Any, lanes: int) -> list[tuple[int, Any, int]]:
         """(first pixel, vector, lanes) to be stored: two halves that overlap where a vector is wider than the row."""

@@ -49,6 +49,16 @@ class Epilogue:
             raise UnsupportedError(f"no epilogue {self}")
 
     @property
+    def long(self) -> bool:
+        """Whether the activation is a polynomial, of a dozen instructions and more."""
+        return self.activation in ("sigmoid", "silu", "tanh", "gelu")
+
+    @property
+    def numbers(self) -> int:
+        """Constants that a short activation keeps in registers."""
+        return {"hardswish": 5, "hardsigmoid": 4}.get(self.activation, len(self.constants))
+
+    @property
     def name(self) -> str:
         """Part of a kernel's symbol: the activation with its constants, then the residual's place."""
         text = self.activation + "".join(f"_{_plain(value)}" for value in self.constants)

@@ -31,18 +31,22 @@ class Pool:
     mode: str
     lanes: int
     registers: int
+    barrier: str = ""
 
     @property
     def symbol(self) -> str:
-        return f"es_pool_{self.mode}_f32_{self.window.name}_{self.registers}x{self.lanes}"
+        fenced = "b" if self.barrier else ""
+        return f"es_pool{fenced}_{self.mode}_f32_{self.window.name}_{self.registers}x{self.lanes}"
 
     @property
     def cut(self) -> tuple[Block, ...]:
         """How the band is cut."""
-        return self.window.blocks(self.window.lanes(self.lanes), self.registers)
+        halves = self.window.halves if self.barrier else 0
+        sums = max(self.registers // 3, self.registers - halves)
+        return self.window.blocks(self.window.lanes(self.lanes), sums)
 
     def build(self) -> Any:
-        return kernel(self.symbol, [("x", "float32"), ("y", "float32")], self._body)
+        return kernel(self.symbol, [("x", "float32"), ("y", "float32")], self._body, self.barrier)
 
     def _body(self, body: Body) -> None:
         window, lanes = self.window, self.window.lanes(self.lanes)
@@ -52,7 +56,7 @@ class Pool:
                 acc = body.registers(len(chunk.outputs), lanes)
                 for index in range(len(chunk.outputs)):
                     body.put(acc, index, body.number(fill, lanes))
-                for x, uses in chunk.inputs(fill):
+                for x, uses in chunk.inputs(fill, by_column=bool(self.barrier)):
                     if x is not None:
                         x = body.let(x)
                         for index, _ in uses:
@@ -81,15 +85,21 @@ class Panel:
 
     With `ahead`, rows lie one after another, as a model's input has them, and those that the next band needs anew are
     fetched: an input comes from far, in pieces too short for the processor to see where they go on.
+
+    With a `barrier` (see `Body.fence`) each input is written to all of its places when it is loaded, and these lie at
+    constant distances: the `pitch` is known then, and not read from the arguments.
     """
 
     window: Window
     lanes: int
     ahead: bool = False
+    barrier: str = ""
+    pitch: int = 0
 
     @property
     def symbol(self) -> str:
-        return f"es_panel_f32_{self.window.name}_{self.lanes}{'a' if self.ahead else ''}"
+        fenced = f"b{self.pitch}" if self.barrier else ""
+        return f"es_panel{fenced}_f32_{self.window.name}_{self.lanes}{'a' if self.ahead else ''}"
 
     @property
     def cut(self) -> tuple[Block, ...]:
@@ -97,7 +107,7 @@ class Panel:
         return self.window.blocks(self.window.lanes(self.lanes), _PANEL_CHUNK)
 
     def build(self) -> Any:
-        return kernel(self.symbol, [("x", "float32"), ("y", "float32")], self._body)
+        return kernel(self.symbol, [("x", "float32"), ("y", "float32")], self._body, self.barrier)
 
     def _body(self, body: Body) -> None:
         window, lanes = self.window, self.window.lanes(self.lanes)
@@ -121,9 +131,20 @@ class Panel:
         window = self.window
         row = body.let(channel * len(window.taps))
         for chunk in chunks(body, window, self.cut, channel, lanes):
+            if self.barrier:
+                self._as_loaded(body, chunk, row, lanes)
+                continue
             for tap, index, x in chunk.taps():
                 value = body.number(0.0, lanes) if x is None else x
                 finish(body, Epilogue(), window, row + tap, chunk.pixel(index), value, lanes)
+
+    def _as_loaded(self, body: Body, chunk: Chunk, row: Any, lanes: int) -> None:
+        """The chunk's part of the panel, each input written to all of its places when it is loaded."""
+        first = body.let(row * self.pitch + chunk.pixel(0))
+        for x, uses in chunk.inputs(by_column=True):
+            value = body.let(body.number(0.0, lanes) if x is None else x)
+            for index, tap in uses:
+                body.store("y", first + (tap * self.pitch + chunk.distance(index)), value, lanes)
 
     def _patches(self, body: Body, channel: Any, lanes: int) -> None:
         """A loop over the taps: the windows of a patch embedding have hundreds, far too many to unroll."""
@@ -132,6 +153,7 @@ class Panel:
         with body.loop(0, len(window.taps)) as tap:
             ky, kx = body.let(tap // width), body.let(tap % width)
             for at in [(row, start) for row in range(window.rows) for start in vector_starts(window.width_out, lanes)]:
+                body.fence()
                 row = body.let(at[0] * sy + ky * dy)
                 start = body.let(
                     body.args[FIXED + row] + channel * body.args[FIXED + window.rows_in + row] + at[1] * sx + kx * dx

@@ -19,6 +19,7 @@ class Interleave:
     blocks: tuple[int, int]
     width: int
     widest: int
+    barrier: str = ""
 
     @property
     def lanes(self) -> int:
@@ -29,10 +30,11 @@ class Interleave:
 
     @property
     def symbol(self) -> str:
-        return f"es_interleave_f32_{self.blocks[0]}x{self.blocks[1]}_{self.width}_{self.widest}"
+        fenced = "b" if self.barrier else ""
+        return f"es_interleave{fenced}_f32_{self.blocks[0]}x{self.blocks[1]}_{self.width}_{self.widest}"
 
     def build(self) -> Any:
-        return kernel(self.symbol, [("x", "float32"), ("y", "float32")], self._body)
+        return kernel(self.symbol, [("x", "float32"), ("y", "float32")], self._body, self.barrier)
 
     def _body(self, body: Body) -> None:
         (down, across), width, lanes = self.blocks, self.width, self.lanes
@@ -52,6 +54,7 @@ class Interleave:
         from tvm import tirx
 
         across, lanes = self.blocks[1], self.lanes
+        body.fence()
         loaded = [body.let(body.load("x", start + first, lanes)) for start in starts]
         for part in range(across):
             places = [divmod(part * lanes + lane, across) for lane in range(lanes)]

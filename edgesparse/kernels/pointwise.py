@@ -30,6 +30,7 @@ class Pointwise:
     epilogue: Epilogue
     lanes: int
     swapped: bool = False
+    barrier: str = ""
 
     def __post_init__(self) -> None:
         if self.op not in BINARY or self.operand not in OPERANDS or self.epilogue.residual != "none":
@@ -37,12 +38,13 @@ class Pointwise:
 
     @property
     def symbol(self) -> str:
-        order = "r" if self.swapped else ""
+        order = ("r" if self.swapped else "") + ("b" if self.barrier and self.epilogue.long else "")
         return f"es_{order}{self.op}_{self.operand}_f32_{self.pixels}px_{self.lanes}_{self.epilogue.name}"
 
     def build(self) -> Any:
         operand = [] if self.operand == "none" else [("z", "float32")]
-        return kernel(self.symbol, [("x", "float32"), *operand, ("y", "float32")], self._body)
+        barrier = self.barrier if self.epilogue.long else ""
+        return kernel(self.symbol, [("x", "float32"), *operand, ("y", "float32")], self._body, barrier)
 
     def _body(self, body: Body) -> None:
         # Vectors that never overlap, then single pixels: y may be x.
@@ -58,6 +60,7 @@ class Pointwise:
                     self._step(body, x_row, z_row, y_row, pixel, 1)
 
     def _step(self, body: Body, x_row: Any, z_row: Any, y_row: Any, pixel: Any, lanes: int) -> None:
+        body.fence()  # LLVM unrolls the loop for some cores
         x = body.let(body.load("x", x_row + pixel, lanes))
         if self.operand == "full":
             x = self._combine(body, x, body.let(body.load("z", z_row + pixel, lanes)))

@@ -36,6 +36,7 @@ class Gates:
     activations: tuple[Epilogue, ...]
     widest: int
     peephole: bool = False
+    barrier: str = ""
 
     @property
     def lanes(self) -> int:
@@ -51,11 +52,12 @@ class Gates:
     @property
     def symbol(self) -> str:
         names = "_".join(each.name for each in self.activations)
-        return f"es_{self.kind}{'_peephole' if self.peephole else ''}_f32_{self.hidden}h_{self.widest}_{names}"
+        fenced = "b" if self.barrier else ""
+        return f"es_{self.kind}{fenced}{'_peephole' if self.peephole else ''}_f32_{self.hidden}h_{self.widest}_{names}"
 
     def build(self) -> Any:
         names = ("p", "q", *_POINTERS[self.kind], *(("peep",) if self.peephole else ()))
-        return kernel(self.symbol, [(name, "float32") for name in names], self._body)
+        return kernel(self.symbol, [(name, "float32") for name in names], self._body, self.barrier)
 
     def _body(self, body: Body) -> None:
         step: Callable[[Body, Any], None] = getattr(self, f"_{self.kind}")
@@ -69,7 +71,9 @@ class Gates:
         return body.let(self._at(body, "p", gate, unit) + self._at(body, "q", gate, unit))
 
     def _act(self, body: Body, which: int, value: Any) -> Any:
-        return body.let(self.activations[which].apply(body, value, self.lanes))
+        made = body.let(self.activations[which].apply(body, value, self.lanes))
+        body.fence()
+        return made
 
     def _rnn(self, body: Body, unit: Any) -> None:
         body.store("next", unit, self._act(body, 0, self._sum(body, 0, unit)), self.lanes)

@@ -15,6 +15,11 @@ from edgesparse.kernels.builder import Body
 from edgesparse.kernels.epilogue import Epilogue
 from edgesparse.kernels.window import FIXED, Block, Window
 
+#: Rows whose addresses may stay in registers from channel to channel, and rows whose addresses may do so at all.
+_ROWS_KEPT, _MOST_KEPT = 7, 12
+#: Multiply-adds of an output row between two fences; half as many where inputs come in halves.
+_AT_ONCE = 36
+
 Uses = list[tuple[int, int]]
 """Of an input vector: the (output of the chunk, tap) that see it."""
 
@@ -27,16 +32,24 @@ class Chunk:
     outputs:
         (row, first column) of each vector as the masks see them: a place inside of the image stands for all that a
         loop brings there.
+    by:
+        An index that changes from chunk to chunk or, where they are unrolled, from channel to channel.
     """
 
-    def __init__(self, rows: _Rows, first: Any, base: Any, count: int, starts: tuple[int, ...]) -> None:
+    def __init__(self, rows: _Rows, first: Any, base: Any, count: int, starts: tuple[int, ...], by: Any) -> None:
         self.rows, self.first, self.base, self.starts = rows, first, base, starts
+        self.by = by
         self.count = count
         self.outputs = [(row, start) for row in range(count) for start in starts]
 
     def row(self, index: int) -> Any:
         """The band's row of an output vector."""
         return self.first + self.outputs[index][0]
+
+    def distance(self, index: int) -> int:
+        """Pixels from where the first output vector starts to where another does."""
+        (row, start), (_, first) = self.outputs[index], self.outputs[0]
+        return row * self.rows.window.width_out + start - first
 
     def pixel(self, index: int) -> Any:
         """The band's pixel where an output vector starts."""
@@ -54,13 +67,19 @@ class Chunk:
         window, width = self.rows.window, self.rows.window.kernel[1]
         if window.flat:
             for tap, place in enumerate(window.taps):
+                if place[1] == 0:
+                    self.rows.body.fence()
+                    shift = self.rows.body.hidden(0, self.by)
                 for index, start in enumerate(self.starts):
-                    yield self.rows.pixels(start, place, fill), [(index, tap)]
+                    yield self.rows.pixels(start, place, fill, shift), [(index, tap)]
             return
         for at, uses in window.seen(self.count):
+            self.rows.body.fence()
             columns: dict[int, Any] = {}
             places = [(kx, n) for kx in range(width) for n in range(len(self.starts))]
-            for kx, n in sorted(places, key=lambda place: place[::-1]) if by_column else places:
+            for done, (kx, n) in enumerate(sorted(places, key=lambda place: place[::-1]) if by_column else places):
+                if done and done % (width * max(_AT_ONCE // (width**2 * window.stride[1]), 1)) == 0:
+                    self.rows.body.fence()
                 if self.rows.slide:
                     x = self.rows.slid(at, n, self.starts, self.base, kx, columns)
                 else:
@@ -85,12 +104,20 @@ def chunks(
     """The chunks of a band's outputs, within loops over those that are alike. Write each before the next."""
     for block in cut:
         with _repeated(body, block.repeat) as index:
-            first = block.first if block.repeat == 1 else body.let(index * block.rows)
+            if block.repeat > 1:
+                first = body.let(index * block.rows)
+            else:
+                many = len(window.seen(block.rows)) > _ROWS_KEPT and not window.flat
+                first = body.hidden(block.first, channel) if body.barrier and (block.first or many) else block.first
             rows = _Rows(body, window, channel, first, block.rows, lanes, slide and not window.flat)
-            for run in block.runs:
+            for number, run in enumerate(block.runs):
                 with _repeated(body, run.repeat) as tile:
-                    base = 0 if run.repeat == 1 else body.let(tile * run.step)
-                    yield Chunk(rows, first, base, block.rows, run.offsets)
+                    if run.repeat > 1:
+                        base = body.let(tile * run.step)
+                    else:
+                        base = body.hidden(0, channel) if body.barrier and number and window.shares(lanes) else 0
+                    body.fence()
+                    yield Chunk(rows, first, base, block.rows, run.offsets, channel if run.repeat == 1 else tile)
 
 
 @contextmanager
@@ -112,18 +139,25 @@ class _Rows:
         self.body, self.window, self.lanes, self.slide = body, window, lanes, slide
         seen, count = ([0], 1) if window.flat else ([at for at, _ in window.seen(rows)], window.rows_in)
         above = first * window.stride[0]
-        self.starts = {
-            at: body.let(body.args[FIXED + above + at] + channel * body.args[FIXED + count + above + at]) for at in seen
-        }
 
-    def pixels(self, start: int, tap: tuple[int, int], fill: float) -> Any | None:
-        """Of a flat window: the input under `tap` for the outputs from pixel `start` on."""
+        def start(at: int) -> Any:
+            return body.let(body.args[FIXED + above + at] + channel * body.args[FIXED + count + above + at])
+
+        self._start = start
+        self._starts = {} if body.barrier and len(seen) > _MOST_KEPT else {at: start(at) for at in seen}
+
+    def start(self, at: int) -> Any:
+        """Where an input row starts."""
+        return self._starts[at] if at in self._starts else self._start(at)
+
+    def pixels(self, start: int, tap: tuple[int, int], fill: float, shift: Any = 0) -> Any | None:
+        """Of a flat window: the input under `tap` for the outputs from pixel `start` on; `shift` is a hidden zero."""
         window = self.window
         dy, dx = (tap[axis] * window.dilation[axis] - (window.top, window.left)[axis] for axis in (0, 1))
         mask = window.valid((0, start), tap, self.lanes)
         if not any(mask):
             return None
-        value = self.body.load("x", self.starts[0] + (start + dy * window.width_in + dx), self.lanes)
+        value = self.body.load("x", self.start(0) + shift + (start + dy * window.width_in + dx), self.lanes)
         return self.body.where(mask, value, self.body.number(fill, self.lanes))
 
     def vector(self, at: int, start: int, base: Any, kx: int, fill: float, columns: dict[int, Any]) -> Any | None:
@@ -136,7 +170,7 @@ class _Rows:
         if not any(mask):
             return None
         stride = window.stride[1]
-        row = self.starts[at] + base * stride
+        row = self.start(at) + base * stride
         column = start * stride + kx * window.dilation[1] - window.left
         if stride == 1 or lanes == 1:
             value = body.load("x", row + column, lanes)
@@ -191,7 +225,7 @@ class _Rows:
         key = (start, phase)
         if key not in columns:
             window, body, lanes, step = self.window, self.body, self.lanes, self.window.stride[1]
-            row, column = self.starts[at] + base * step, start * step + phase
+            row, column = self.start(at) + base * step, start * step + phase
             inside = [not isinstance(base, int) or column + lane * step < window.width_in for lane in range(lanes)]
             value = body.load("x", row + column, lanes) if step == 1 else self._second(row, column, inside, columns)
             columns[key] = body.let(body.where(inside, value, body.nothing(lanes)))
@@ -220,3 +254,21 @@ def finish(body: Body, epilogue: Epilogue, window: Window, row: Any, pixel: Any,
         residual = body.let(body.load("r", row * body.arg(1) + pixel, lanes))
     result = epilogue.apply(body, value, lanes, residual, window.after_rows)
     body.store("y", row * body.arg(0) + pixel, result, lanes)
+
+
+def activate(body: Body, epilogue: Epilogue, window: Window, channel: Any, lanes: int) -> None:
+    """The epilogue of a whole channel on the sums that were stored: in a loop of its own, as its polynomial has so many
+    constants that it leaves no registers for sums.
+    """
+    whole = window.rows * window.width_out // lanes
+    with body.loop(0, whole) as block:
+        _again(body, epilogue, window, channel, body.let(block * lanes), lanes)
+    if window.rows * window.width_out % lanes:  # one by one: no pixel is activated twice
+        with body.loop(whole * lanes, window.rows * window.width_out) as pixel:
+            _again(body, epilogue, window, channel, pixel, 1)
+
+
+def _again(body: Body, epilogue: Epilogue, window: Window, channel: Any, pixel: Any, lanes: int) -> None:
+    body.fence()  # LLVM unrolls such loops for some cores
+    value = body.let(body.load("y", channel * body.arg(0) + pixel, lanes))
+    finish(body, epilogue, window, channel, pixel, value, lanes)

@@ -162,6 +162,8 @@ class Spmm:
         """Single pixels of one group, with vectors along its output channels."""
         parts = _split(self.group, self.lanes)
         streams = max(1, _IN_FLIGHT // (count * len(parts)))
+        if self.by_lane and self.dense and self.pixels > 1 and len(parts) >= _IN_FLIGHT // 2:
+            streams = 1  # two would need more addresses than ARM has registers for beside those of the tiles
         spill = body.scratch(max(self.group, 2))
         accs = {(s, part): body.registers(count, part[1]) for s in range(streams) for part in parts}
         for (s, (at, lanes)), acc in accs.items():

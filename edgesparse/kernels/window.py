@@ -127,6 +127,16 @@ class Window:
                 found.append((at, uses))
         return found
 
+    def shares(self, lanes: int) -> bool:
+        """Whether neighbouring output vectors read some of the same input vectors."""
+        step = self.stride[1]
+        return (self.kernel[1] - 1) * self.dilation[1] + (step - 1) * lanes >= step * lanes
+
+    @property
+    def halves(self) -> int:
+        """Registers beyond one for a row's inputs when every second is wanted: two halves, even and odd."""
+        return 2 * self.kernel[1] - 2 if self.stride[1] == 2 else 0
+
     @property
     def inside(self) -> bool:
         """Whether every column of every window lies in the image."""

@@ -67,6 +67,7 @@ def lower_attention(emitter: Emitter, op: Attention) -> None:
         block,
         max(1, most // block),
         target.lanes,
+        target.barrier,
     )
     parts = emitter.plan.strips if emitter.shared else 1
     scores = emitter.buffer(f"scores:{op.name}", 4 * spec.workspace * parts)

@@ -207,7 +207,9 @@ class _Lowering(Emitter):
         panel = self.buffer(f"panel{self.strip}:{op.name}", 4 * source.channels * taps * pitch)
         args = [pitch, 0, *self.rows(op.inputs[0], step.image, window, step.first)]
         ahead = self.target.ahead > 0 and op.inputs[0] in self.graph.inputs and not window.flat
-        self.call(Panel(window, self.target.lanes, ahead), [Ref(ARENA), Ref(panel)], args, source.channels)
+        barrier = self.target.barrier
+        spec = Panel(window, self.target.lanes, ahead, barrier, pitch if barrier else 0)
+        self.call(spec, [Ref(ARENA), Ref(panel)], args, source.channels)
         return panel, pitch
 
     def _depthwise(self, op: Conv, step: Step, y: tuple[Ref, int], residual: tuple[Ref, int] | None) -> None:
@@ -224,6 +226,7 @@ class _Lowering(Emitter):
             op.weight.shape[0] // op.groups,
             self.target.by_lane,
             wide,
+            self.target.barrier,
         )
         weight = self.constant(f"{op.name}/w", lambda: np.ascontiguousarray(op.weight.reshape(-1), np.float32))
         bias = self.constant(f"{op.name}/bias", lambda: np.ascontiguousarray(op.bias, np.float32))
@@ -246,7 +249,7 @@ class _Lowering(Emitter):
                 top = window.first_row(row)
                 taps = [top + tap * window.dilation[0] for tap in range(window.kernel[0])]
                 args.append(sum(0 <= at < source.height for at in taps))
-        spec = Pool(window, op.mode, self.target.lanes, accumulators(self.target))
+        spec = Pool(window, op.mode, self.target.lanes, accumulators(self.target), self.target.barrier)
         self.call(spec, [Ref(ARENA), y[0]], args, source.channels)
 
     def elementwise(self, op: Elementwise, step: Step) -> None:
@@ -258,7 +261,7 @@ class _Lowering(Emitter):
         x, y = spots
         if x is None or y is None:
             raise CompileError(f"layer {op.name!r}: its input lies in other bands", fix="this is a bug in edgesparse")
-        spec = Pointwise(op.op, op.operand, pixels, op.epilogue, self.target.lanes, op.swapped)
+        spec = Pointwise(op.op, op.operand, pixels, op.epilogue, self.target.lanes, op.swapped, self.target.barrier)
         refs, z_pitch = [x[0]], 0
         if op.operand == "full":
             z = self.span(op.inputs[1], step.image, step.first, step.last)

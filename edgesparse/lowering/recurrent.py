@@ -222,7 +222,8 @@ class _Sequence:
         self.multiply(self.op, weight, f"r{at + first}", 1, (x, 1), (q, 1), None, at + first)
 
     def _gates(self, kind: str, refs: list[Ref]) -> None:
-        spec = Gates(kind, self.op.hidden, self.acts, self.emitter.target.lanes, self.op.peephole is not None)
+        target, peephole = self.emitter.target, self.op.peephole is not None
+        spec = Gates(kind, self.op.hidden, self.acts, target.lanes, peephole, target.barrier)
         self.emitter.call(spec, refs, [], spec.extent)
 
     def _finish(self, output: int, state: Ref) -> None:

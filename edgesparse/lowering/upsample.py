@@ -144,7 +144,7 @@ def lower_interleave(emitter: Emitter, op: Interleave) -> None:
     shape = emitter.graph.values[op.output].shape
     images, channels, height, width = shape
     rows, columns = height // op.blocks[0], width // op.blocks[1]
-    spec = Kernel(op.blocks, columns, emitter.target.lanes)
+    spec = Kernel(op.blocks, columns, emitter.target.lanes, emitter.target.barrier)
     target = emitter.place_of(op.output).buffer
     sources = [(emitter.plain(op.inputs[index]), op.inputs[index], first) for index, first in op.phases]
     for image in range(images):

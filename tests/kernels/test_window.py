@@ -17,6 +17,8 @@ from edgesparse.planning.place import accumulators
 from edgesparse.target import Target
 
 CHANNELS = 3
+#: Elements between the rows of an output.
+PITCH = 3
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,15 @@ CASES = (
 )
 
 
+#: A barrier that is nothing on x86: kernels are cut and ordered as for ARM, and must give the same.
+BARRIER = "llvm.sideeffect"
+
+
 @cache
 def specs(lanes: int, registers: int) -> tuple[tuple[KernelSpec, ...], ...]:
-    """For each case: depthwise with a multiplier of 1 or 2, three forms, a panel, and three poolings."""
+    """For each case: depthwise with a multiplier of 1 or 2 and panels, ordered by LLVM or held to an order by fences,
+    depthwise with weights held or not, and three poolings of both kinds.
+    """
     found: list[tuple[KernelSpec, ...]] = []
     for index, case in enumerate(CASES):
         window = case.window
@@ -87,11 +95,13 @@ def specs(lanes: int, registers: int) -> tuple[tuple[KernelSpec, ...], ...]:
             Depthwise(window, epilogue, lanes, registers, 1 + index % 2),
             Depthwise(window, epilogue, lanes, registers, 1 + index % 2, by_lane=True),
             Depthwise(window, epilogue, lanes, registers, 1 + index % 2, wide=True),
+            Depthwise(window, epilogue, lanes, registers, 1 + index % 2, True, barrier=BARRIER),
             Panel(window, lanes, ahead=not window.flat and index % 2 == 0),
+            Panel(window, lanes, False, BARRIER, window.rows * window.width_out + PITCH),
         ]
         if not window.flat:
             modes = ("max", "avg", "avg_valid") if window.dilation == (1, 1) else ("max", "avg")
-            kernels += [Pool(window, mode, lanes, registers) for mode in modes]
+            kernels += [Pool(window, mode, lanes, registers, barrier) for mode in modes for barrier in ("", BARRIER)]
         found.append(tuple(kernels))
     return tuple(found)
 
@@ -158,7 +168,7 @@ def run(
     """Call a kernel that makes `rows` rows of pixels; checks what it wrote and gives it."""
     window = image.case.window
     pixels = window.rows * window.width_out
-    y = np.full((rows, pixels + 3), np.nan, np.float32)
+    y = np.full((rows, pixels + PITCH), np.nan, np.float32)
     memory = Memory({"x": image.arena, **arrays, "y": y})
     r_pitch = arrays["r"].shape[1] if "r" in arrays else -(2**30)
     end = rows if isinstance(spec, Depthwise) else CHANNELS
@@ -170,7 +180,7 @@ def run(
     return memory["y"][:, :pixels]
 
 
-@pytest.mark.parametrize("form", range(3), ids=["plain", "by_lane", "wide"])
+@pytest.mark.parametrize("form", range(4), ids=["plain", "by lane", "wide", "fenced"])
 @pytest.mark.parametrize("index", range(len(CASES)))
 def test_depthwise(library: tuple[Target, ctypes.CDLL], index: int, form: int) -> None:
     target, code = library
@@ -193,12 +203,13 @@ def test_depthwise(library: tuple[Target, ctypes.CDLL], index: int, form: int) -
     assert (np.abs(found - expected) <= EPS * (taps + 8) * 1.1 * size).all()
 
 
+@pytest.mark.parametrize("kind", [4, 5], ids=["panel", "fenced"])
 @pytest.mark.parametrize("index", range(len(CASES)))
-def test_panels_are_exact(library: tuple[Target, ctypes.CDLL], index: int) -> None:
+def test_panels_are_exact(library: tuple[Target, ctypes.CDLL], index: int, kind: int) -> None:
     target, code = library
     image = Image(CASES[index], np.random.default_rng(index))
     seen, _ = image.windows()
-    found = run(code, of_target(target)[index][3], image, CHANNELS * seen.shape[1], {}, image.rows())
+    found = run(code, of_target(target)[index][kind], image, CHANNELS * seen.shape[1], {}, image.rows())
     np.testing.assert_array_equal(found, seen.reshape(found.shape).astype(np.float32))
 
 
@@ -208,7 +219,7 @@ def test_pooling(library: tuple[Target, ctypes.CDLL], index: int) -> None:
     image = Image(CASES[index], np.random.default_rng(index))
     window = CASES[index].window
     seen, inside = image.windows()
-    for spec in of_target(target)[index][4:]:
+    for spec in of_target(target)[index][6:]:
         assert isinstance(spec, Pool)
         tables = image.rows(nearest=spec.mode == "max")
         if spec.mode == "max":
