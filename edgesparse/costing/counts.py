@@ -219,7 +219,8 @@ def _window(spec: Depthwise | Panel | Pool) -> Terms:
     terms = Terms({f"{family}.channel": 1})
     for rows, times, starts in _pieces(spec.cut):
         outputs = [(row, start) for row in range(rows) for start in starts]
-        terms[f"{family}.store"] += times * len(outputs)
+        halves = 1 if window.flat or lanes <= window.width_out else 2  # of a vector that is wider than its row
+        terms[f"{family}.store"] += times * len(outputs) * halves
         loads: dict[tuple[int, int, int], int] = {}  # input vectors, and the shuffles that each of them takes
         slid = set()
         for at in outputs:
@@ -240,8 +241,9 @@ def _window(spec: Depthwise | Panel | Pool) -> Terms:
                     loads[row, column, all(mask)] = {1: 0, 2: 1}.get(window.stride[1], lanes) if lanes > 1 else 0
         terms["moved.l1"] += times * 4 * lanes * (len(loads) + len(outputs))
         terms[f"{family}.load"] += times * len(loads)
-        terms[f"{family}.stride"] += times * (sum(loads.values()) + len(slid))
-        terms[f"{family}.mask"] += times * (0 if slides else sum(not whole for *_, whole in loads))
+        terms[f"{family}.stride"] += times * (sum(loads.values()) + len(slid) + (halves - 1) * len(outputs))
+        masked = len(loads) * (halves - 1) if slides else sum(not whole for *_, whole in loads)
+        terms[f"{family}.mask"] += times * masked
     if family == "panel":
         terms["panel.store"] *= len(window.taps)
     return +terms
