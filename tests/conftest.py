@@ -14,14 +14,17 @@ import pytest
 
 BUILT = re.compile(
     r"(tests/kernels/\w+\.py)::\w+\[(x86-64-v\d)|"
-    r"(tests/runtimes/test_web_networks\.py)::\w+\[(mobilenet-v\d|efficientnet-lite0|resnet18)"
+    r"(tests/runtimes/test_web_networks\.py)::\w+\[(mobilenet-v\d|efficientnet-lite0|resnet18)|"
+    r"(tests/runtimes/test_)(?:rival|devices|device_bench|interrupted|adb)\.py"
 )
-"""Tests of one fixture that is built once for a module and takes seconds: its parameter is in their names."""
+"""Tests that belong together: of one fixture that is built once for a module and takes seconds (its parameter is in
+their names), and those that bench the same artifact on one device, which is this machine.
+"""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep tests of one built fixture on one worker, so that no other worker builds it again."""
+    """Keep tests that belong together on one worker: no other builds their fixture again, or takes their device."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFixture(LoadScopeScheduling):

@@ -298,7 +298,8 @@ def _turn(item: Contender, count: int, plan: Plan, counts: _Counts) -> tuple[flo
         if interruptions() == before:
             good.append(seconds)
         else:
-            bad.append(seconds if elsewhere or plan.threads > 1 else min(seconds, spent / 1e9))
+            told = elsewhere or plan.threads > 1 or spent <= 0  # the processor's clock may stand still for a short run
+            bad.append(seconds if told else min(seconds, spent / 1e9))
     if len(good) < MIN_TURN_RUNS:
         counts.interrupted += len(bad)
         return tuple(good + bad)

@@ -14,7 +14,6 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgesparse.errors import EdgesparseError, ModelError, UnsupportedError, UsageError
-from edgesparse.passes import load as load_module
 from edgesparse.passes import load_model, model_from_proto, save_model
 
 LINEAR = "g (float[N,3] x) => (float[N,2] y) { y = MatMul(x, w) }"
@@ -278,7 +277,7 @@ def test_save_is_whole_or_nothing(tmp_path: Path, parse, monkeypatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(load_module.os, "fsync", full)
+    monkeypatch.setattr("edgesparse.passes.write.os.fsync", full)
     with pytest.raises(EdgesparseError, match=r"cannot write .*out\.onnx: No space left"):
         save_model(model, path)
     assert path.read_bytes() == first
