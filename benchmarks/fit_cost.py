@@ -15,6 +15,7 @@ what others would bring.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -69,6 +70,8 @@ _CACHES = Caches(10 << 20, {"l2": 40.0, "l3": 21.0, "memory": 9.0}, 3.0)
 #: The column of the reads of the clock between layers: profiles have it, programs do not.
 CLOCK = "clock"
 TERMS = (*GROUPS, CLOCK)
+#: Prices of waiting for a level, nearest first.
+_LEVELS = ("stream.l2", "stream.l3", "stream.memory")
 #: Prices in cycles that terms are drawn to, beside those of a core that nobody measured.
 _DECLARED = {CLOCK: 80.0}
 #: How hard prices are drawn to the declared ones, against all layers' errors.
@@ -274,11 +277,15 @@ def solve(matrix: np.ndarray, ns: np.ndarray) -> np.ndarray:
     clock = np.linalg.lstsq(matrix[:, issue].sum(axis=1)[:, None] / ns[:, None], np.ones(len(ns)), rcond=None)[0][0]
     goal = np.maximum(declared * min(clock, 1.0), 1e-4)
     pull = np.diag(1 / goal) * np.sqrt(_PULL * len(ns))
+    # What is solved for is by how much a level costs more than the nearer one: fetching from farther is never cheaper.
+    steps = np.eye(len(TERMS))
+    for nearer, farther in itertools.pairwise(_LEVELS):
+        steps[TERMS.index(farther)] += steps[TERMS.index(nearer)]
     weight = 1 / ns
     for _ in range(6):
-        rows = np.vstack([matrix * weight[:, None], pull])
+        rows = np.vstack([matrix * weight[:, None], pull]) @ steps
         scale = np.linalg.norm(rows, axis=0)
-        prices = nnls(rows / scale, np.concatenate([ns * weight, pull @ goal]))[0] / scale
+        prices = steps @ (nnls(rows / scale, np.concatenate([ns * weight, pull @ goal]))[0] / scale)
         weight = 1 / ns / np.sqrt(np.maximum(np.abs(matrix @ prices / ns - 1), 0.05))
     return prices
 

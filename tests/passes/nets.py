@@ -9,40 +9,30 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 SIDE = 4
-ATTENTIVE = """g (double[1,5,16] x) => (double[1,5,16] y) {
+_HEADS = """
+  a2 = Reshape(a, cut)
+  b2 = Reshape(b, cut)
+  c2 = Reshape(c, cut)
+  a3 = Transpose <perm = [0, 2, 1, 3]> (a2)
+  b3 = Transpose <perm = [0, 2, 3, 1]> (b2)
+  c3 = Transpose <perm = [0, 2, 1, 3]> (c2)
+  s = MatMul(a3, b3)
+  p = Softmax <axis = -1> (s)
+  m = MatMul(p, c3)
+  m2 = Transpose <perm = [0, 2, 1, 3]> (m)
+  m3 = Reshape(m2, whole)"""
+ATTENTIVE = f"""g (double[1,5,16] x) => (double[1,5,16] y) {{
   [q_proj] a = MatMul(x, q)
   [k_proj] b = MatMul(x, k)
-  [v_proj] c = MatMul(x, v)
-  a2 = Reshape(a, cut)
-  b2 = Reshape(b, cut)
-  c2 = Reshape(c, cut)
-  a3 = Transpose <perm = [0, 2, 1, 3]> (a2)
-  b3 = Transpose <perm = [0, 2, 3, 1]> (b2)
-  c3 = Transpose <perm = [0, 2, 1, 3]> (c2)
-  s = MatMul(a3, b3)
-  p = Softmax <axis = -1> (s)
-  m = MatMul(p, c3)
-  m2 = Transpose <perm = [0, 2, 1, 3]> (m)
-  m3 = Reshape(m2, whole)
+  [v_proj] c = MatMul(x, v){_HEADS}
   [o_proj] y = MatMul(m3, o)
-}"""
+}}"""
 """Self-attention of two heads of eight channels; weights q, k, v, o and shapes cut, whole."""
-FUSED = """g (double[1,5,16] x) => (double[1,5,16] y) {
+FUSED = f"""g (double[1,5,16] x) => (double[1,5,16] y) {{
   [qkv] j = MatMul(x, w0)
-  a, b, c = Split <axis = 2, num_outputs = 3> (j)
-  a2 = Reshape(a, cut)
-  b2 = Reshape(b, cut)
-  c2 = Reshape(c, cut)
-  a3 = Transpose <perm = [0, 2, 1, 3]> (a2)
-  b3 = Transpose <perm = [0, 2, 3, 1]> (b2)
-  c3 = Transpose <perm = [0, 2, 1, 3]> (c2)
-  s = MatMul(a3, b3)
-  p = Softmax <axis = -1> (s)
-  m = MatMul(p, c3)
-  m2 = Transpose <perm = [0, 2, 1, 3]> (m)
-  m3 = Reshape(m2, whole)
+  a, b, c = Split <axis = 2, num_outputs = 3> (j){_HEADS}
   [o_proj] y = MatMul(m3, w2)
-}"""
+}}"""
 """The same with one projection, `qkv`, that is cut up; weights w0 and w2."""
 
 
