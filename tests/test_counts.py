@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,17 @@ def test_a_dense_product_with_a_tail_by_hand() -> None:
     # one vector of outputs and one pixel: a weight vector and a pixel are loaded
     assert terms["tail.issue"] == 20 * max(1 / 2, 2 / 2)
     assert terms["tail.store"] == 2 * 8
+
+
+def test_single_pixels_that_are_joined_fetch_no_weights_again() -> None:
+    """Joined to the last tile, the 49th pixel reads what the tile has: all that moves is what the tile's loads move."""
+    apart = Spmm(8, 49, 3, 16, False, RELU)
+    one, other = (count(spec, V4, 5, 40, {"l3": 1.0}) for spec in (apart, replace(apart, joined=True)))
+    assert other["tail.issue"] == 40 * max(1 / 2, 2 / 2)
+    assert other["tail.store"] == one["tail.store"] == 5 * 8
+    assert other["moved.l3"] == one["moved.l3"]  # the first tile's
+    assert other["moved.l1"] == 40 * 3 * 64
+    assert sum(one[f"moved.{level}"] for level in ("l1", "l2")) > other["moved.l1"]
 
 
 def test_weights_from_afar_take_the_place_of_issue() -> None:

@@ -17,7 +17,6 @@ from typing import Any
 
 from edgesparse.costing.caches import Caches, mixed, reused, shares
 from edgesparse.kernels import Depthwise, GlobalPool, KernelSpec, Panel, Pointwise, Pool, Spmm, Transpose, Window
-from edgesparse.kernels.tiles import cut_pixels
 from edgesparse.kernels.window import Block
 from edgesparse.target import Target
 
@@ -148,7 +147,7 @@ def _product(
     spec: Spmm, target: Target, groups: int, pairs: int, inputs: int, weights: Mapping[str, float], caches: Caches
 ) -> Terms:
     terms = Terms()
-    cut = cut_pixels(spec.pixels, spec.lanes, spec.vectors, spec.tail_limit)
+    cut = spec.cut
     loads = spec.group / spec.lanes if spec.by_lane and spec.group % spec.lanes == 0 else spec.group
     pair_bytes = 4 * (spec.group + (not spec.dense))
     # After the first tile the weights come from where that pass left them; a group's own are still in L1.
@@ -176,15 +175,25 @@ def _product(
             terms["product.residual"] += stores
         if spec.epilogue.activation not in _CHEAP:
             terms["product.special"] += stores
+        if run.singles:  # the tile has the column and the weights already
+            terms.update(_scaled(_singles(spec, target, run.singles, groups, pairs, {}, caches), run.repeat))
     if cut.tail:
-        vectors = -(-spec.group // spec.lanes)
-        sums, fetches = vectors * cut.tail / target.pipes, (vectors + cut.tail + (not spec.dense)) / target.loads
-        issue = caches.together(sums, fetches)
         far = mixed((pair_bytes, weights if passes == 0 else again))
-        _issue(terms, "tail.issue", pairs, issue, far, caches)
-        terms["tail.group"] += groups
-        terms["tail.store"] += groups * spec.group * cut.tail
+        terms.update(_singles(spec, target, cut.tail, groups, pairs, far, caches))
     terms["flops"] += 2 * pairs * spec.group * spec.pixels
+    return terms
+
+
+def _singles(
+    spec: Spmm, target: Target, count: int, groups: int, pairs: int, far: Mapping[str, float], caches: Caches
+) -> Terms:
+    """`count` single pixels of all groups, with vectors along the group."""
+    terms = Terms()
+    vectors, index = -(-spec.group // spec.lanes), bool(far) and not spec.dense
+    sums, fetches = vectors * count / target.pipes, (vectors + count + index) / target.loads
+    _issue(terms, "tail.issue", pairs, caches.together(sums, fetches), far, caches)
+    terms["tail.group"] += groups
+    terms["tail.store"] += groups * spec.group * count
     return terms
 
 

@@ -12,16 +12,19 @@ stay in L1 over all tiles.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgesparse.kernels.builder import LINE, Body, kernel
 from edgesparse.kernels.epilogue import Epilogue
-from edgesparse.kernels.tiles import Run, cut_pixels
+from edgesparse.kernels.tiles import Cut, Run, cut_pixels, join_tail
 
 #: Place of the epilogue's scale in the arguments.
 AFFINE_AT = 4
+
+Sums = Mapping[tuple[int, int], Any]
+"""Of single pixels: for each part of the group (first row, lanes) a vector for each pixel."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Spmm:
     columns_ahead:
         Non-zeros by which pixels are fetched before they are needed, 0 for not at all. No processor can guess which
         input channel comes next. The column table must have so many entries more, of any channel.
+    joined:
+        Single pixels that are left over are spread over the tiles, not done in a pass of their own.
 
     Pointers: x, w ``[nnz][N]``, start ``[G + 1]``, column ``[nnz]`` (element offsets into x), b ``[G*N]``, residual
     (where the epilogue has one), y. For a dense layer start and column are absent and w is ``[G][K][N]``.
@@ -70,20 +75,24 @@ class Spmm:
     groups_outer: bool = False
     ahead: int = 0
     columns_ahead: int = 0
+    joined: bool = False
 
     @property
     def symbol(self) -> str:
         pattern = (f"dense{self.group}" if self.dense else f"g{self.group}") + ("l" if self.by_lane else "")
         pattern += ("o" if self.groups_outer else "") + (f"a{self.ahead}" if self.ahead else "")
-        pattern += f"c{self.columns_ahead}" if self.columns_ahead else ""
+        pattern += (f"c{self.columns_ahead}" if self.columns_ahead else "") + ("j" if self.joined else "")
         return f"es_spmm_f32_{pattern}_{self.pixels}px_{self.vectors}x{self.lanes}_{self.epilogue.name}"
 
     @property
     def tail_limit(self) -> int:
-        """Pixels left over that are done one by one: they pay when a group fills a good part of a vector."""
-        if self.group * 2 < self.lanes:
-            return 0
-        return min(4, self.lanes // 4)
+        """Pixels left over that are done one by one: where each fills a good part of a vector, or, joined to a tile,
+        costs less of its time than a vector that overlaps would.
+        """
+        most = min(4, self.lanes // 4)
+        if self.joined:
+            return min(most, self.group // 2)
+        return most if self.group * 2 >= self.lanes else 0
 
     def build(self) -> Any:
         pointers = [("x", "float32"), ("w", "float32")]
@@ -94,8 +103,23 @@ class Spmm:
             pointers += [("r", "float32")]
         return kernel(self.symbol, [*pointers, ("y", "float32")], self._body)
 
-    def _body(self, body: Body) -> None:
+    @property
+    def cut(self) -> Cut:
+        """How the band's pixels are cut into tiles."""
         cut = cut_pixels(self.pixels, self.lanes, self.vectors, self.tail_limit)
+        return join_tail(cut) if self.joined else cut
+
+    @property
+    def live(self) -> int:
+        """Vector registers that a tile takes at most: sums, inputs, and the weights of a row and of the group."""
+        weights = 1 + len(_split(self.group, self.lanes))
+        return max(
+            (self.group + 1) * len(run.offsets) + (weights + run.singles * (weights - 1) if run.singles else 1)
+            for run in self.cut.runs
+        )
+
+    def _body(self, body: Body) -> None:
+        cut = self.cut
         tails = [
             (cut.tail_start + first, min(_TAIL_PIXELS, cut.tail - first)) for first in range(0, cut.tail, _TAIL_PIXELS)
         ]
@@ -115,7 +139,7 @@ class Spmm:
                 self._pixels(body, first, count, group)
 
     def _tile(self, body: Body, run: Run, tile: Any, group: Any) -> None:
-        """One group's tile, with vectors along the pixels."""
+        """One group's tile, with vectors along the pixels, and its single pixels, with vectors along the group."""
         wide = len(run.offsets)
         acc = body.registers(self.group * wide, self.lanes)
         base = body.let(tile * run.step)
@@ -123,6 +147,8 @@ class Spmm:
             bias = body.let(body.spread(body["b"][group * self.group + j], self.lanes))
             for v in range(wide):
                 body.put(acc, j * wide + v, bias)
+        singles = [body.let(tile * run.singles + (run.first_single + p)) for p in range(run.singles)]
+        sums = self._sums(body, group, len(singles))
 
         def multiply(x_offset: Any, w_offset: Any) -> None:
             x = [body.let(body.load("x", x_offset + base + start, self.lanes)) for start in run.offsets]
@@ -130,16 +156,19 @@ class Spmm:
             for j, w in self._weights(body, w_offset):
                 for v in range(wide):
                     body.put(acc, j * wide + v, acc[j * wide + v] + w * x[v])
+            single = [body.let(body["x"][x_offset + pixel]) for pixel in singles]
+            self._add(body, sums, single, w_offset)
 
         def fetch(x_offset: Any) -> None:
-            for start in run.offsets:
-                body.prefetch("x", x_offset + base + start)
+            for start in [*(base + offset for offset in run.offsets), *singles[:1]]:
+                body.prefetch("x", x_offset + start)
 
         steps = 2 if self.columns_ahead else 1  # a deep product's loop is worth unrolling
         self._over_columns(body, group, *[multiply] * steps, fetch=fetch)
         for j in range(self.group):
             for v, start in enumerate(run.offsets):
                 self._finish(body, group * self.group + j, base + start, acc[j * wide + v], self.lanes)
+        self._finish_pixels(body, group, singles, sums)
 
     def _ahead(self, body: Body, offset: Any) -> None:
         """Fetch the weights that come a while after those at `offset`: one hint for each cache line."""
@@ -158,42 +187,57 @@ class Spmm:
             for lane in range(self.lanes):
                 yield first + lane, body.let(body.splat(weights, lane, self.lanes))
 
+    def _sums(self, body: Body, group: Any, count: int, *, zero: bool = False) -> Sums:
+        """Sums of `count` single pixels, begun with the bias."""
+        sums = {part: body.registers(count, part[1]) for part in _split(self.group, self.lanes)} if count else {}
+        for (at, lanes), acc in sums.items():
+            start = body.number(0.0, lanes) if zero else body.load("b", group * self.group + at, lanes)
+            start = body.let(start)
+            for p in range(count):
+                body.put(acc, p, start)
+        return sums
+
+    def _add(self, body: Body, sums: Sums, pixels: list[Any], w_offset: Any) -> None:
+        """Add a non-zero's part to the sums of single pixels."""
+        for (at, lanes), acc in sums.items():
+            w = body.let(body.load("w", w_offset + at, lanes))
+            for p, x in enumerate(pixels):
+                body.put(acc, p, acc[p] + w * body.spread(x, lanes))
+
     def _pixels(self, body: Body, first: int, count: int, group: Any) -> None:
         """Single pixels of one group, with vectors along its output channels."""
         parts = _split(self.group, self.lanes)
         streams = max(1, _IN_FLIGHT // (count * len(parts)))
         if self.by_lane and self.dense and self.pixels > 1 and len(parts) >= _IN_FLIGHT // 2:
             streams = 1  # two would need more addresses than ARM has registers for beside those of the tiles
-        spill = body.scratch(max(self.group, 2))
-        accs = {(s, part): body.registers(count, part[1]) for s in range(streams) for part in parts}
-        for (s, (at, lanes)), acc in accs.items():
-            bias = body.load("b", group * self.group + at, lanes) if s == 0 else body.number(0.0, lanes)
-            value = body.let(bias)
-            for p in range(count):
-                body.put(acc, p, value)
+        sums = [self._sums(body, group, count, zero=s > 0) for s in range(streams)]
 
         def multiply(stream: int) -> Callable[[Any, Any], None]:
             def step(x_offset: Any, w_offset: Any) -> None:
                 x = [body.let(body["x"][x_offset + first + p]) for p in range(count)]
                 if self.pixels == 1:  # else tiles have fetched the weights
                     self._ahead(body, w_offset)
-                for at, lanes in parts:
-                    w = body.let(body.load("w", w_offset + at, lanes))
-                    acc = accs[stream, (at, lanes)]
-                    for p in range(count):
-                        body.put(acc, p, acc[p] + w * body.spread(x[p], lanes))
+                self._add(body, sums[stream], x, w_offset)
 
             return step
 
         self._over_columns(body, group, *[multiply(s) for s in range(streams)])
-        for p in range(count):
-            for at, lanes in parts:
-                total = accs[0, (at, lanes)][p]
-                for s in range(1, streams):
-                    total = total + accs[s, (at, lanes)][p]
-                body.T.buffer_store(spill, total, [body.index(at, lanes)])
+        for other in sums[1:]:
+            for part, acc in sums[0].items():
+                for p in range(count):
+                    body.put(acc, p, acc[p] + other[part][p])
+        self._finish_pixels(body, group, [body.const(first + p) for p in range(count)], sums[0])
+
+    def _finish_pixels(self, body: Body, group: Any, pixels: list[Any], sums: Sums) -> None:
+        """Epilogue and stores of single pixels."""
+        if not pixels:
+            return
+        spill = body.scratch(max(self.group, 2))
+        for p, pixel in enumerate(pixels):
+            for (at, lanes), acc in sums.items():
+                body.T.buffer_store(spill, acc[p], [body.index(at, lanes)])
             for j in range(self.group):
-                self._finish(body, group * self.group + j, body.const(first + p), spill[j], 1)
+                self._finish(body, group * self.group + j, pixel, spill[j], 1)
 
     def _over_columns(
         self, body: Body, group: Any, *steps: Callable[[Any, Any], None], fetch: Callable[[Any], None] | None = None

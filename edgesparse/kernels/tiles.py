@@ -2,23 +2,28 @@
 
 No tile reads or writes beyond the band's pixels. A remainder that does not fill a vector is either covered by a last
 vector that overlaps its neighbour, or, when it is small, done pixel by pixel with the vector along the group's output
-channels (49 = 48 + 1 is faster that way than with a fourth vector).
+channels (49 = 48 + 1 is faster that way than with a fourth vector): in a pass of their own, or spread over the tiles.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Run:
-    """`repeat` like tiles; tile `i` holds the vectors from pixels ``offset + i * step`` on, for each of `offsets`."""
+    """`repeat` like tiles; tile `i` holds the vectors from pixels ``offset + i * step`` on, for each of `offsets`.
+
+    And, where single pixels are spread over the tiles, those from ``first_single + i * singles`` on.
+    """
 
     offsets: tuple[int, ...]
     repeat: int
     step: int
+    singles: int = 0
+    first_single: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,21 @@ def cut_pixels(pixels: int, lanes: int, vectors: int, tail_limit: int) -> Cut:
     bounds = [index * small + min(index, large) for index in range(count + 1)]
     tiles = [starts[a:b] for a, b in itertools.pairwise(bounds)]
     return Cut(runs_of(tiles), pixels - tail, tail)
+
+
+def join_tail(cut: Cut) -> Cut:
+    """The same cut with its single pixels spread evenly over the tiles, the last ones having one more."""
+    tiles = [tuple(offset + i * run.step for offset in run.offsets) for run in cut.runs for i in range(run.repeat)]
+    if not tiles:
+        return cut
+    few, more = divmod(cut.tail, len(tiles))
+    found: list[Run] = []
+    single = cut.tail_start
+    for part, singles in ((tiles[: len(tiles) - more], few), (tiles[len(tiles) - more :], few + 1)):
+        for run in runs_of(part):
+            found.append(replace(run, singles=singles, first_single=single))
+            single += singles * run.repeat
+    return Cut(tuple(found), single)
 
 
 def runs_of(tiles: Sequence[tuple[int, ...]]) -> tuple[Run, ...]:

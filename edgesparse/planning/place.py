@@ -203,9 +203,12 @@ def kernel_of(product: Product, group: int, pixels: int, depth: int, epilogue: E
     # With its columns fetched ahead, a tile need not stay in L1; but each tile streams all weights once more.
     tiles = pixels / (vectors * target.lanes)
     outer = deep and (1 < tiles < 2 if columns_ahead else tiles > 1)
-    return Spmm(
+    spec = Spmm(
         group, pixels, vectors, target.lanes, product.dense, epilogue, target.by_lane, outer, ahead, columns_ahead
     )
+    joined = replace(spec, joined=True)
+    fits = any(run.singles for run in joined.cut.runs) and joined.live <= target.registers
+    return joined if fits else spec
 
 
 def cost(job: Job, product: Product, target: Target) -> float:

@@ -37,7 +37,9 @@ def specs(lanes: int) -> tuple[Spmm, ...]:
     by_lane = [Spmm(2 * lanes, 2 * lanes + 1, 1, lanes, dense, Epilogue("relu"), True) for dense in (False, True)]
     others = [replace(each, groups_outer=True, ahead=4096) for each in found if each.group in (4, 64)]
     others += [replace(each, columns_ahead=COLUMNS_AHEAD) for each in found if each.group in (4, 8) and not each.dense]
-    return tuple(dict.fromkeys([*found, *by_lane, *others]))
+    joined = [replace(each, joined=True) for each in [*found, *others] if each.group in (2, 4, 8, 10)]
+    joined += [replace(each, joined=True) for each in by_lane]
+    return tuple(dict.fromkeys([*found, *by_lane, *others, *joined]))
 
 
 @pytest.fixture(scope="module", params=HOST_TARGETS, ids=lambda target: target.name)
@@ -140,6 +142,7 @@ def test_symbols_are_unique() -> None:
         "groups_outer": True,
         "ahead": 4096,
         "columns_ahead": 8,
+        "joined": True,
     }
     made = [Spmm(**base), *(Spmm(**{**base, key: value}) for key, value in changes.items())]  # type: ignore[arg-type]
     made.append(Spmm(**{**base, "epilogue": Epilogue("clip", (0.0, np.nextafter(np.float32(6), np.float32(7))))}))  # type: ignore[arg-type]
@@ -172,25 +175,38 @@ def is_fma(line: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("target", "group", "vectors", "register"),
-    [("x86-64-v4", 8, 3, "zmm"), ("x86-64-v3", 4, 3, "ymm"), ("x86-64-v4", 4, 6, "zmm")],
+    ("target", "group", "vectors", "register", "single"),
+    [
+        ("x86-64-v4", 8, 3, "zmm", 0),
+        ("x86-64-v4", 8, 3, "zmm", 1),
+        ("x86-64-v3", 4, 3, "ymm", 0),
+        ("x86-64-v4", 4, 6, "zmm", 0),
+        ("x86-64-v4", 4, 5, "zmm", 1),
+    ],
 )
 @pytest.mark.parametrize("dense", [False, True])
 def test_the_inner_loop_is_multiply_adds_and_no_spills(
-    target: str, group: int, vectors: int, register: str, dense: bool
+    target: str, group: int, vectors: int, register: str, single: int, dense: bool
 ) -> None:
-    """Per non-zero: `vectors` loads, `group` weights, group x vectors multiply-adds in registers, a few integers."""
+    """Per non-zero: `vectors` loads, `group` weights, group x vectors multiply-adds in registers, a few integers.
+
+    Each `single` pixel that is joined adds a multiply-add that takes it from memory, for all of the group's rows.
+    """
     chosen = Target.parse(target)
-    spec = Spmm(group, vectors * chosen.lanes, vectors, chosen.lanes, dense, Epilogue("relu"))
+    pixels = vectors * chosen.lanes + single
+    spec = Spmm(group, pixels, vectors, chosen.lanes, dense, Epilogue("relu"), joined=single > 0)
     loop = innermost_loop(compile_asm({spec.symbol: spec.build()}, chosen.tvm_target()), is_fma)
     multiplies = [line for line in loop if is_fma(line)]
-    unrolled, rest = divmod(len(multiplies), group * vectors)
+    unrolled, rest = divmod(len(multiplies), group * vectors + single)
     assert multiplies, loop
     assert rest == 0, loop
-    assert all(register in line for line in multiplies)
+    narrow = [line for line in multiplies if register not in line]
+    assert len(narrow) == unrolled * single
+    assert all("(" in line for line in narrow), "a single pixel takes no instruction of its own"
     assert not [line for line in loop if "%rsp" in line], "the loop spills"
     stores = [line for line in loop if re.match(r"v?mov\S* [%\w]+, .*\(", line) and line.rstrip().endswith(")")]
     assert not stores, stores
     moved = [line for line in loop if re.match(r"vmov(aps|ups|dqa)\S* %.mm\d+, %.mm\d+", line)]
     assert not moved, "registers are copied"
-    assert len(loop) <= unrolled * (group * vectors + group + vectors + 6), "\n".join(loop)
+    weights = group + (single > 0)  # each spread, and the group in one vector
+    assert len(loop) <= unrolled * (group * vectors + single + weights + vectors + 6), "\n".join(loop)
