@@ -133,7 +133,9 @@ class Spmm:
             return
         with body.loop(body.begin, body.end) as group:
             for run in cut.runs:
-                with body.loop(0, run.repeat) as tile:
+                # Of few tiles LLVM for ARM would unroll all, and spill: it must not know how many there are.
+                count = body.let(run.repeat + (body.begin >> 31)) if self.by_lane and run.repeat > 1 else run.repeat
+                with body.loop(0, count) as tile:
                     self._tile(body, run, tile, group)
             for first, count in tails:
                 self._pixels(body, first, count, group)
@@ -151,6 +153,13 @@ class Spmm:
         sums = self._sums(body, group, len(singles))
 
         def multiply(x_offset: Any, w_offset: Any) -> None:
+            if self.by_lane:  # pixels one after another: one vector of them is enough beside sums and weights
+                weights = list(self._weights(body, w_offset))
+                for v, start in enumerate(run.offsets):
+                    pixels = body.let(body.load("x", x_offset + base + start, self.lanes))
+                    for j, w in weights:
+                        body.put(acc, j * wide + v, acc[j * wide + v] + w * pixels)
+                return
             x = [body.let(body.load("x", x_offset + base + start, self.lanes)) for start in run.offsets]
             self._ahead(body, w_offset)
             for j, w in self._weights(body, w_offset):
@@ -248,8 +257,9 @@ class Spmm:
         """
         if self.dense:
             pitch, depth = body.arg(2), body.arg(3)
-            first, last = body.let(group * depth), None
-            count = depth
+            first = body.let(group * depth)
+            # There is one at least: LLVM makes no second loop over tiles for none, which would have to spill.
+            count = body.let(body.T.max(depth, body.const(1))) if self.by_lane else depth
         else:
             first = body.let(body["start"][group])
             last = body.let(body["start"][group + 1])
