@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import onnx.parser
 import onnxruntime
 
 from edgesparse.pipeline import compile_model
+from edgesparse.planning.place import Jobs
 from edgesparse.runtimes.local import LocalRunner
 from edgesparse.target import TARGETS, Target
 
@@ -202,6 +203,32 @@ def check_against_onnx(
         assert difference <= bound, f"{name}: {difference:.3g} of the largest output"
         worst = max(worst, difference)
     return worst
+
+
+def taking_form(form: str) -> Callable[[Jobs], Mapping[str, list[float]]]:
+    """Times by which every layer that has the form takes it."""
+
+    def measure(jobs: Jobs) -> dict[str, list[float]]:
+        return {name: [float(each.form != form) for each in products] for name, (_, products) in jobs.items()}
+
+    return measure
+
+
+def windows_network(seed: int = 0) -> onnx.ModelProto:
+    """Strides, dilation, groups, padding on some sides only, a residual; bands of rows, planes, rows narrower than a
+    vector.
+    """
+    net = Net(seed)
+    x = net.input(1, 6, 40, 36)
+    a = net.conv(x, 24, (3, 3), pads=(1, 1, 1, 1), density=0.15)
+    b = net.node("Relu", net.conv(a, 24, (3, 3), pads=(2, 2, 2, 2), dilation=(2, 2), density=0.15))
+    c = net.node("Relu", net.node("Add", net.conv(b, 24, (3, 3), pads=(1, 1, 1, 1), density=0.15), a))
+    d = net.conv(c, 32, (5, 3), (2, 1), pads=(0, 2, 1, 0), groups=2, density=0.15)
+    e = net.node("HardSwish", net.conv(d, 16, (3, 3), (2, 2), pads=(1, 1, 1, 1), density=0.15))
+    f = net.conv(e, 16, (3, 5), (1, 3), (2, 2), (1, 4, 2, 3), density=0.15)
+    g = net.conv(e, 16, (1, 3), (3, 2), density=0.15)
+    net.outputs = [f, g, net.conv(f, 12, (2, 2), density=0.15)]
+    return net.model()
 
 
 # -- random networks ---------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from edgesparse.kernels.tiles import cut_pixels
 from edgesparse.pattern import DENSE_FROM, SparsePattern
 from edgesparse.planning.decide import Choice, decide
 from edgesparse.planning.packing import union_density
-from edgesparse.planning.place import Job, Placement, candidates, cost, job_of, kernel_of, place
+from edgesparse.planning.place import Job, Placement, candidates, cost, job_of, place
 from edgesparse.planning.plan import Plan
 from edgesparse.target import Target
 
@@ -254,10 +254,10 @@ def padded_share(job: Job, target: Target, placement: Placement) -> float:
     """Share of the lanes of a layer's tiles that compute a pixel a second time."""
     product = placement.product
     assert product is not None
-    spec = kernel_of(product, product.group, job.pixels, job.weight.shape[1], job.epilogue, target)
-    cut = cut_pixels(job.pixels, target.lanes, product.vectors, spec.tail_limit)
+    spec = job.spec(product, product.group, target)
+    cut = cut_pixels(spec.pixels, target.lanes, product.vectors, spec.tail_limit)
     lanes = cut.vectors * target.lanes
-    return (lanes - (job.pixels - cut.tail)) / lanes if lanes else 0.0
+    return (lanes - (spec.pixels - cut.tail)) / lanes if lanes else 0.0
 
 
 def _example(job: Job, target: Target, dense: Forecast, fixed: float) -> str:

@@ -107,7 +107,8 @@ def count(
     weights:
         Where a product's weights come from when the call starts: shares by level; by default all from L2.
     inputs:
-        Of a product: input channels that any of the pairs reads; 0 if each group reads the same ones.
+        Of a product: input channels that any of the pairs reads, fewer where columns share pixels; 0 if each group
+        reads the same ones.
     caches:
         The levels beyond L1, as the cost table has them.
 
@@ -153,7 +154,7 @@ def _product(
     # After the first tile the weights come from where that pass left them; a group's own are still in L1.
     again = {"l1": 1.0} if spec.groups_outer else shares(pairs * pair_bytes, target, caches.l3)
     depth = pairs / max(groups, 1)
-    inputs = max(inputs, 1) if inputs >= depth else max(round(depth), 1)
+    inputs = max(inputs or round(depth), 1)
     passes = 0
     for run in cut.runs:
         wide = len(run.offsets)

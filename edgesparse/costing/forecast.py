@@ -22,6 +22,7 @@ from edgesparse.kernels import Depthwise, GlobalPool, KernelSpec, Panel, Pool, S
 from edgesparse.lowering import arena
 from edgesparse.lowering.lower import Lowered, Part, lower
 from edgesparse.lowering.program import Call, Program
+from edgesparse.planning.gathering import PADDED, PANEL, SHIFTED
 from edgesparse.planning.place import Placement, Product, place
 from edgesparse.planning.plan import Plan
 from edgesparse.target import Target
@@ -119,14 +120,19 @@ def _moved(terms: Terms, spec: KernelSpec, levels: Iterable[tuple[Operand, Mappi
 
 
 def _pairs(spec: Spmm, call: Call, program: Program) -> tuple[int, int]:
-    """Stored (input channel, group) pairs that a product's call works through, and the input channels they read."""
+    """Stored (input channel, group) pairs that a product's call works through, and the input rows they read.
+
+    Columns that begin within a tile of another share what lies in both.
+    """
     if spec.dense:
         depth = call.args[3]
         assert isinstance(depth, int)
         return depth * (call.end - call.begin), depth
     start, column = (program.constants[call.refs[at].name] for at in (2, 3))
     first, last = int(start[call.begin]), int(start[call.end])
-    return last - first, len(np.unique(column[first:last]))
+    used = np.unique(column[first:last])
+    wide = spec.pixels if spec.groups_outer else min(spec.vectors * spec.lanes, spec.pixels)
+    return last - first, -(-int(np.minimum(np.diff(used), wide).sum() + wide * min(len(used), 1)) // wide)
 
 
 def _by_arguments(terms: Terms, spec: KernelSpec, call: Call, extent: int) -> None:
@@ -158,5 +164,5 @@ def placed_as(
 
 def read_product(text: str) -> Product | None:
     """The product that `str` wrote, or None for other kernels."""
-    match = re.fullmatch(r"(dense|group):(\d+) tile (\d+)", text)
-    return Product(int(match[2]), int(match[3]), match[1] == "dense") if match else None
+    match = re.fullmatch(rf"(?:({SHIFTED}|{PADDED}) )?(dense|group):(\d+) tile (\d+)", text)
+    return Product(int(match[3]), int(match[4]), match[2] == "dense", match[1] or PANEL) if match else None

@@ -9,7 +9,8 @@ from __future__ import annotations
 from edgesparse.costing.costs import table_for
 from edgesparse.costing.counts import Terms, count
 from edgesparse.pattern import SparsePattern
-from edgesparse.planning.place import GROUPS, Job, Product, accumulators, cost, kernel_of, tile_widths
+from edgesparse.planning.gathering import PANEL, forms
+from edgesparse.planning.place import GROUPS, Job, Product, accumulators, cost, gather_cost, tile_widths
 from edgesparse.target import Target
 
 #: The patterns that are worth comparing: those that kernels exist for, and what most tools make.
@@ -28,26 +29,34 @@ def stored_share(pattern: SparsePattern, density: float, group: int) -> float:
 
 
 def virtual_cost(job: Job, product: Product, target: Target, pattern: SparsePattern, density: float) -> float:
-    """What the product of a layer costs with such a mask, in the unit of the target's price table."""
+    """What the product of a layer costs with such a mask, in the unit of the target's price table.
+
+    Where a k x k convolution's product reads something else than a panel, with what gathering that takes more.
+    """
     rows, depth = job.weight.shape
     whole, rest = divmod(rows, product.group)
     terms, caches = Terms(), table_for(target).caches
+    inputs, more = depth, 0.0
+    if job.window is not None:
+        inputs = job.gathering(product.form).inputs(depth, product.vectors * target.lanes)
+        more = gather_cost(job, product.form, target) - gather_cost(job, PANEL, target)
     for groups, size in ((whole, product.group), (1, rest)):
         if groups and size:
             share = 1.0 if product.dense else stored_share(pattern, density, size)
-            spec = kernel_of(product, size, job.pixels, depth, job.epilogue, target)
+            spec = job.spec(product, size, target)
             pairs = round(groups * depth * share)
-            for level, times in job.weights_from:
-                one = count(spec, target, groups, pairs, {level: 1.0}, inputs=depth, caches=caches)
+            for level, times in job.calls_from(product.form):
+                one = count(spec, target, groups, pairs, {level: 1.0}, inputs=inputs, caches=caches)
                 terms.update({term: times * value for term, value in one.items()})
-    return table_for(target).price(terms)
+    return table_for(target).price(terms) + more
 
 
 def sparse_products(job: Job, target: Target) -> list[Product]:
     """The sparse kernels that a layer may run with."""
     most = accumulators(target)
     groups = [group for group in GROUPS if group <= most or job.pixels == 1]
-    return [Product(group, wide, False) for group in groups for wide in tile_widths(group, most)]
+    tiles = [(group, wide) for group in groups for wide in tile_widths(group, most)]
+    return [Product(group, wide, False, form) for form in forms(job.window) for group, wide in tiles]
 
 
 def best_sparse(job: Job, target: Target, pattern: SparsePattern, density: float) -> tuple[float, Product]:

@@ -48,10 +48,11 @@ from edgesparse.lowering.program import ARENA, Layout, Port, Program, Ref
 from edgesparse.lowering.recurrent import lower_recurrence
 from edgesparse.lowering.upsample import lower_interleave
 from edgesparse.lowering.winograd import lower_winograd
+from edgesparse.planning.gathering import PANEL, Gathering, window_of
 from edgesparse.planning.order import Step
 from edgesparse.planning.packing import pack
 from edgesparse.planning.place import Placement, accumulators, kernel_of
-from edgesparse.planning.plan import Plan, pitch_of
+from edgesparse.planning.plan import Plan
 from edgesparse.target import Target
 
 #: Where weights are held in registers, or a vector holds a row, rows that share their loads pay up to this many times
@@ -115,8 +116,9 @@ class _Lowering(Emitter):
         y: tuple[Ref, int],
         residual: tuple[Ref, int] | None,
         first_row: int = 0,
+        where: Gathering | None = None,
     ) -> None:
-        """``y = epilogue(weight x + bias)`` over one band, as placed; `first_row` is its place in the bias."""
+        """``y = epilogue(weight x + bias)`` over one call's pixels, as placed; `first_row` is its place in the bias."""
         chosen = self.placements[op.name].product
         assert chosen is not None
         key = f"{op.name}/{tag}"
@@ -124,7 +126,7 @@ class _Lowering(Emitter):
             self.packs[key] = pack(weight, chosen.group, dense=chosen.dense)
         bias = self.constant(f"{op.name}/bias", lambda: np.ascontiguousarray(op.bias, np.float32))
         for number, part in enumerate(self.packs[key]):
-            spec = kernel_of(chosen, part.group, pixels, weight.shape[1], op.epilogue, self.target)
+            spec = kernel_of(chosen, part.group, pixels, weight.shape[1], op.epilogue, self.target, where)
             refs = [x[0], self.constant(f"{key}/values{number}", lambda part=part: part.values)]  # type: ignore[misc]
             args: list[int | Ref] = [y[1], residual[1] if residual else 0]
             if part.start is None or part.column is None:
@@ -132,10 +134,11 @@ class _Lowering(Emitter):
             else:
                 refs.append(self.constant(f"{key}/start{number}", lambda part=part: part.start))  # type: ignore[misc]
                 try:
-                    columns = part.offsets(x[1])
+                    columns = where.offsets(part) if where else part.offsets(x[1])
                 except OverflowError as error:
                     raise CompileError(f"layer {op.name!r} is too large", why=str(error)) from error
-                refs.append(self.constant(f"{key}/column{number}x{x[1]}", lambda columns=columns: columns))  # type: ignore[misc]
+                of = f"{where.form}{where.window.rows}x{x[1]}" if where else f"x{x[1]}"
+                refs.append(self.constant(f"{key}/column{number}{of}", lambda columns=columns: columns))  # type: ignore[misc]
             refs.append(Ref(bias.name, 4 * (first_row + part.first)))
             if isinstance(op, Conv) and op.epilogue.affine:
                 args += [*[0] * (AFFINE_AT - len(args)), *bits_of(op.affine)]
@@ -171,46 +174,55 @@ class _Lowering(Emitter):
         if placement.winograd and placement.product is not None and (step.last - step.first) % 2 == 0:
             lower_winograd(self, op, step, placement.product, y, residual)
             return
-        panel, pitch = self._panel(op, step, pixels)
+        assert placement.product is not None
+        where = Gathering(self._window(op, step.last - step.first), placement.product.form)
+        self._convolve(op, where, self._gather(op, step, where), y, residual)
+
+    def _convolve(
+        self, op: Conv, where: Gathering, block: str, y: tuple[Ref, int], residual: tuple[Ref, int] | None
+    ) -> None:
+        """The products of a k x k convolution, group by group of channels, on what was gathered of one band."""
         matrix = op.weight.reshape(op.weight.shape[0], -1)
         rows = matrix.shape[0] // op.groups
+        channels = matrix.shape[1] // len(where.window.taps)
         for group in range(op.groups):
             at = rows * group
-            shifted = [(Ref(ref.name, ref.offset + 4 * at * p), p) for ref, p in (y, *([residual] if residual else []))]
-            x_at = Ref(panel, 4 * group * matrix.shape[1] * pitch)
-            self.product(
-                op,
-                matrix[at : at + rows],
-                f"w{group}",
-                pixels,
-                (x_at, pitch),
-                shifted[0],
-                shifted[1] if residual else None,
-                at,
-            )
+            first = group * channels * len(where.copied.taps) * where.pitch
+            for call in range(where.calls):
+                shifted = [
+                    (Ref(ref.name, ref.offset + 4 * (at * pitch + call * where.pixels)), pitch)
+                    for ref, pitch in (y, *([residual] if residual else []))
+                ]
+                self.product(
+                    op,
+                    matrix[at : at + rows],
+                    f"w{group}",
+                    where.pixels,
+                    (Ref(block, 4 * (first + where.start(call))), where.pitch),
+                    shifted[0],
+                    shifted[1] if residual else None,
+                    at,
+                    where,
+                )
 
     def _window(self, op: Conv | Pooling, rows: int) -> Window:
-        _, source = self.image(op.inputs[0])
-        _, layout = self.image(op.output)
-        same = (source.height, source.width) == (layout.height, layout.width)
-        flat = op.strides == (1, 1) and same and rows == layout.height and source.bands == 1
-        if isinstance(op, Pooling):
-            flat = False
-        return Window(op.kernel, op.strides, op.dilations, *op.pads[:2], source.width, layout.width, rows, flat)
+        return window_of(op, self.image(op.inputs[0])[1], self.image(op.output)[1], rows)
 
-    def _panel(self, op: Conv, step: Step, pixels: int) -> tuple[str, int]:
-        """Gather the band's windows into a scratch panel; gives its buffer and pitch."""
-        window = self._window(op, step.last - step.first)
-        pitch = pitch_of(pixels)
+    def _gather(self, op: Conv, step: Step, where: Gathering) -> str:
+        """Gather what the products of a band read into a scratch block; gives its buffer."""
+        window, copied = where.window, where.copied
         _, source = self.image(op.inputs[0])
-        taps = op.kernel[0] * op.kernel[1]
-        panel = self.buffer(f"panel{self.strip}:{op.name}", 4 * source.channels * taps * pitch)
-        args = [pitch, 0, *self.rows(op.inputs[0], step.image, window, step.first)]
-        ahead = self.target.ahead > 0 and op.inputs[0] in self.graph.inputs and not window.flat
+        block = self.buffer(f"panel{self.strip}:{op.name}", 4 * source.channels * len(copied.taps) * where.pitch)
+        if where.form == PANEL:
+            table = self.rows(op.inputs[0], step.image, window, step.first)
+        else:
+            found = self.rows_from(op.inputs[0], step.image, window.first_row(step.first), window.rows_in)
+            table = [found[at + row] for at in (0, window.rows_in) for row in where.order]
+        ahead = self.target.ahead > 0 and op.inputs[0] in self.graph.inputs and copied is window and not window.flat
         barrier = self.target.barrier
-        spec = Panel(window, self.target.lanes, ahead, barrier, pitch if barrier else 0)
-        self.call(spec, [Ref(ARENA), Ref(panel)], args, source.channels)
-        return panel, pitch
+        spec = Panel(copied, self.target.lanes, ahead, barrier, where.pitch if barrier else 0)
+        self.call(spec, [Ref(ARENA), Ref(block)], [where.pitch, 0, *table], source.channels)
+        return block
 
     def _depthwise(self, op: Conv, step: Step, y: tuple[Ref, int], residual: tuple[Ref, int] | None) -> None:
         window = self._window(op, step.last - step.first)

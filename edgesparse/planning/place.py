@@ -18,8 +18,9 @@ from edgesparse.costing.costs import table_for
 from edgesparse.costing.counts import Terms, count
 from edgesparse.errors import Reason
 from edgesparse.graph.ops import Attention, Conv, Fallback, Graph, Linear, Op, Recurrence
-from edgesparse.kernels import Epilogue, Spmm
+from edgesparse.kernels import Epilogue, Panel, Spmm, Window
 from edgesparse.pattern import SparsePattern, find_pattern
+from edgesparse.planning.gathering import PANEL, Gathering, forms, window_of
 from edgesparse.planning.packing import COLUMNS_AHEAD, Size, sizes
 from edgesparse.planning.plan import Plan
 from edgesparse.target import Target
@@ -39,14 +40,18 @@ _STREAMED = 4
 
 @dataclass(frozen=True)
 class Product:
-    """How a weight matrix is run: groups of `group` rows, tiles of `vectors` vectors, dense or by its non-zeros."""
+    """How a weight matrix is run: groups of `group` rows, tiles of `vectors` vectors, dense or by its non-zeros.
+
+    `form` says what a k x k convolution's product reads, see `gathering`.
+    """
 
     group: int
     vectors: int
     dense: bool
+    form: str = PANEL
 
     def __str__(self) -> str:
-        return f"{'dense' if self.dense else 'group'}:{self.group} tile {self.vectors}"
+        return f"{self.form} {'dense' if self.dense else 'group'}:{self.group} tile {self.vectors}".lstrip()
 
 
 @dataclass(frozen=True)
@@ -116,12 +121,16 @@ class Placement:
 
 @dataclass(frozen=True)
 class Job:
-    """A weight matrix ``[N, K]`` and the bands it meets: pixels of a band, and how many such bands."""
+    """A weight matrix ``[N, K]`` and the bands it meets: pixels of a band, and how many such bands.
+
+    Those of a k x k convolution are seen through a `window`.
+    """
 
     weight: np.ndarray
     pixels: int
     bands: int
     epilogue: Epilogue
+    window: Window | None = None
     _sizes: dict[tuple[int, bool], tuple[Size, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @functools.cached_property
@@ -130,10 +139,21 @@ class Job:
         used: np.ndarray = self.weight != 0
         return used
 
-    @property
-    def weights_from(self) -> tuple[tuple[str, int], ...]:
-        """The cache levels that the weights come from when a band begins, and for how many bands."""
-        return (("l3", 1), ("l2", self.bands - 1)) if self.bands > 1 else (("l3", self.bands),)
+    def calls_from(self, form: str) -> tuple[tuple[str, int], ...]:
+        """The cache levels that the weights come from when a call begins, and for how many calls."""
+        calls = self.bands * (self.gathering(form).calls if form != PANEL else 1)
+        return (("l3", 1), ("l2", calls - 1)) if calls > 1 else (("l3", calls),)
+
+    def gathering(self, form: str) -> Gathering:
+        """What the product reads; of a convolution with a window."""
+        assert self.window is not None
+        return Gathering(self.window, form)
+
+    def spec(self, product: Product, group: int, target: Target) -> Spmm:
+        """The kernel of a product for groups of `group` rows."""
+        depth = self.weight.shape[1]
+        where = self.gathering(product.form) if self.window else None
+        return kernel_of(product, group, self.pixels, depth, self.epilogue, target, where)
 
     def sizes(self, product: Product) -> tuple[Size, ...]:
         """What the weights take when packed for a product."""
@@ -163,7 +183,8 @@ def job_of(op: Op, plan: Plan) -> Job | None:
         rows = op.weight.shape[0] // op.groups
         matrix = op.weight.reshape(op.weight.shape[0], -1)[:rows]
         bands = layout.bands * layout.images * op.groups
-        return Job(matrix, layout.rows * layout.width, bands, op.epilogue)
+        window = None if op.pointwise else window_of(op, plan.layouts[op.inputs[0]], layout, layout.rows)
+        return Job(matrix, layout.rows * layout.width, bands, op.epilogue, window)
     return None
 
 
@@ -178,9 +199,13 @@ def candidates(job: Job, target: Target, *, dense_only: bool) -> list[Product]:
     if not dense_only and job.used.mean() < 0.95:
         for group in GROUPS:
             if group <= most or job.pixels == 1:
-                found += [Product(group, vectors, False) for vectors in tile_widths(group, most)]
+                widths = tile_widths(group, most)
+                found += [Product(group, vectors, False, form) for form in forms(job.window) for vectors in widths]
     costs = {product: cost(job, product, target) for product in found}
-    return sorted(found, key=lambda product: (costs[product], product.group, product.vectors))
+    if job.window is not None:
+        gathered = {form: gather_cost(job, form, target) for form in forms(job.window)}
+        costs = {product: price + gathered[product.form] for product, price in costs.items()}
+    return sorted(found, key=lambda product: (costs[product], product.group, product.vectors, product.form))
 
 
 def tile_widths(group: int, most: int) -> list[int]:
@@ -194,10 +219,23 @@ def accumulators(target: Target) -> int:
     return target.accumulators or target.registers * 3 // 4
 
 
-def kernel_of(product: Product, group: int, pixels: int, depth: int, epilogue: Epilogue, target: Target) -> Spmm:
-    """The kernel for a part of a product: its rows are in groups of `group`, of `depth` inputs each."""
+def kernel_of(
+    product: Product,
+    group: int,
+    pixels: int,
+    depth: int,
+    epilogue: Epilogue,
+    target: Target,
+    where: Gathering | None = None,
+) -> Spmm:
+    """The kernel for a part of a product: its rows are in groups of `group`, of `depth` inputs each.
+
+    `where` tells what a k x k convolution's product reads: its calls may have fewer pixels than the band.
+    """
     vectors = max(1, min(product.vectors, accumulators(target) // group))
     ahead = target.ahead if group >= _STREAMED else 0
+    if where is not None:
+        pixels, depth = where.pixels, where.inputs(depth, vectors * target.lanes)
     deep = 4 * depth * vectors * target.lanes > (target.l1d or _L1)
     columns_ahead = COLUMNS_AHEAD if deep and ahead and not product.dense else 0
     # With its columns fetched ahead, a tile need not stay in L1; but each tile streams all weights once more.
@@ -214,15 +252,25 @@ def kernel_of(product: Product, group: int, pixels: int, depth: int, epilogue: E
 def cost(job: Job, product: Product, target: Target) -> float:
     """What the product of a whole layer costs, in the unit of the target's price table.
 
-    The first band finds the weights beyond L2, as all others were used since the run before; the next find them there.
+    The first call finds the weights beyond L2, as all others were used since the run before; the next find them there.
     """
     terms, inputs, caches = Terms(), job.weight.shape[1], table_for(target).caches
+    if job.window is not None:
+        inputs = job.gathering(product.form).inputs(inputs, product.vectors * target.lanes)
     for part in job.sizes(product):
-        spec = kernel_of(product, part.group, job.pixels, inputs, job.epilogue, target)
-        for level, times in job.weights_from:
+        spec = job.spec(product, part.group, target)
+        for level, times in job.calls_from(product.form):
             one = count(spec, target, part.groups, part.nnz, {level: 1.0}, inputs=inputs, caches=caches)
             terms.update({term: times * value for term, value in one.items()})
     return table_for(target).price(terms)
+
+
+def gather_cost(job: Job, form: str, target: Target) -> float:
+    """What gathering the pixels of a k x k convolution costs beside its product, in the same unit."""
+    where = job.gathering(form)
+    channels = job.weight.shape[1] // len(where.window.taps)
+    terms = count(Panel(where.copied, target.lanes), target, channels)
+    return job.bands * table_for(target).price(terms)
 
 
 Jobs = Mapping[str, tuple[Job, list[Product]]]
@@ -251,7 +299,7 @@ def place(
             ranked = candidates(job, target, dense_only=dense)
             best = cost(job, ranked[0], target)
             close = [product for product in ranked if cost(job, product, target) <= best * _CLOSE][:_MOST]
-            jobs[op.name] = (job, close if len(close) > 1 else ranked[:2])
+            jobs[op.name] = (job, _with_forms(close if len(close) > 1 else ranked[:2], ranked))
     if measure is None:
         return {op.name: _placement(op, graph, plan, target, dense, jobs.get(op.name), None) for op in graph.ops}
     others = {}
@@ -265,6 +313,15 @@ def place(
         usual = _placement(op, graph, plan, target, dense, jobs.get(op.name), times.get(op.name))
         found[op.name] = _by_winograd(usual, others, times, target)
     return found
+
+
+def _with_forms(taken: list[Product], ranked: list[Product]) -> list[Product]:
+    """Candidates to measure, with the best of every form: the cost model knows kernels better than it knows forms."""
+    if ranked[0].dense:
+        return taken
+    best = {form: next(each for each in ranked if each.form == form) for form in dict.fromkeys(p.form for p in ranked)}
+    missing = [product for form, product in best.items() if all(each.form != form for each in taken)]
+    return [*taken[: max(2, _MOST - len(missing))], *missing] if missing else taken
 
 
 #: What is added to a layer's name for its products by Winograd's algorithm.

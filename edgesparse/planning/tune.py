@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +21,9 @@ from edgesparse.building.build import build_kernels, toolchain
 from edgesparse.building.link import link_objects
 from edgesparse.environment import record
 from edgesparse.errors import CompileError
-from edgesparse.kernels import Spmm
+from edgesparse.kernels import KernelSpec, Panel, Spmm
 from edgesparse.planning.packing import Packed, pack
-from edgesparse.planning.place import Job, Jobs, Product, kernel_of
+from edgesparse.planning.place import Job, Jobs, Product
 from edgesparse.planning.plan import pitch_of
 from edgesparse.target import Target
 
@@ -64,23 +65,25 @@ def measure_products(
 def job_key(kind: str, job: Job, products: list[Product], target: Target, machine: str) -> str:
     """Key of the times of a layer's candidates: where its non-zeros lie, target, machine, and the tools' versions."""
     used = np.packbits(job.used).tobytes()
-    about = (job.weight.shape, job.pixels, job.bands, job.epilogue, target, machine)
+    about = (job.weight.shape, job.pixels, job.bands, job.epilogue, job.window, target, machine)
     return cache.key_of(kind, *map(str, about), *map(str, products), toolchain(), used)
 
 
 def _specs(job: Job, product: Product, target: Target) -> list[tuple[Spmm, Packed]]:
     found = []
     for part in pack(job.weight, product.group, dense=product.dense):
-        spec = kernel_of(product, part.group, job.pixels, job.weight.shape[1], job.epilogue, target)
-        found.append((spec, part))
+        found.append((job.spec(product, part.group, target), part))
     return found
 
 
 def _library(jobs: Jobs, target: Target, folder: Path, tick: Callable[[float, str], None] | None) -> ctypes.CDLL:
-    kernels: dict[str, tuple[Spmm, str]] = {}
+    kernels: dict[str, tuple[KernelSpec, str]] = {}
     for name, (job, products) in jobs.items():
         for product in products:
-            for spec, _ in _specs(job, product, target):
+            specs: list[KernelSpec] = [spec for spec, _ in _specs(job, product, target)]
+            if job.window is not None:
+                specs.append(Panel(job.gathering(product.form).copied, target.lanes))
+            for spec in specs:
                 kernels.setdefault(spec.symbol, (spec, name))
 
     def step(done: int, of: int, symbol: str) -> None:
@@ -112,48 +115,96 @@ def _measure(library: ctypes.CDLL, job: Job, products: list[Product], target: Ta
     return best
 
 
+Pointers = list[ctypes.c_void_p]
+Calls = list[tuple[Any, Pointers, int]]
+
+
 def _runner(library: ctypes.CDLL, job: Job, product: Product, target: Target) -> Callable[[], float]:
     """A function that runs the layer once over all of its bands, and gives the seconds."""
     rng = np.random.default_rng(0)
     pitch = pitch_of(job.pixels)
     rows, depth = job.weight.shape
     bands = min(job.bands, max(1, (64 << 20) // (4 * pitch * (rows + depth))))
-    x = _aligned((bands, depth, pitch))
-    x[:] = rng.random((1, depth, pitch), dtype=np.float32)
-    y = _aligned((bands, rows, pitch))
-    residual = _aligned((bands, rows, pitch))
+    y, residual = _aligned((bands, rows, pitch)), _aligned((bands, rows, pitch))
     bias = np.zeros(rows, np.float32)
+    x = _aligned((bands, depth, pitch) if job.window is None else (1, 1, 1))
+    if job.window is None:
+        x[:] = rng.random((1, depth, pitch), dtype=np.float32)
+        sources = [(x[band].ctypes.data, 0) for band in range(bands)]
+        gather = None
+    else:
+        gather = _Gather(job, product, target, bands, rng)
+        where = gather.where
+        sources = [
+            (gather.block.ctypes.data + 4 * where.start(call), call * where.pixels) for call in range(where.calls)
+        ]
     plans = []
     for spec, part in _specs(job, product, target):
         tables: list[np.ndarray] = [np.ascontiguousarray(part.values)]
         args = [pitch, pitch]
         if part.start is None or part.column is None:
-            args += [pitch, part.depth]
+            args += [gather.where.pitch if gather else pitch, part.depth]
         else:
-            tables += [part.start, part.offsets(pitch)]
+            tables += [part.start, gather.where.offsets(part) if gather else part.offsets(pitch)]
         function = getattr(library, spec.symbol)
         function.restype = None
         plans.append((function, part, tables, np.array([*args, *[0] * 4], np.int32), spec.epilogue.residual != "none"))
 
-    calls = []
+    calls: Calls = []
     for band in range(bands):
-        for function, part, tables, table, residual_too in plans:
-            pointers = [x[band].ctypes.data, *(each.ctypes.data for each in tables), bias.ctypes.data + 4 * part.first]
-            if residual_too:
-                pointers.append(residual[band].ctypes.data + 4 * part.first * pitch)
-            pointers.append(y[band].ctypes.data + 4 * part.first * pitch)
-            arguments = [ctypes.c_void_p(pointer) for pointer in (*pointers, table.ctypes.data)]
-            calls.append((function, (*arguments, ctypes.c_int32(0), ctypes.c_int32(part.groups))))
-    keep = (plans, x, y, residual, bias)
+        if gather:
+            calls.append(gather.call(library, band))
+        for x_at, pixel in sources if gather else sources[band : band + 1]:
+            for function, part, tables, table, residual_too in plans:
+                at = 4 * (part.first * pitch + pixel)
+                pointers = [x_at, *(each.ctypes.data for each in tables), bias.ctypes.data + 4 * part.first]
+                if residual_too:
+                    pointers.append(residual[band].ctypes.data + at)
+                pointers += [y[band].ctypes.data + at, table.ctypes.data]
+                calls.append((function, [ctypes.c_void_p(pointer) for pointer in pointers], part.groups))
+    kept = (plans, x, y, residual, bias, gather)
+    nothing = min(_seconds(calls, share=0) for _ in range(_ROUNDS))  # what calling from here takes by itself
 
     def run() -> float:
-        assert keep
-        started = time.perf_counter_ns()
-        for function, arguments in calls:
-            function(*arguments)
-        return float((time.perf_counter_ns() - started) * 1e-9 * job.bands / bands)
+        assert kept
+        return float(max(_seconds(calls) - nothing, 1e-9) * job.bands / bands)
 
     return run
+
+
+def _seconds(calls: Calls, share: int = 1) -> float:
+    """Seconds of all calls, each over its extent or over nothing."""
+    ready = [
+        (function, (*pointers, ctypes.c_int32(0), ctypes.c_int32(share * end))) for function, pointers, end in calls
+    ]
+    started = time.perf_counter_ns()
+    for function, arguments in ready:
+        function(*arguments)
+    return float((time.perf_counter_ns() - started) * 1e-9)
+
+
+class _Gather:
+    """The gathering of what a k x k convolution's product reads, out of an image of `bands` bands."""
+
+    def __init__(self, job: Job, product: Product, target: Target, bands: int, rng: np.random.Generator) -> None:
+        self.where = job.gathering(product.form)
+        window = self.where.window
+        self.channels = job.weight.shape[1] // len(window.taps)
+        self.spec = Panel(self.where.copied, target.lanes)
+        self.block = _aligned((self.channels * len(self.where.copied.taps), self.where.pitch))
+        plane = window.rows_in * window.width_in
+        self.image = _aligned((bands + 2, self.channels, plane))  # what lies outside of the image is read and masked
+        self.image[:] = rng.random((1, self.channels, plane), dtype=np.float32)
+        rows = [row * window.width_in for row in self.where.order]
+        table = [0, plane] if self.spec.window.flat else [*rows, *[plane] * len(rows)]
+        self.table = np.array([self.where.pitch, 0, *table], np.int32)
+
+    def call(self, library: ctypes.CDLL, band: int) -> tuple[Any, Pointers, int]:
+        """The call that gathers for one band."""
+        function = getattr(library, self.spec.symbol)
+        function.restype = None
+        arrays = (self.image[band + 1], self.block, self.table)
+        return function, [ctypes.c_void_p(array.ctypes.data) for array in arrays], self.channels
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 import pytest
 from devicekit import needs_qemu
+from networks import taking_form, windows_network
 
 from edgesparse import pipeline
 from edgesparse.artifacts import samples
@@ -18,6 +19,7 @@ from edgesparse.artifacts.verify import compare
 from edgesparse.models import convnets, export
 from edgesparse.models.exporting import to_onnx
 from edgesparse.models.registry import spec
+from edgesparse.planning.gathering import PADDED, SHIFTED
 from edgesparse.recipe import Recipe
 from edgesparse.runtimes.device import DeviceRunner, open_device
 from edgesparse.runtimes.emulated import count_instructions
@@ -73,6 +75,23 @@ def test_outputs_are_onnxruntimes(
         found = DeviceRunner(device, timeout=600).run(sample.inputs)
     for name, expected in sample.outputs.items():
         assert compare(found[name], expected)[1] < 1e-5
+
+
+@pytest.mark.parametrize(("form", "target"), [(SHIFTED, "aarch64"), (PADDED, "aarch64"), (PADDED, "armv7")])
+def test_windows_in_each_form(form: str, target: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(windows_network().SerializeToString())
+    output = tmp_path / "artifact"
+    made = pipeline.compile_model(path, target=Target.parse(target), output=output, measure=taking_form(form))
+    assert made is not None
+    kernels = [str(layer["kernel"]) for layer in made.manifest.layers if layer["kind"] == "conv"]
+    assert len(kernels) == 8
+    assert all(kernel.startswith(f"{form} group:") for kernel in kernels)
+    sample = samples.load(made.file(samples.NAME), made.manifest)[0]
+    with open_device("qemu", made) as device:
+        found = DeviceRunner(device, timeout=300).run(sample.inputs)
+    for name, expected in sample.outputs.items():
+        assert compare(found[name], expected)[1] < 3e-6
 
 
 @pytest.mark.long
