@@ -23,7 +23,6 @@ from edgesparse.artifacts.artifact import Artifact
 from edgesparse.artifacts.manifest import Manifest, TensorInfo
 from edgesparse.building.build import build_kernels
 from edgesparse.building.modules import APART, TWINS, Table, link_module, strip_counts
-from edgesparse.environment import sha256
 from edgesparse.errors import CompileError, EdgesparseError, ModelError, UsageError
 from edgesparse.graph.ops import Fallback, Graph
 from edgesparse.graph.recognise import recognise
@@ -31,11 +30,12 @@ from edgesparse.lowering import arena, emit
 from edgesparse.lowering.describe import describe_graph, describe_placements, describe_plan, describe_program
 from edgesparse.lowering.lower import Lowered, Part, lower
 from edgesparse.lowering.program import MOST_STRIPS, Program
+from edgesparse.passes.load import data_files
 from edgesparse.passes.write import map_weights, model_files
 from edgesparse.planning.decide import Choice, decide
 from edgesparse.planning.place import Measure, Placement, place
 from edgesparse.planning.plan import plan
-from edgesparse.portable import Progress, Steps, prepare
+from edgesparse.portable import Progress, Steps, fingerprint, prepare
 from edgesparse.recipe import Recipe
 from edgesparse.target import Target
 
@@ -108,7 +108,9 @@ def compile_model(
     # Weights lie in mapped files from the model to the artifact, so that memory need not hold them all.
     with artifact.claim(output, force=force) as slot:
         record = Steps(output, stop_after, tuple(dump_after), COMPILER_STEPS)
+        beside = data_files(path)
         model = prepare(path, recipe, shapes, tick, notice, record)
+        source = fingerprint(Path(path), beside)
         if stop_after is not None and stop_after not in COMPILER_STEPS:
             return None
         room = slot.scratch()
@@ -155,7 +157,7 @@ def compile_model(
             program = emit.map_constants(program, room / WEIGHTS)
             programs = [replace(each, constants=program.constants) for each in programs]
         objects = _objects(lowered, target, tick)
-        manifest = _manifest(Path(path), target, recipe, program, [placements[op.name] for op in graph.ops])
+        manifest = _manifest(source, target, recipe, program, [placements[op.name] for op in graph.ops])
         manifest = replace(
             manifest,
             info={
@@ -170,9 +172,9 @@ def compile_model(
 
 
 def _manifest(
-    path: Path, target: Target, recipe: Recipe | None, program: Program, placements: list[Placement]
+    source: tuple[str, int], target: Target, recipe: Recipe | None, program: Program, placements: list[Placement]
 ) -> Manifest:
-    """All that the artifact says of itself, but for its files."""
+    """All that the artifact says of itself, but for its files; `source` is the model's fingerprint."""
     return Manifest(
         target=describe_target(target),
         inputs=tuple(TensorInfo(port.name, port.dtype, port.shape) for port in program.inputs),
@@ -181,8 +183,8 @@ def _manifest(
         recipe=recipe.to_dict() if recipe else None,
         tools=tool_versions(),
         info={
-            "model_sha256": sha256(path),
-            "model_bytes": path.stat().st_size,
+            "model_sha256": source[0],
+            "model_bytes": source[1],
             "calls": len(program.calls),
             "arena_bytes": program.arena_bytes,
         },

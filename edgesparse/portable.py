@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from edgesparse.errors import Reason, UsageError
+from edgesparse.environment import sha256
+from edgesparse.errors import ModelError, Reason, UsageError
 from edgesparse.passes import SIMPLIFY, load_model, run_passes, save_model, sparsify_passes
 from edgesparse.passes.write import write_atomic
 from edgesparse.recipe import Recipe
@@ -48,6 +50,25 @@ class Steps:
             text = json.dumps(describe(), indent=1) + "\n"
             write_atomic(self.beside.with_name(f"{self.beside.name}.{name}.json"), text.encode())
         return name == self.stop_after
+
+
+def fingerprint(path: Path, names: Sequence[str]) -> tuple[str, int]:
+    """A digest of a model in hexadecimal, and its bytes, with the files `names` beside it that hold its weights.
+
+    Without such files the digest is the SHA-256 of the model's file; else that of a list of names and digests, the
+    model's own first, as `sha256sum` prints it. Raises ModelError for a file that cannot be read.
+    """
+    files = [path, *(path.parent / name for name in names)]
+    try:
+        digests = [sha256(file) for file in files]
+        nbytes = sum(file.stat().st_size for file in files)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ModelError(f"cannot read {error.filename}", why=why, fix="keep the weights beside the model") from error
+    if not names:
+        return digests[0], nbytes
+    lines = [f"{digest}  {name}\n" for digest, name in zip(digests, (path.name, *names), strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest(), nbytes
 
 
 def prepare(

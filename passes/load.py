@@ -28,6 +28,7 @@ from edgesparse.passes.untrusted import (
     check_extent,
     check_numbers,
     check_proto,
+    external_files,
     read_external,
     read_proto,
 )
@@ -76,6 +77,17 @@ def load_model(path: str | Path, shapes: Shapes | None = None, notice: Notice | 
     proto = read_proto(path)
     try:
         return model_from_proto(proto, shapes, notice, folder=path.parent)
+    except EdgesparseError as error:
+        raise type(error)(f"{path.name}: {error.what}", why=error.why, fix=error.fix) from error
+
+
+def data_files(path: Path | str) -> tuple[str, ...]:
+    """Names of the files beside a model that hold weights of it. Raises ModelError, as `load_model` does."""
+    path = Path(path)
+    proto = read_proto(path)
+    try:
+        check_proto(proto)
+        return external_files(proto, path.parent)
     except EdgesparseError as error:
         raise type(error)(f"{path.name}: {error.what}", why=error.why, fix=error.fix) from error
 

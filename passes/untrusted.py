@@ -253,12 +253,7 @@ def read_external(proto: onnx.ModelProto, folder: Path) -> Weights:
 def _read_tensor(tensor: TensorProto, where: str, root: Path) -> bytes:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
-    parts = Path(location).parts
-    if not location or "\0" in location or Path(location).is_absolute() or ".." in parts or "\\" in location:
-        raise _outside(where, location)
-    path = Path(os.path.realpath(root / location))
-    if not path.is_relative_to(root):
-        raise _outside(where, location)
+    path = _inside(location, where, root)
     wanted = expected_bytes(tensor)
     try:
         offset, length = int(entries.get("offset") or 0), int(entries.get("length") or wanted)
@@ -277,6 +272,29 @@ def _read_tensor(tensor: TensorProto, where: str, root: Path) -> bytes:
     if len(data) != wanted:
         raise ModelError(f"{where} in {location!r}", why=f"the file ends after {len(data)} of {wanted} bytes")
     return data
+
+
+def external_files(proto: onnx.ModelProto, folder: Path) -> tuple[str, ...]:
+    """Names of the files that hold external tensors, each once. Raises ModelError for those outside of `folder`."""
+    root = Path(os.path.realpath(folder))
+    found: dict[str, None] = {}
+    for tensor, where in tensors(proto):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+            _inside(location, where, root)
+            found[location] = None
+    return tuple(found)
+
+
+def _inside(location: str, where: str, root: Path) -> Path:
+    """The file that external data lies in, which must be inside the model's folder: ModelError."""
+    parts = Path(location).parts
+    if not location or "\0" in location or Path(location).is_absolute() or ".." in parts or "\\" in location:
+        raise _outside(where, location)
+    path = Path(os.path.realpath(root / location))
+    if not path.is_relative_to(root):
+        raise _outside(where, location)
+    return path
 
 
 def _outside(where: str, location: str) -> ModelError:

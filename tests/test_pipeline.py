@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -204,6 +205,35 @@ def test_equal_inputs_give_equal_artifacts(tmp_path: Path) -> None:
     assert all(made)
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_the_models_digest_covers_the_weights_beside_it(tmp_path: Path) -> None:
+    net = Net(3)
+    net.outputs.append(net.conv(net.input(1, 8, 6, 6), 8))
+    whole, split = tmp_path / "whole.onnx", tmp_path / "split.onnx"
+    onnx.save(net.model(), whole)
+    onnx.save(net.model(), split, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    data = tmp_path / "weights.bin"
+
+    def told(path: Path) -> tuple[str, int]:
+        made = compile_model(path, target=WIDEST, output=tmp_path / "made", force=True, tune=False)
+        assert made is not None
+        return str(made.manifest.info["model_sha256"]), int(str(made.manifest.info["model_bytes"]))
+
+    def digest(content: bytes) -> str:
+        return hashlib.sha256(content).hexdigest()
+
+    assert told(whole) == (digest(whole.read_bytes()), whole.stat().st_size)
+    lines = f"{digest(split.read_bytes())}  split.onnx\n{digest(data.read_bytes())}  weights.bin\n"
+    first = told(split)
+    assert first == (digest(lines.encode()), split.stat().st_size + data.stat().st_size)
+    changed = bytearray(data.read_bytes())
+    changed[0] ^= 1
+    data.write_bytes(bytes(changed))
+    assert told(split)[0] != first[0]
+    data.unlink()
+    with pytest.raises(EdgesparseError, match=r"cannot read 'weights.bin'"):
+        told(split)
 
 
 def test_a_second_compile_needs_no_tvm(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from edgesparse.measuring import trials
 from edgesparse.measuring.trials import Subject, tune_in_place
 from edgesparse.pipeline import compile_model
 from edgesparse.planning.decide import Choice
+from edgesparse.planning.place import WINOGRAD, Jobs
 from edgesparse.recipe import Recipe
 from edgesparse.target import Target
 
@@ -94,6 +95,36 @@ def test_the_least_wins(subject: Subject, own_cache: Path, monkeypatch: pytest.M
     assert tuned is not None
     pairs = list(zip(plain.manifest.layers, tuned.manifest.layers, strict=True))
     assert all(layer["runner_up"] == chosen["kernel"] for layer, chosen in pairs if layer["runner_up"])
+
+
+def test_winograd_stands_beside_the_other_ways(own_cache: Path, tmp_path: Path) -> None:
+    net = Net(6)
+    x = net.input(1, 8, 16, 16)
+    dense = net.conv(x, 16, (3, 3), pads=(1, 1, 1, 1))
+    half = net.conv(dense, 16, (3, 3), pads=(1, 1, 1, 1), density=0.5)
+    few = net.conv(half, 16, (3, 3), pads=(1, 1, 1, 1), density=0.1)
+    net.outputs.append(few)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(net.model().SerializeToString())
+    found = tune_in_place(Subject(path, TARGET), 0.05, asked=Choice(True, 112))
+    met: dict[str, list[float]] = {}
+
+    def measure(jobs: Jobs) -> Mapping[str, list[float]]:
+        met.update(found.measure(jobs))
+        return met
+
+    artifact = compile_model(
+        path, target=TARGET, output=tmp_path / "tuned", measure=measure, depth_first=True, band_pixels=112
+    )
+    assert artifact is not None
+    verify(artifact.path, run=True)
+    first, second, third = (str(layer["name"]) for layer in artifact.manifest.layers)
+    assert set(met) == {first, second, third, f"{first}{WINOGRAD}", f"{second}{WINOGRAD}"}
+    assert all(min(times) > 0 for times in met.values())
+    by_name = {str(layer["name"]): layer for layer in artifact.manifest.layers}
+    for name in (first, second):
+        faster = min(met[f"{name}{WINOGRAD}"]) <= 0.85 * min(met[name])
+        assert str(by_name[name]["kernel"]).startswith("winograd dense:") == faster
 
 
 def test_nothing_is_measured_elsewhere(subject: Subject) -> None:

@@ -124,10 +124,10 @@ def compile_(
     if artifact is None:
         console.result(f"stopped after {stop_after}; no artifact was written")
     else:
-        show_artifact(console, artifact, model, json_to)
+        show_artifact(console, artifact, json_to)
 
 
-def show_artifact(console: Console, artifact: Artifact, model: Path, json_to: str | None) -> None:
+def show_artifact(console: Console, artifact: Artifact, json_to: str | None) -> None:
     """Print what was made: sizes, target, and how many layers run which kernels."""
     manifest = artifact.manifest
     path = artifact.path
@@ -142,13 +142,12 @@ def show_artifact(console: Console, artifact: Artifact, model: Path, json_to: st
             "artifact": str(path),
             "target": dict(manifest.target),
             "weights_bytes": weights,
-            "model_bytes": model.stat().st_size,
+            "model_bytes": manifest.info["model_bytes"],
             "layers": [dict(layer) for layer in manifest.layers],
         }
         console.json(data, json_to)
         return
     console.result(f"{path}  for {manifest.target.get('name')}, {len(kernels)} layers")
-    console.result(
-        f"  weights {weights / 1e6:.2f} MB (model {model.stat().st_size / 1e6:.2f} MB), all files {total / 1e6:.2f} MB"
-    )
+    before = float(manifest.info["model_bytes"]) / 1e6
+    console.result(f"  weights {weights / 1e6:.2f} MB (model {before:.2f} MB), all files {total / 1e6:.2f} MB")
     console.notice(f"next: edgesparse inspect {path}, edgesparse bench {path}")

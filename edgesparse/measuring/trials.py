@@ -10,7 +10,6 @@ turn, so that a machine that slows down slows all of them. Results are kept, key
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import tempfile
 import time
@@ -24,11 +23,12 @@ from edgesparse.artifacts.artifact import Artifact
 from edgesparse.building.build import toolchain
 from edgesparse.errors import UsageError
 from edgesparse.graph.recognise import recognise
+from edgesparse.passes.load import data_files
 from edgesparse.pipeline import compile_model
 from edgesparse.planning.decide import Choice, Considered, decide
-from edgesparse.planning.place import Job, Jobs, Measure, Product, place
+from edgesparse.planning.place import WINOGRAD, Job, Jobs, Measure, Product, place
 from edgesparse.planning.tune import job_key
-from edgesparse.portable import prepare
+from edgesparse.portable import fingerprint, prepare
 from edgesparse.recipe import Recipe
 from edgesparse.runtimes import links
 from edgesparse.runtimes.device import DeviceRunner, describe, open_device
@@ -145,7 +145,7 @@ def _measure_plans(
     tick: Progress,
 ) -> list[tuple[Considered, float]]:
     """Whole-network seconds of plans, best first."""
-    model = hashlib.sha256(subject.path.read_bytes()).hexdigest()
+    model = fingerprint(subject.path, data_files(subject.path))[0]
     recipe = json.dumps(subject.recipe.to_dict(), sort_keys=True) if subject.recipe else ""
     shapes = str(sorted((subject.shapes or {}).items()))
     about = [model, recipe, shapes, str(subject.target), str(subject.threads), machine, toolchain()]
@@ -182,27 +182,33 @@ def _measure_candidates(
     unknown = {name: job for name, job in jobs.items() if name not in found}
     if not unknown:
         return found
-    count = max(len(products) for _, products in unknown.values())
-    made = []
-    for rank in range(count):
-        tick(0.5 + 0.3 * rank / count, f"building variant {rank + 1} of {count}")
-        options = {"depth_first": choice.depth_first, "band_pixels": choice.band_pixels, "measure": _take(rank)}
-        made.append(_compiled(subject, room / f"rank{rank}", **options))
-    tick(0.8, "measuring kernels")
-    profiles = _profiles(made, device, seconds)
+    ranks: dict[bool, int] = {}
     for name, (_, products) in unknown.items():
-        found[name] = [profiles[rank][name] for rank in range(len(products))]
+        winograd = name.endswith(WINOGRAD)
+        ranks[winograd] = max(ranks.get(winograd, 0), len(products))
+    variants = [(winograd, rank) for winograd, count in sorted(ranks.items()) for rank in range(count)]
+    made = []
+    for index, (winograd, rank) in enumerate(variants):
+        tick(0.5 + 0.3 * index / len(variants), f"building variant {index + 1} of {len(variants)}")
+        options = {"depth_first": choice.depth_first, "band_pixels": choice.band_pixels}
+        made.append(_compiled(subject, room / f"variant{index}", measure=_take(rank, winograd), **options))
+    tick(0.8, "measuring kernels")
+    profiles = dict(zip(variants, _profiles(made, device, seconds), strict=True))
+    for name, (_, products) in unknown.items():
+        winograd, layer = name.endswith(WINOGRAD), name.removesuffix(WINOGRAD)
+        found[name] = [profiles[winograd, rank][layer] for rank in range(len(products))]
         cache.put(keys[name], json.dumps(found[name]).encode())
     return found
 
 
-def _take(rank: int) -> Measure:
-    """Makes every layer run its candidate of this rank, or its last one."""
+def _take(rank: int, winograd: bool) -> Measure:
+    """Makes every layer run its candidate of this rank, or its last one; by Winograd's algorithm, or none."""
 
     def measure(jobs: Jobs) -> Mapping[str, list[float]]:
         return {
             name: [float(index != min(rank, len(products) - 1)) for index in range(len(products))]
             for name, (_, products) in jobs.items()
+            if winograd or not name.endswith(WINOGRAD)
         }
 
     return measure

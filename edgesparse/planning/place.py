@@ -305,13 +305,13 @@ def place(
     others = {}
     for op in graph.ops:
         other = winograd_job(op, plan)
-        if other is not None and jobs[op.name][1][0].dense:
-            others[f"{op.name}{_WINOGRAD}"] = (other, candidates(other, target, dense_only=True)[:_MOST])
+        if other is not None and (dense or jobs[op.name][0].used.mean() >= _WINOGRAD_FROM):
+            others[f"{op.name}{WINOGRAD}"] = (other, candidates(other, target, dense_only=True)[:_MOST])
     times = measure({**jobs, **others})
     found = {}
     for op in graph.ops:
         usual = _placement(op, graph, plan, target, dense, jobs.get(op.name), times.get(op.name))
-        found[op.name] = _by_winograd(usual, others, times, target)
+        found[op.name] = _by_winograd(usual, others, times, target, dense)
     return found
 
 
@@ -325,10 +325,13 @@ def _with_forms(taken: list[Product], ranked: list[Product]) -> list[Product]:
 
 
 #: What is added to a layer's name for its products by Winograd's algorithm.
-_WINOGRAD = "/winograd"
+WINOGRAD = "/winograd"
 
-#: Winograd's products must take less than this share of the usual one: its additions and the fetching of almost twice
-#: the weights are not in them, nor is the gathering of windows in the other.
+#: Density from which Winograd's algorithm, which skips no zero but makes 16 products of 36, is worth a measurement.
+_WINOGRAD_FROM = 0.3
+
+#: Winograd's products must take less than this share of the usual one with its gathering: additions, and the fetching
+#: of almost twice the weights, are not in them.
 _MARGIN = 0.85
 
 
@@ -348,10 +351,12 @@ def winograd_job(op: Op, plan: Plan) -> Job | None:
 _LEAST_WIDTH = 8
 
 
-def _by_winograd(usual: Placement, others: Jobs, times: Mapping[str, list[float]], target: Target) -> Placement:
+def _by_winograd(
+    usual: Placement, others: Jobs, times: Mapping[str, list[float]], target: Target, dense: bool
+) -> Placement:
     """The placement with Winograd's products instead, where they are measured to be the faster way."""
-    name = f"{usual.op}{_WINOGRAD}"
-    if name not in others or usual.product is None or not usual.product.dense or usual.measured_us is None:
+    name = f"{usual.op}{WINOGRAD}"
+    if name not in times or usual.product is None or usual.pattern is None or usual.measured_us is None:
         return usual
     (job, products), measured = others[name], times[name]
     best = min(range(len(products)), key=lambda index: measured[index])
@@ -365,6 +370,7 @@ def _by_winograd(usual: Placement, others: Jobs, times: Mapping[str, list[float]
         predicted=cost(job, products[best], target),
         measured_us=round(measured[best] * 1e6, 2),
         runner_up_us=usual.measured_us,
+        reason=_dense_reason(usual.op, usual.pattern, dense),
         winograd=True,
     )
 
@@ -416,15 +422,20 @@ def _pixels(graph: Graph, op: Op) -> int:
 
 def _reason(op: Op, pattern: SparsePattern, product: Product, dense: bool) -> Reason | None:
     """Why a layer runs as it does, where that is not plainly its own pattern."""
-    if dense:
-        return Reason("dense-asked", "compiled as the dense baseline", op.name)
-    if product.dense:
-        if pattern.kind == "dense":
-            return Reason("weights-dense", "the weights have too few zeros to skip", op.name)
-        return Reason("dense-faster", f"the dense kernel is faster than the sparse ones for this {pattern}", op.name)
+    if dense or product.dense:
+        return _dense_reason(op.name, pattern, dense)
     if pattern.kind == "unstructured":
         return Reason("row-union", f"unstructured weights run as the union of {product.group} rows", op.name)
     return None
+
+
+def _dense_reason(name: str, pattern: SparsePattern, dense: bool) -> Reason:
+    """Why a layer runs by a dense kernel."""
+    if dense:
+        return Reason("dense-asked", "compiled as the dense baseline", name)
+    if pattern.kind == "dense":
+        return Reason("weights-dense", "the weights have too few zeros to skip", name)
+    return Reason("dense-faster", f"the dense kernel is faster than the sparse ones for this {pattern}", name)
 
 
 def _plain_placement(op: Op, graph: Graph, kind: str) -> Placement:
