@@ -15,6 +15,7 @@ from edgesparse.kernels import (
     Attention,
     Depthwise,
     Epilogue,
+    Gates,
     GlobalPool,
     Interleave,
     KernelSpec,
@@ -151,6 +152,9 @@ def families(target: Target) -> list[KernelSpec]:
         GlobalPool("avg", lanes),
         Transpose(lanes),
     ]
+    squashed = (Epilogue("sigmoid"), Epilogue("tanh"), Epilogue("tanh"))
+    for kind, hidden, peephole in [("lstm", 64, True), ("lstm", 33, False), ("gru", 64, False), ("gru0", 33, False)]:
+        found.append(Gates(kind, hidden, squashed, lanes, peephole, barrier))
     found += [Norm(128, lanes, 1e-5), Attention(128, 128, 32, 32, 0.25, "keys", 4, 6, lanes, barrier)]
     return found
 
@@ -158,7 +162,7 @@ def families(target: Target) -> list[KernelSpec]:
 @pytest.mark.parametrize("target", ["aarch64", "cortex-a55"])
 def test_no_family_spills_in_an_innermost_loop(target: str) -> None:
     """Read: depthwise (with steps of two, long activations, whole planes), panels, pooling, interleaving,
-    elementwise, global pooling, transposition, layer norm, attention. Products have tests of their own above.
+    elementwise, global pooling, transposition, gates, layer norm, attention. Products have tests of their own above.
     """
     chosen = Target.parse(target)
     assert {spec.symbol: lines for spec in families(chosen) if (lines := spilled(spec, chosen))} == {}

@@ -19,6 +19,7 @@ _INSTRUCTION = re.compile(r"^\s+([a-z][\w.]*)\s*(.*)$")
 _CONDITION = "eq|ne|lt|gt|le|ge|lo|hi|ls|hs|cc|cs|mi|pl|vs|vc"
 _BRANCH = re.compile(rf"^(?:b|b\.?(?:{_CONDITION})|cbn?z|tbn?z)(?:\.[nw])?$")
 _END = re.compile(r"^(?:b(?:\.w)?|br|ret|bx)$")
+_POP = re.compile(r"^(?:pop|ldm(?:ia|fd|db|ea)?)(?:\.w)?$")  # with a condition it may go on
 _VECTOR_FMA = re.compile(r"^\s+(?:fmla\s|vfma\.f32\s+q)")
 _BASE = re.compile(r"\[\s*(\w+)")
 _REGISTER = re.compile(r"\b(?:sp|fp|ip|lr|[xwr]\d+)\b")
@@ -102,7 +103,7 @@ def _blocks(asm: str) -> list[_Block]:
             blocks[-1].lines.append(line)
             if _BRANCH.match(name):
                 jumps.append((len(blocks) - 1, operands.split(",")[-1].strip()))
-            ended = bool(_END.match(name)) or "pc}" in operands.replace(" ", "")
+            ended = bool(_END.match(name)) or bool(_POP.match(name) and "pc}" in operands.replace(" ", ""))
     for index, label_name in jumps:
         if label_name in places:
             blocks[index].after.append(places[label_name])

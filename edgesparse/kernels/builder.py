@@ -60,6 +60,10 @@ class Body:
         """
         return self.spread(self.T.reinterpret("float32", self.begin >> 31), lanes)
 
+    def unknown(self, value: int) -> Any:
+        """A constant of which LLVM does not know, such as a number of rounds by which it would unroll a loop."""
+        return self.let(self.const(value) + (self.begin >> 31))
+
     def spread(self, scalar: Any, lanes: int) -> Any:
         return scalar if lanes == 1 else self.T.Broadcast(scalar, lanes)
 

@@ -134,7 +134,7 @@ class Spmm:
         with body.loop(body.begin, body.end) as group:
             for run in cut.runs:
                 # Of few tiles LLVM for ARM would unroll all, and spill: it must not know how many there are.
-                count = body.let(run.repeat + (body.begin >> 31)) if self.by_lane and run.repeat > 1 else run.repeat
+                count = body.unknown(run.repeat) if self.by_lane and run.repeat > 1 else run.repeat
                 with body.loop(0, count) as tile:
                     self._tile(body, run, tile, group)
             for first, count in tails:
