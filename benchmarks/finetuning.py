@@ -35,6 +35,7 @@ SEEDS = (11, 12)
 @click.option("--pattern", default="group:4x1", show_default=True)
 @click.option("--sparsity", default=0.8, show_default=True)
 @click.option("--minutes", default=30.0, show_default=True)
+@click.option("--steps", type=int, help="Instead of as many as fit into the minutes.")
 @click.option("--batch", default=16, show_default=True)
 @click.option("--rate", type=float, help="As the command has it, if not given.")
 @click.option("--augment", type=click.Choice(AUGMENTATIONS), default="shift", show_default=True)
@@ -50,6 +51,7 @@ def main(
     pattern: str,
     sparsity: float,
     minutes: float,
+    steps: int | None,
     batch: int,
     rate: float | None,
     augment: str,
@@ -81,7 +83,7 @@ def main(
         recipe = full if pattern.startswith("group") else replace(full, rearrangement=None)
     model = model_path(network)
     target = out.parent / f"{network}-{pattern.replace(':', '')}-{sparsity:g}.onnx"
-    settings = Settings(minutes=minutes, batch=batch, rate=rate, augment=augment, crop_size=crop_size)
+    settings = Settings(minutes=minutes, steps=steps, batch=batch, rate=rate, augment=augment, crop_size=crop_size)
     made = finetune(
         model, data, target, recipe, settings, resume=resume, progress=lambda _, text: click.echo(text, err=True)
     )

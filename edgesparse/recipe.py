@@ -110,6 +110,7 @@ class Recipe:
             recalibration=Recalibration(),
             allocation=allocation,
             rearrangement=Rearrangement(),
+            fitting=Fitting("auto"),
         )
 
     @classmethod

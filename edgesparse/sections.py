@@ -22,7 +22,8 @@ RECONSTRUCTIONS = ("refit", "swap", "projected", "none")
 RECALIBRATIONS = ("all", "pruned", "none")
 ALLOCATIONS = ("uniform", "erk", "global", "sensitivity")
 REARRANGEMENTS = ("search", "norm", "cluster", "none")
-FITTINGS = ("channels", "weights", "none")
+FITTINGS = ("auto", "weights", "channels", "none")
+CHANGES = ("auto", "shift", "crop", "none")
 ORDERS = ("rgb", "bgr")
 MAX_SAMPLES = 100_000
 
@@ -77,14 +78,16 @@ class Rearrangement:
 class Fitting:
     """What is fitted by gradient after pruning (`edgesparse.training.fitting`), and how far.
 
-    `rate` is the relative size of a step, `batch` samples make one, and the share `held_back` of all judges.
+    Method "auto" is "weights" where that is possible, with fewer steps for large networks. `rate` is the relative size
+    of a step, `batch` samples make one, changed at random by `augment`; the share `held_back` of all judges.
     """
 
-    method: str = "channels"
-    steps: int = 60
+    method: str = "weights"
+    steps: int = 300
     rate: float = 0.003
     batch: int = 16
-    held_back: float = 0.2
+    held_back: float = 0.15
+    augment: str = "auto"
 
 
 def _refuse(path: str, why: str, fix: str) -> NoReturn:
@@ -159,6 +162,7 @@ SECTIONS: dict[str, tuple[Callable[..., Any], _Readers]] = {
             "rate": _number(1e-9, 1.0),
             "batch": _whole,
             "held_back": _number(0.01, 0.9),
+            "augment": _choice(CHANGES),
         },
     ),
 }

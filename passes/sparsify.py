@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgesparse.budget import Budget
-from edgesparse.errors import Reason, UsageError
+from edgesparse.errors import EdgesparseError, Reason, UsageError
 from edgesparse.passes import allocate
 from edgesparse.passes.base import Pass, PassResult
 from edgesparse.passes.choose import Weigher, choose_criterion
@@ -68,7 +68,10 @@ class Measured:
 
 
 Fitter = Callable[[ir.Model, ir.Model, Iterable[Feeds], Fitting, int], Mapping[str, float]]
-"""Fits a sparse model in place to a dense one by gradient, and says what came of it: from those who know torch."""
+"""Fits a sparse model in place to a dense one by gradient, and says what came of it: from those who know torch.
+
+An EdgesparseError where it cannot, and the model is then as it was.
+"""
 
 
 def calibrated_passes(
@@ -98,10 +101,13 @@ def calibrated_passes(
     section = recipe.rearrangement
     if section is not None and section.method in ("search", "norm"):
         steps.append(Pass("rearrange", lambda model: rearrange_model(model, recipe, section, inputs, tick, weigher)))
-    if recipe.fitting is None or recipe.fitting.method == "none" or inputs is None:
+    fitting = recipe.fitting
+    if fitting is not None and fitting.method == "auto" and fitter is None:
+        fitting = None
+    if fitting is None or fitting.method == "none" or inputs is None:
         steps.append(Pass("prune", lambda model: sparsify(model, recipe, inputs, tick, pricer=pricer, weigher=weigher)))
     else:
-        steps += _prune_and_fit(recipe, recipe.fitting, inputs, tick, pricer, fitter, weigher)
+        steps += _prune_and_fit(recipe, fitting, inputs, tick, pricer, fitter, weigher)
     if section is not None and section.method == "cluster":
         steps.append(Pass("cluster", lambda model: _cluster(model, recipe.seed, tick)))
     return tuple(steps)
@@ -126,7 +132,12 @@ def _prune_and_fit(
         return sparsify(model, recipe, inputs, tick, pricer=pricer, weigher=weigher)
 
     def fit(model: ir.Model) -> PassResult:
-        told = fitter(model, dense.pop(), inputs, fitting, recipe.seed)
+        try:
+            told = fitter(model, dense.pop(), inputs, fitting, recipe.seed)
+        except EdgesparseError as error:
+            if fitting.method != "auto":
+                raise
+            return PassResult(model, False, (Reason("fitting", f"not fitted by gradient: {error}", "model"),))
         model.metadata_props[FITTING_KEY] = json.dumps(dict(told), sort_keys=True)
         return PassResult(model, True)
 

@@ -81,9 +81,9 @@ def prepare(
 
     Raises UsageError where the recipe leaves no layer to an allocation by budget.
     """
-    if recipe.fitting is not None and recipe.fitting.method != "none":
+    if recipe.fitting is not None and recipe.fitting.method in ("weights", "channels"):
         raise UsageError("a search does not fit by gradient", why="it makes many models", fix="leave `fitting` out")
-    wanted = _budgeted(recipe, kind, 1.0)
+    wanted = _budgeted(replace(recipe, fitting=None), kind, 1.0)
     if recipe.rearrangement is not None and recipe.rearrangement.method == "cluster":
         raise UsageError("a search does not cluster channels", why="each model has zeros of its own", fix="take search")
     steps = [step for step in sparsify_passes(wanted, inputs, tick, pricer, weigher=weigher) if step.name != "prune"]

@@ -22,12 +22,15 @@ from edgesparse.errors import UsageError
 @click.option("--steps", type=click.IntRange(1), help="Training steps, instead of as many as fit into --minutes.")
 @click.option("--batch", type=click.IntRange(1, 4096), default=16, show_default=True, help="Inputs in a step.")
 @click.option("--rate", type=click.FloatRange(0, min_open=True),
-              help="Of each step, relative.  [default: 0.005; 0.0001 if the recipe has repaired]")  # fmt: skip
+              help="Of each step, relative.  [default: 0.005; 0.002 if the recipe has repaired]")  # fmt: skip
 @click.option("--method", help="How weights become sparse.  [default: gradual; given if the recipe has repaired]")
 @click.option("--allocation", default="lamp", show_default=True, help="Of the layers' densities: uniform, erk or lamp.")
 @click.option("--augment", type=click.Choice(("none", "shift", "crop")), default="shift", show_default=True,
               help="How inputs are changed; crop, for photographs, also mirrors them.")  # fmt: skip
 @click.option("--crop-size", type=click.IntRange(1), help="Side of crops in pixels; smaller ones make more steps fit.")
+@click.option("--teach", type=click.Choice(("features", "both")),
+              help="By the dense model's values at sparse layers, or by its outputs too.  "
+                   "[default: features if there are fewer inputs than classes]")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of a run that was ended.")
 @common.threads_option
 @common.seed_option
@@ -53,6 +56,7 @@ def finetune(
     allocation: str,
     augment: str,
     crop_size: int | None,
+    teach: str | None,
     resume: bool,
     threads: int,
     seed: int,
@@ -76,7 +80,9 @@ def finetune(
     import torch
 
     torch.set_num_threads(threads)
-    settings = Settings(minutes, steps, batch, rate, seed, method, allocation, augment=augment, crop_size=crop_size)
+    settings = Settings(
+        minutes, steps, batch, rate, seed, method, allocation, augment=augment, crop_size=crop_size, teach=teach
+    )
     with console.progress("finetune") as tick:
         made = train(
             model,

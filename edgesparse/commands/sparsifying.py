@@ -271,8 +271,14 @@ def _once(
 
 
 def _fitter(rules: Recipe, tick: Callable[[float, str], None]) -> Any:
-    """How to fit by gradient, where the recipe asks for it: only then is torch loaded."""
-    if rules.fitting is None or rules.fitting.method == "none":
+    """How to fit by gradient, where the recipe asks for it: only then is torch loaded.
+
+    None where the recipe leaves it open and there is no torch.
+    """
+    from importlib.util import find_spec
+
+    method = "none" if rules.fitting is None else rules.fitting.method
+    if method == "none" or (method == "auto" and find_spec("torch") is None):
         return None
     import edgesparse.training  # says what to install without torch
     from edgesparse.training.fitting import fitter

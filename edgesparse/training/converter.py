@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import nn
 
 from edgesparse.errors import UnsupportedError
 from edgesparse.passes.graph import constant, ints, nodes_of, set_constant
+from edgesparse.training.features import places
 from edgesparse.training.layers import Tensor
 
 Op = Callable[[ir.Node, list[Any]], Tensor]
@@ -71,6 +72,10 @@ class Converted(nn.Module):  # type: ignore[misc]
         """Run the graph."""
         return self.values(self._outputs, *inputs)
 
+    def places(self, layers: Collection[str]) -> list[str]:
+        """Names of the values that others see of the named nodes (`features.places`)."""
+        return places(self._nodes, layers)
+
     def values(self, wanted: list[str], *inputs: Tensor) -> Any:
         """Run the graph and return the named values: one tensor, or a tuple of several."""
         known: dict[str, Tensor] = dict(zip(self._inputs, inputs, strict=True))
@@ -92,6 +97,22 @@ class Converted(nn.Module):  # type: ignore[misc]
             if node.outputs[0].name == self._outputs[0] and node.op_type == "Softmax" and node.inputs[0] is not None:
                 return node.inputs[0].name or ""
         return self._outputs[0]
+
+    def head(self) -> Any:
+        """The layer that makes the logits, or None where another node does."""
+        name = self.logits_name()
+        for node in self._nodes:
+            if node.outputs[0].name == name:
+                slot = self._slots.get(node.name or "")
+                return None if slot is None else self.layers[slot]
+        return None
+
+    def sharpen(self, factor: float) -> None:
+        """Multiply the logits by a factor, in the layer that makes them."""
+        head = self.head()
+        with torch.no_grad():
+            for value in () if head is None else head.parameters():
+                value.mul_(factor)
 
     def write_back(self, model: ir.Model) -> None:
         """Put the present weights and biases into the graph that the module was made from, or a copy of it."""
@@ -224,6 +245,8 @@ def _reduce_mean(node: ir.Node, inputs: list[Any]) -> Tensor:
 
 def _clip(node: ir.Node, inputs: list[Any]) -> Tensor:
     low, high = ([*inputs[1:], None, None])[:2]
+    if low is not None and high is not None and float(low) <= float(high):
+        return nn.functional.hardtanh(inputs[0], float(low), float(high))  # its gradient is cheaper than clamp's
     return inputs[0].clamp(None if low is None else float(low), None if high is None else float(high))
 
 

@@ -39,7 +39,7 @@ class Start:
 
 def begin(model: ir.Model, recipe: Recipe, inputs: Tensor, tick: Tick) -> Start:
     """Rearrange, prune and repair as the recipe says; `model` is simplified, `inputs` are samples [N, ...]."""
-    if recipe.fitting is not None and recipe.fitting.method != "none":
+    if recipe.fitting is not None and recipe.fitting.method in ("weights", "channels"):
         raise UsageError(
             "the recipe has a fitting section", why="finetune trains the model itself", fix="leave the section out"
         )
@@ -56,7 +56,7 @@ def begin(model: ir.Model, recipe: Recipe, inputs: Tensor, tick: Tick) -> Start:
         dense = run_passes(model, only).model
     if not recipe.needs_data:
         return Start(dense, dense, _named(dense, recipe), False)
-    full = replace(recipe, rearrangement=None)
+    full = replace(recipe, rearrangement=None, fitting=None)
     dense = dense.clone()
     begun = run_passes(dense, calibrated_passes(full, samples, tick, weigher=information)).model
     return Start(dense, begun, held_to(recipe, json.loads(begun.metadata_props[LAYERS_KEY])), True)

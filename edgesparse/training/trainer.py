@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from edgesparse.errors import UsageError
 from edgesparse.recipe import Recipe
 from edgesparse.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from edgesparse.training.converter import Converted
-from edgesparse.training.distil import SquareHead, logit_loss
+from edgesparse.training.features import feature_loss, output_distance, sharpness, teaching
 from edgesparse.training.inputs import AUGMENTATIONS, augment
 from edgesparse.training.layers import Tensor
 from edgesparse.training.optim import Average, RelativeAdam
@@ -29,8 +29,10 @@ EVALUATIONS = 16
 SAVE_SECONDS = 60.0
 FINAL_FROM = 0.75
 """Share of the steps after which the masks are final, whatever the method."""
-RATE, REPAIR_RATE = 5e-3, 1e-4
-"""Of training that prunes, and of what is pruned and repaired already: there ten times as much undoes the repair."""
+RATE, REPAIR_RATE = 5e-3, 2e-3
+"""Of training that prunes, and of what is pruned and repaired already."""
+TEACHINGS = ("features", "both")
+"""What the dense model teaches: its values at every sparse layer, or those and its outputs."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,10 @@ class Settings:
 
     `rate` is relative (`edgesparse.training.optim`). `method` None is "gradual", or "given" where the recipe has pruned
     before; `rate` None is `RATE`, or then `REPAIR_RATE`. `augment` is one of `AUGMENTATIONS`, `crop_size` the shorter
-    side of crops in pixels, where they are to be smaller than the inputs and so cheaper. After `patience` looks at the
-    inputs held back without a gain, training stops.
+    side of crops in pixels, where they are to be smaller than the inputs and so cheaper. `teach` is one of `TEACHINGS`;
+    None is "features" where there are fewer inputs to train on than classes, as such outputs teach the classes that are
+    there and not the others, else "both". After `patience` looks at the inputs held back without a gain, training
+    stops.
     """
 
     minutes: float = 30.0
@@ -54,6 +58,7 @@ class Settings:
     patience: int = 6
     augment: str = "shift"
     crop_size: int | None = None
+    teach: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("minutes", "batch", "rate", "patience", "crop_size"):
@@ -64,6 +69,8 @@ class Settings:
             raise UsageError(f"crop_size is {self.crop_size}", why=f"augmentation {self.augment!r} makes no crops")
         if self.augment not in AUGMENTATIONS:
             raise UsageError(f"unknown augmentation {self.augment!r}", fix=f"take {', '.join(AUGMENTATIONS)}")
+        if self.teach is not None and self.teach not in TEACHINGS:
+            raise UsageError(f"nothing teaches {self.teach!r}", fix=f"take {', '.join(TEACHINGS)}")
         if not 0.0 < self.held_back < 1.0:
             raise UsageError(f"held_back is {self.held_back}", why="it is a share between 0 and 1")
 
@@ -113,7 +120,7 @@ class Trainer:
             self.wanted = torch.cat([self.teacher(part) for part in self.held_back.split(settings.batch)])
         self._try_crops()
         self.seconds, self.done, self.stale = 0.0, 0, 0
-        self.best: dict[str, Any] = {"loss": math.inf, "agreement": 0.0, "weights": {}}
+        self.best: dict[str, Any] = {"loss": math.inf, "agreement": 0.0, "factor": 1.0, "weights": {}}
         if resume:
             self._compare()
         self.steps = self._stored_steps() if resume else settings.steps or self._steps_in(settings.minutes * 60)
@@ -123,9 +130,8 @@ class Trainer:
         )
         # masks that never change are final from the start, and the first state is one to beat
         self.final_from = 0.0 if method == "given" else FINAL_FROM
-        sparse = {id(layer.module) for layer in self.sparsifier.run.layers.values()}
-        watched = [name for name, module in student.named_modules() if id(module) in sparse]
-        self.head = SquareHead(student, self.teacher, watched)
+        self.places = student.graph.places(self.sparsifier.run.layers)
+        self.teach = settings.teach or teaching(self.wanted, len(trained))
         rate = settings.rate or (REPAIR_RATE if method == "given" else RATE)
         self.optimizer = RelativeAdam(student.parameters(), lr=rate)
         self.average = Average(student)
@@ -159,12 +165,12 @@ class Trainer:
                 saved = time.monotonic()
         self.sparsifier.finalize()
         self._evaluate()
-        self.head.close()
         if not self.best["weights"]:
             raise NotFiniteError("the finetuned model's outputs are not finite", fix="lower the learning rate")
         with torch.no_grad():
             for name, value in self.student.named_parameters():
                 value.copy_(self.best["weights"][name])
+        self.student.graph.sharpen(self.best["factor"])
         return self.best["agreement"], self.seconds
 
     def _step(self) -> float:
@@ -174,9 +180,10 @@ class Trainer:
         rows = torch.randint(0, len(self.trained), (self.settings.batch,), generator=source)
         batch = augment(self.trained[rows], source, self.settings.augment, self.settings.crop_size)
         self.optimizer.zero_grad()
-        logits = self.student(batch)
-        features = self.head.loss(batch)
-        loss = features + self._distance(logits, self.head.logits) + self.sparsifier.regularizer()
+        with torch.no_grad():
+            wanted = self.teacher.graph.values([*self.places, *self.teacher.wanted], batch)
+        found = self.student.graph.values([*self.places, *self.student.wanted], batch)
+        loss = self._apart(found, wanted) + self.sparsifier.regularizer()
         loss.backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         self.optimizer.step()
@@ -187,11 +194,16 @@ class Trainer:
         self.done += 1
         return float(loss.detach())
 
-    def _distance(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        """Between outputs: of classes by their probabilities, of anything else by relative squares."""
-        if ours.ndim == 2 and ours.shape[1] > 1:
-            return logit_loss(ours, theirs, temperature=1.0)
-        return nn.functional.mse_loss(ours, theirs) / theirs.square().mean().clamp_min(1e-12)
+    def _apart(self, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
+        """The loss, from the values at all places and the logits of both."""
+        features = feature_loss(ours[:-1], theirs[:-1])
+        return features if self.teach == "features" else features + output_distance(ours[-1], theirs[-1])
+
+    def _sharpness(self, ours: Tensor) -> float:
+        """The factor that logits lack which nothing but features has taught."""
+        if self.teach == "both" or ours.ndim != 2 or self.student.graph.head() is None:
+            return 1.0
+        return sharpness(ours, self.wanted)
 
     def _spent(self) -> float:
         """Share of the time budget that is spent; 0 where steps are given instead."""
@@ -205,16 +217,14 @@ class Trainer:
     def _look(self) -> None:
         self.student.eval()
         with torch.no_grad():
-            parts = []
-            for part in self.held_back.split(self.settings.batch):
-                parts.append(self.student(part))
-            ours = torch.cat(parts)
-            loss = float(self._distance(ours, self.wanted))
+            ours = torch.cat([self.student(part) for part in self.held_back.split(self.settings.batch)])
+            factor = self._sharpness(ours)
+            loss = float(output_distance(factor * ours, self.wanted))
             same = (ours.argmax(1) == self.wanted.argmax(1)).float().mean() if ours.ndim > 1 else torch.ones(())
         self.student.train()
         if loss < self.best["loss"]:
             weights = {name: value.detach().clone() for name, value in self.student.named_parameters()}
-            self.best = {"loss": loss, "agreement": float(same), "weights": weights}
+            self.best = {"loss": loss, "agreement": float(same), "factor": factor, "weights": weights}
             self.stale = 0
         else:
             self.stale += 1

@@ -218,6 +218,28 @@ def test_the_time_budget_holds_on_a_machine_that_gets_busier(
     assert kept == pytest.approx(0.5, abs=0.01)
 
 
+def test_fewer_inputs_than_classes_teach_by_features(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "few").mkdir()
+    np.save(tmp_path / "few" / "a.npy", digits.load()[0][0][:9])
+    recipe = Recipe.from_dict({"pattern": "unstructured", "sparsity": 0.5, "targets": ["Conv"]})
+
+    def head(**teach: str) -> tuple[np.ndarray, np.ndarray]:
+        settings = Settings(steps=8, batch=4, **teach)
+        path = tmp_path / "out.onnx"
+        finetune(trained / "digits.onnx", tmp_path / "few", path, recipe, settings)
+        dense, made = prepared(trained / "digits.onnx"), load_model(path)
+        layers = [weight_layers(one)[-1] for one in (dense, made)]
+        assert layers[0].kind == "gemm"
+        before, after = (canonical_weight(m, one) for m, one in zip((dense, made), layers, strict=True))
+        return before.ravel(), after.ravel()
+
+    before, after = head()
+    factors = after[before != 0] / before[before != 0]
+    assert np.ptp(factors) < 1e-5, "the layer of the classes gets a factor, and nothing else"
+    before, after = head(teach="both")
+    assert np.ptp(after[before != 0] / before[before != 0]) > 1e-3
+
+
 def test_nothing_to_resume_and_other_runs(trained: Path, tmp_path: Path) -> None:
     targets = Recipe.from_dict({"pattern": "unstructured", "sparsity": 0.5, "targets": ["Conv"]})
     where = (trained / "digits.onnx", trained / "inputs", tmp_path / "out.onnx", targets)
@@ -344,7 +366,15 @@ def test_smaller_crops_where_the_shape_is_fixed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"minutes": 0.0}, {"batch": 0}, {"held_back": 1.0}, {"augment": "blur"}, {"rate": -1.0}, {"crop_size": 8}],
+    [
+        {"teach": "labels"},
+        {"minutes": 0.0},
+        {"batch": 0},
+        {"held_back": 1.0},
+        {"augment": "blur"},
+        {"rate": -1.0},
+        {"crop_size": 8},
+    ],
 )
 def test_wrong_settings(wrong: dict) -> None:
     with pytest.raises(UsageError):

@@ -96,6 +96,49 @@ def test_fitting_that_harms_is_taken_back(model: ir.Model) -> None:
         assert np.array_equal(canonical_weight(plain, before), canonical_weight(fitted, after))
 
 
+def test_fewer_samples_than_classes_teach_by_features(model: ir.Model) -> None:
+    wide = model.clone()
+    rng = np.random.default_rng(5)
+    for name, value in (("w4", rng.normal(size=(50, 6))), ("b4", rng.normal(size=50))):
+        wide.graph.initializers[name].const_value = ir.tensor((2 * value).astype(np.float32))
+        wide.graph.initializers[name].shape = ir.Shape(value.shape)
+    wide.graph.outputs[0].shape = ir.Shape((1, 50))
+    plain, fitted = sparse(wide, RECIPE % ("none", 0.02)), sparse(wide, RECIPE % ("weights", 0.02))
+    told = json.loads(fitted.metadata_props[FITTING_KEY])
+    assert told["after"] < told["before"]
+    assert apart(wide, fitted) < apart(wide, plain)
+    # what makes the logits has learnt nothing but the factor
+    before, after = (next(one for one in m.graph if one.op_type == "Gemm").inputs for m in (plain, fitted))
+    for one, other in zip(before[1:], after[1:], strict=True):
+        assert one is not None
+        assert other is not None
+        scaled = told["factor"] * one.const_value.numpy()
+        assert np.allclose(other.const_value.numpy(), scaled, rtol=1e-5, atol=1e-7)
+
+
+def test_fitting_left_open(model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe.from_yaml(RECIPE % ("auto", 0.02))
+    bare = run_passes(model, sparsify_passes(recipe, samples())).model  # nobody knows gradients
+    assert FITTING_KEY not in bare.metadata_props
+
+    def done(count: int = 40) -> tuple[ir.Model, list[str]]:
+        made = run_passes(model, sparsify_passes(recipe, samples(count), fitter=fitter()))
+        return made.model, [str(one) for one in made.reasons if one.code == "fitting"]
+
+    fitted, reasons = done()
+    assert json.loads(fitted.metadata_props[FITTING_KEY])["step"] > 0
+    assert not reasons
+    few, reasons = done(3)
+    assert FITTING_KEY not in few.metadata_props
+    assert len(reasons) == 1
+    assert "not fitted by gradient: there are 3 samples" in reasons[0]
+    monkeypatch.setattr(fitting, "MOST_WORK", 1000)
+    large, reasons = done()
+    assert "the model is large" in reasons[0]
+    for one, other in zip(weight_layers(bare), weight_layers(large), strict=True):
+        assert np.array_equal(canonical_weight(bare, one), canonical_weight(large, other))
+
+
 def test_fitting_refused(model: ir.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe.from_yaml(RECIPE % ("channels", 0.01))
     with pytest.raises(UsageError, match=r"fits by gradient.*use sparsify, with torch"):
