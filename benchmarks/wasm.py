@@ -5,8 +5,9 @@
 
 Needs `npm install onnxruntime-web` here (`make test` puts it into build/web). All contenders of a table are timed in
 turn in one process; a speedup is the median of the paired ratios with its 95 % interval. Where other work goes on, the
-least times are the better guide: noise only adds. A start is timed in a process of its own, from files that are in
-memory to the first result, the choice of the variant included.
+least times are the better guide: noise only adds. A start is timed in a process of its own, to the first result: from
+files that are in memory, the choice of the variant and the check of the weights included; in a page also from the last
+byte that came.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from __future__ import annotations
 import contextlib
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import click
 
+from edgesparse.cli import ending_cleanly
 from edgesparse.commands.common import read_recipe
 from edgesparse.measuring.bench import Contender, Measured, Outcome, Plan, measure
 from edgesparse.measuring.stats import Comparison, compare
@@ -35,6 +37,9 @@ PARTS = ("speed", "threads", "start", "size")
 
 #: Starts that are timed of each bundle.
 STARTS = 9
+
+#: Bytes per second at which pages are served.
+NETWORKS = {"loopback": 0.0, "100 Mbit/s": 12.5e6}
 
 Bundles = dict[float, Bundle]
 
@@ -62,6 +67,7 @@ def main(
 ) -> None:
     """Print the tables."""
     with contextlib.ExitStack() as stack:
+        stack.enter_context(ending_cleanly())
         room = place or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         room.mkdir(parents=True, exist_ok=True)
         onnx = room / "model.onnx"
@@ -140,23 +146,44 @@ def _threads(engine: Engine, bundles: Bundles, plan: Plan) -> None:
 
 
 def _starts(kind: str, program: str | None, bundles: Bundles) -> None:
-    """From files in memory to the first result, each time in a fresh process."""
-    click.echo(f"\nFrom the files to the first result, one thread, {STARTS} fresh processes each\n")
+    """To the first result, each time in a fresh process: from files in memory, and after a page has loaded them."""
+    click.echo(f"\nFrom the files in memory to the first result, one thread, {STARTS} fresh processes each\n")
     click.echo("| density | session ms | first run ms | both: median ms | both: worst ms |")
     click.echo("|---|---|---|---|---|")
     for density, bundle in bundles.items():
-        made, run = [], []
-        for _ in range(STARTS):
-            with Engine(kind, program=program) as engine:
-                job = {"deed": "start", "url": engine.address(bundle.path), "names": bundle.manifest["modules"]}
-                told = engine.ask({**job, "options": {"threads": 1}})
-            made.append(told["made"] * 1e3)
-            run.append(told["run"] * 1e3)
-        both = [sum(pair) for pair in zip(made, run, strict=True)]
+        job = {"deed": "start", "names": bundle.manifest["modules"], "options": {"threads": 1}}
+        told = _fresh(kind, program, bundle, job)
+        both = [each["made"] + each["run"] for each in told]
         click.echo(
-            f"| {density:g} | {statistics.median(made):.1f} | {statistics.median(run):.1f} | "
-            f"{statistics.median(both):.1f} | {max(both):.1f} |"
+            f"| {density:g} | {_median(each['made'] for each in told)} | {_median(each['run'] for each in told)} | "
+            f"{_median(both)} | {max(both) * 1e3:.1f} |"
         )
+    if kind != "chromium":
+        return
+    click.echo(f"\nFrom the last byte to the first result, as pages load bundles, {STARTS} fresh browsers each\n")
+    click.echo("| density | network | whole ms | after the last byte: median ms | worst ms |")
+    click.echo("|---|---|---|---|---|")
+    for density, bundle in bundles.items():
+        for network, pace in NETWORKS.items():
+            told = _fresh(kind, program, bundle, {"deed": "open", "options": {"threads": 1}}, pace=pace)
+            after = [each["after"] for each in told]
+            whole = _median(each["whole"] for each in told)
+            click.echo(f"| {density:g} | {network} | {whole} | {_median(after)} | {max(after) * 1e3:.1f} |")
+
+
+def _fresh(
+    kind: str, program: str | None, bundle: Bundle, job: dict[str, object], **options: float
+) -> list[dict[str, float]]:
+    """What processes of their own tell of a bundle."""
+    told = []
+    for _ in range(STARTS):
+        with Engine(kind, program=program, **options) as engine:  # type: ignore[arg-type]
+            told.append(engine.ask({**job, "url": engine.address(bundle.path)}))
+    return told
+
+
+def _median(seconds: Iterable[float]) -> str:
+    return f"{statistics.median(seconds) * 1e3:.1f}"
 
 
 def _sizes(bundles: Bundles, onnx_bytes: int) -> None:

@@ -1,8 +1,8 @@
 """The command line: the group of commands, and how a run of it ends.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 numbers differ, 4 unsupported, 5 slower than the baseline, 130
-interrupted. The commands live in `edgesparse.commands`; they import what they need when they run, so that
-`--help` is quick.
+interrupted, 143 and 129 ended by SIGTERM and SIGHUP. The commands live in `edgesparse.commands`; they
+import what they need when they run, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import contextlib
 import difflib
 import errno
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -97,6 +100,39 @@ for _command in (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line on `argv` (sys.argv's by default) and return the exit code. Never raises."""
+    with ending_cleanly() as ended:
+        code = _run(argv)
+        return 128 + ended[0] if ended and code == INTERRUPTED else code
+
+
+@contextlib.contextmanager
+def ending_cleanly() -> Iterator[list[int]]:
+    """Let SIGTERM and SIGHUP end what runs as Ctrl-C does, so that nothing is left behind.
+
+    Yields a list that holds the signal's number once it came. Signals that are ignored, as under nohup, stay so.
+    """
+    ended: list[int] = []
+    before: dict[signal.Signals, signal.Handlers] = {}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)  # a second one must not cut the cleaning short
+        ended.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        kinds = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))
+        before = {kind: signal.SIG_DFL for kind in kinds if kind and signal.getsignal(kind) == signal.SIG_DFL}
+        for kind in before:
+            signal.signal(kind, end)
+    try:
+        yield ended
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     console = Console()
     try:
         result = cli.main(

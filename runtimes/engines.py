@@ -66,6 +66,8 @@ class Engine(Closing):
         Further arguments of the program.
     isolated:
         Whether pages are served with the headers that allow threads and fine clocks.
+    pace:
+        Bytes per second that files are served to pages with; as fast as can be if 0.
 
     Raises
     ------
@@ -74,15 +76,21 @@ class Engine(Closing):
     """
 
     def __init__(
-        self, kind: str, *, program: str | None = None, flags: Sequence[str] = (), isolated: bool = True
+        self,
+        kind: str,
+        *,
+        program: str | None = None,
+        flags: Sequence[str] = (),
+        isolated: bool = True,
+        pace: float = 0,
     ) -> None:
         if kind not in PROGRAMS:
             raise UsageError(f"there is no engine {kind!r}", fix=f"engines are {', '.join(PROGRAMS)}")
         self.kind = kind
         path = find_program(kind, program)
-        self._room = tempfile.TemporaryDirectory(prefix="edgesparse-engine-", ignore_cleanup_errors=True)
+        self._room = tempfile.TemporaryDirectory(prefix="edgesparse-", ignore_cleanup_errors=True)
         self._log = Path(self._room.name) / "log"
-        self._box = Mailbox(_WEB / "host.mjs", isolated=isolated)
+        self._box = Mailbox(_WEB / "host.mjs", isolated=isolated, pace=pace)
         self._process: subprocess.Popen[bytes] | None = None
         self._count = 0
         self._runners: list[int] | None = None
@@ -94,12 +102,14 @@ class Engine(Closing):
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
+                    # What it writes there and does not clear away goes with the room.
+                    env={**os.environ, "TMPDIR": self._room.name},
                 )
             self.told = self.ask({"deed": "hello"}, limit=START)
         except OSError as error:
             self.close()
             raise DeviceError(f"{path} cannot be started", why=error.strerror or str(error)) from error
-        except DeviceError:
+        except BaseException:  # an interruption too
             self.close()
             raise
 

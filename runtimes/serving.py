@@ -11,6 +11,7 @@ import json
 import queue
 import secrets
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ _TYPES = {
 _POLL = 600.0
 _END: dict[str, Any] = {"deed": "end"}
 _MAX_RESULT = 1 << 30
+#: Bytes that are sent at once where files have a pace.
+_PIECE = 1 << 14
 
 _PAGE = """<!doctype html><meta charset="utf-8"><title>edgesparse</title><script type="module">
 import { host } from "./host.mjs";
@@ -42,14 +45,17 @@ class Mailbox:
         What the page runs.
     isolated:
         Send the headers that make a page cross-origin isolated.
+    pace:
+        Bytes per second that files are sent with, as over a network; as fast as can be if 0.
     """
 
-    def __init__(self, host_script: Path, *, isolated: bool = True) -> None:
+    def __init__(self, host_script: Path, *, isolated: bool = True, pace: float = 0) -> None:
         self.token = secrets.token_urlsafe(12)
         self.jobs: queue.Queue[dict[str, Any]] = queue.Queue()
         self.results: queue.Queue[dict[str, Any]] = queue.Queue()
         self.folders: list[Path] = []
         self.isolated = isolated
+        self.pace = pace
         self.host_script = host_script
         self._server = _Server(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
@@ -146,6 +152,14 @@ def _handler(box: Mailbox) -> type[BaseHTTPRequestHandler]:
                     self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
                 self.end_headers()
                 if status != 204:
-                    self.wfile.write(body)
+                    self._write(body)
+
+        def _write(self, body: bytes) -> None:
+            began, view = time.monotonic(), memoryview(body)
+            for start in range(0, len(body), _PIECE if box.pace else max(len(body), 1)):
+                piece = view[start : start + _PIECE] if box.pace else view
+                self.wfile.write(piece)
+                if box.pace:
+                    time.sleep(max(0.0, began + (start + len(piece)) / box.pace - time.monotonic()))
 
     return Handler

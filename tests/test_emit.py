@@ -66,6 +66,23 @@ def test_equal_lists_are_stored_once() -> None:
     assert emit.emit(many).program_c.count("1,2,3,") == 1
 
 
+def test_steps_tell_how_many_weights_they_need() -> None:
+    """A step's calls wait for the last of the constants that any of them reads, whole."""
+    constants = {name: np.zeros(count, np.float32) for name, count in (("a", 2), ("b", 3), ("c", 40))}
+    base = Program((), (Buffer("x", 256, True),), constants, (), (), ("first", "second"))
+    x, a, b, c = (Ref(name) for name in "xabc")
+    calls = (
+        Call("k", (x, b)),
+        Call("k", (x, a)),
+        Call("k", (x, x), layer=1),
+        Call("k", (c, a), end=2),
+        Call("k", (a, Ref("c", 4)), end=2),
+    )
+    text = emit.emit(replace(arena.assign(base), calls=calls)).program_c
+    ends = {name: at + constants[name].nbytes for name, at in emit.constant_offsets(base).items()}
+    assert f"{{0,1,0,0,{ends['b']}u}},{{0,1,0,1,0u}},{{0,2,0,0,{ends['c']}u}}," in text
+
+
 def test_equal_programs_give_equal_text() -> None:
     assert emit.emit(arena.assign(toy.program())) == emit.emit(arena.assign(toy.program()))
 

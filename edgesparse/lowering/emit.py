@@ -148,7 +148,10 @@ class _Tables:
         self.args: list[int] = []
         self._refs_at: dict[tuple[int, ...], int] = {}
         self._args_at: dict[tuple[int, ...], int] = {}
+        #: Begin, end, kernel and layer of each step, and its index.
         self.steps: dict[tuple[int, int, int, int], int] = {}
+        #: Where the constants of each step end in the weights file.
+        self.reach: dict[int, int] = {}
         self.calls = [self._row(index, call) for index, call in enumerate(program.calls)]
         self.short = all(max(row) < _SHORT for row in self.calls)
         if len(self.kernels) > 0xFFFF or len(program.layers) > 0xFFFF:
@@ -165,7 +168,9 @@ class _Tables:
             step = (_int32(call.begin), _int32(call.end), kernel, call.layer)
         except CompileError as error:
             raise _bug(f"call {index} ({call.kernel}) of layer '{layer}': {error.what}") from error
-        return refs, args, self.steps.setdefault(step, len(self.steps))
+        at = self.steps.setdefault(step, len(self.steps))
+        self.reach[at] = max([self.reach.get(at, 0), *map(self._end_of, call.refs)])
+        return refs, args, at
 
     def _kernel(self, call: Call) -> int:
         arity = len(call.refs)
@@ -183,6 +188,11 @@ class _Tables:
             self._check(ref, self.program.constants[ref.name].nbytes)
             return (self.constants[ref.name] + ref.offset) | 0x80000000
         return self._arena_offset(ref)
+
+    def _end_of(self, ref: Ref) -> int:
+        """Where a constant ends in the weights file; 0 for what lies in the arena."""
+        array = self.program.constants.get(ref.name)
+        return 0 if array is None else self.constants[ref.name] + array.nbytes
 
     def _argument(self, arg: int | Ref) -> int:
         if not isinstance(arg, Ref):
@@ -222,8 +232,8 @@ class _Tables:
         )
         yield from _array("const uint32_t", "refs", (f"{ref}u," for ref in self.refs), "0")
         yield from _array("const int32_t", "args", (f"{arg}," for arg in self.args), "0")
-        steps = (f"{{{','.join(map(str, step))}}}," for step in self.steps)
-        yield from _array("const es_step", "steps", steps, "{0,0,0,0}")
+        steps = (f"{{{','.join(map(str, step))},{self.reach[at]}u}}," for step, at in self.steps.items())
+        yield from _array("const es_step", "steps", steps, "{0,0,0,0,0}")
         rows = (f"{{{','.join(map(str, row))}}}," for row in self.calls)
         yield from _array("const es_short_call" if self.short else "const es_call", "calls", rows, "{0,0,0}")
 

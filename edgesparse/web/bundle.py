@@ -36,7 +36,7 @@ SCHEMA = "edgesparse.bundle/1"
 VARIANTS: Mapping[str, str] = {"simd": "wasm-simd", "relaxed": "wasm-relaxed"}
 
 #: What every bundle holds of `runtimes/web`.
-SCRIPTS = ("runtime.mjs", "weights.mjs", "threads.mjs", "worker.mjs")
+SCRIPTS = ("runtime.mjs", "weights.mjs", "warming.mjs", "threads.mjs", "worker.mjs")
 
 #: Threads that a bundle can use unless told otherwise: phones have four fast cores or fewer.
 THREADS = 4
@@ -44,6 +44,10 @@ THREADS = 4
 #: Pages of 64 KiB that a module needs beside its file's size (tables), weights, arena and a page of stack for each
 #: thread: its own variables and the model's record.
 _PAGE, _SPARE_PAGES = 65536, 4
+
+#: Bytes of weights that are hashed at once, so that they are still in the processor's caches; more of them where there
+#: would be too many hashes.
+_PART, _MOST_PARTS = 1 << 19, 64
 
 #: npm's rules, for names without a scope or with one.
 _PACKAGE = re.compile(r"(@[a-z0-9][a-z0-9._-]*/)?[a-z0-9][a-z0-9._-]*", re.ASCII)
@@ -209,6 +213,7 @@ def _write(
         {key: name for key, (name, _) in modules.items()},
         weights.sha256,
         weights.size,
+        *hash_parts(first.weights),
         probe(),
         layers,
         density(layers),
@@ -246,6 +251,13 @@ def _write(
     except OSError as error:
         raise UsageError(f"cannot write {output}", why=error.strerror or str(error)) from error
     return Bundle(output, values)
+
+
+def hash_parts(weights: Path) -> tuple[int, tuple[str, ...]]:
+    """Bytes of a part, and the SHA-256 of each part: a session checks one while the next ones are coming."""
+    step = max(_PART, -(-weights.stat().st_size // (_PART * _MOST_PARTS)) * _PART)
+    with weights.open("rb") as file:
+        return step, tuple(hashlib.sha256(part).hexdigest() for part in iter(lambda: file.read(step), b""))
 
 
 def _pages(artifact: Artifact, strips: int) -> int:

@@ -46,6 +46,8 @@ class Description:
         number of strips.
     weights_sha256, weights_bytes:
         Of the file `weights.bin`.
+    part_bytes, parts:
+        The SHA-256 of each part of `weights.bin`, all but the last of so many bytes.
     probe:
         The module that tells whether and how fast relaxed SIMD is.
     layers:
@@ -65,6 +67,8 @@ class Description:
     modules: Mapping[str, str]
     weights_sha256: str
     weights_bytes: int
+    part_bytes: int
+    parts: Sequence[str]
     probe: bytes
     layers: Sequence[Mapping[str, Any]]
     density: float
@@ -119,6 +123,8 @@ const model = {{
     url: new URL("./weights.bin", import.meta.url),
     bytes: {it.weights_bytes},
     sha256: "{it.weights_sha256}",
+    partBytes: {it.part_bytes},
+    parts: {json.dumps(list(it.parts))},
   }},
   probe: "{base64.b64encode(it.probe).decode()}",
 }};

@@ -84,6 +84,12 @@ EXPORT("threads") int32_t es_web_threads(int32_t threads) {
 }
 #endif
 
+/* Have the engine optimise what it can while the weights are on their way: see es_run_early. Without inputs, for nothing
+ * but the time that it takes. */
+EXPORT("warm") uint32_t es_web_warm(uint32_t index, uint32_t bytes) {
+    return es_run_early(model, index, bytes);
+}
+
 EXPORT("run") int32_t es_web_run(void) {
     return es_run(model);
 }

@@ -15,6 +15,7 @@ typedef struct es_kernel {
 typedef struct es_step {
     int32_t begin, end;
     uint16_t kernel, layer;
+    uint32_t weights; /* where the constants of its calls end in the weights file */
 } es_step;
 
 typedef struct es_call {
@@ -75,5 +76,9 @@ extern const es_program es_main_program __attribute__((visibility("hidden")));
 /* es_create for one of several programs in the same executable. */
 __attribute__((visibility("hidden"))) int es_create_program(const es_program *program, const char *weights_path,
                                                             es_model **out);
+
+/* Run one call of the table if its constants lie in the first bytes of the weights file that are there already: the index
+ * of the next call, from the last one on to 0, or the same index again. A run later is as if there had been none of these. */
+__attribute__((visibility("hidden"))) uint32_t es_run_early(const es_model *model, uint32_t index, uint64_t bytes);
 
 #endif

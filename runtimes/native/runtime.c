@@ -249,6 +249,16 @@ static void run_calls(const es_model *model, uint32_t first, uint32_t last) {
         run_call(model, index);
 }
 
+#ifdef __wasm__
+uint32_t es_run_early(const es_model *model, uint32_t index, uint64_t bytes) {
+    const es_program *program = model->program;
+    if (index >= program->call_count || program->steps[call_at(program, index).step].weights > bytes)
+        return index;
+    run_call(model, index);
+    return index + 1 < program->call_count ? index + 1 : 0;
+}
+#endif
+
 int32_t es_most_threads(const es_model *model) {
 #ifdef ES_THREADS
     return model->program->strip_count;

@@ -21,6 +21,9 @@ function toArrays(tensors) {
     Object.entries(tensors).map(([name, { dtype, data }]) => [name, new ARRAYS[dtype](fromText(data))]));
 }
 
+const zerosOf = (ports) => Object.fromEntries(Object.entries(ports).map(([name, { type, dims }]) =>
+  [name, new ARRAYS[type](dims.reduce((product, dim) => product * dim, 1))]));
+
 /** A bundle. */
 class Ours {
   static async load({ url, options }) {
@@ -35,8 +38,7 @@ class Ours {
 
   feed(tensors) {
     this.feeds = toArrays(tensors);
-    this.into = Object.fromEntries(Object.entries(this.session.outputs).map(([name, { type, dims }]) =>
-      [name, new ARRAYS[type](dims.reduce((product, dim) => product * dim, 1))]));
+    this.into = zerosOf(this.session.outputs);
   }
 
   async run() {
@@ -146,8 +148,7 @@ const DEEDS = {
     const { createSession, inputs } = await import(`${url}/index.mjs`);
     const weights = await bytesOf(`${url}/weights.bin`), modules = {};
     for (const [name, file] of Object.entries(names)) modules[name] = await bytesOf(`${url}/${file}`);
-    const zeros = Object.fromEntries(Object.entries(inputs).map(([name, { type, dims }]) =>
-      [name, new ARRAYS[type](dims.reduce((product, dim) => product * dim, 1))]));
+    const zeros = zerosOf(inputs);
     const began = performance.now();
     const session = await createSession({ ...options, weights, modules });
     const made = performance.now();
@@ -155,6 +156,20 @@ const DEEDS = {
     const ended = performance.now();
     session.dispose();
     return { made: (made - began) / 1e3, run: (ended - made) / 1e3, variant: session.variant };
+  },
+  /** Open a bundle as a visitor does, and run it once on zeros: the seconds of it all, and those after the last byte came. */
+  async open({ url, options }) {
+    const { createSession, inputs } = await import(`${url}/index.mjs`);
+    const zeros = zerosOf(inputs);
+    const began = performance.now();
+    const session = await createSession(options);
+    session.runSync(zeros);
+    const ended = performance.now();
+    session.dispose();
+    const files = () => performance.getEntriesByType("resource").filter(({ name }) => /\.(wasm|bin)$/.test(name) && name.startsWith(url));
+    while (files().length < 2) await new Promise((resolve) => setTimeout(resolve, 5)); // they are told a little later
+    const came = Math.max(...files().map(({ responseEnd }) => responseEnd));
+    return { whole: (ended - began) / 1e3, after: (ended - came) / 1e3 };
   },
   /** Show a page of the same server until it says that it is ready: its text. */
   async visit({ url }) {

@@ -2,6 +2,7 @@
 // Standard APIs only: browsers, workers, Node and Deno.
 
 import { countThreads, sleeper, startThreads } from "./threads.mjs";
+import { warmer } from "./warming.mjs";
 import { fill, load, openWeights } from "./weights.mjs";
 
 const ARRAYS = {
@@ -38,12 +39,27 @@ export async function createSession(model, options = {}) {
   const name = threads > 1 ? `${variant}.threads${model.strips.find((strips) => strips >= threads)}` : variant;
   const module = await compile(options.modules?.[name] ?? model.modules[name]);
   const { code, memory } = await instantiate(module, model.pages[name] ?? 0);
-  const bytes = await fill(await weights, model, code, memory, options);
-  const status = code.create(bytes.byteOffset, bytes.byteLength);
-  if (status) throw new Error(`the model cannot be made: ${STATUS[status] ?? status}`);
+  await make(model, code, memory, await weights, options);
   const stop = threads > 1 ? await startThreads(threads, module, memory, code) : null;
   if (stop) code.threads(threads);
   return new Session(model, code, memory, { variant, threads: stop ? threads : 1, stop });
+}
+
+/** Make the model in its memory: when its weights are there, or as soon as the first ones can be warmed up with. */
+async function make(model, code, memory, weights, options) {
+  const { bytes } = model.weights;
+  const at = code.allocate(bytes) >>> 0;
+  if (!at) throw new Error(`not enough memory for ${bytes} bytes of weights`);
+  let made = false;
+  const create = () => {
+    if (made) return;
+    const status = code.create(at, bytes);
+    if (status) throw new Error(`the model cannot be made: ${STATUS[status] ?? status}`);
+    made = true;
+  };
+  const warm = warmer(code, bytes, create);
+  await fill(weights, model, () => new Uint8Array(memory.buffer, at, bytes), warm, options);
+  create();
 }
 
 class Session {

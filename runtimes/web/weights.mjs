@@ -1,6 +1,9 @@
 // The weights of a model: streamed into its memory, checked there, and kept in the browser's cache.
 
 const CACHE = "edgesparse-weights";
+// How long after the weights came they are put there.
+const KEEP_MS = 500;
+const DAMAGED = "the weights are damaged, or those of another build: their SHA-256 is not the model's";
 
 /** A response for a URL; Node's fetch knows no files. */
 export async function load(url, signal, cache = "default") {
@@ -44,63 +47,76 @@ function cacheKey(model, key) {
   return url.href;
 }
 
-/** Stream the weights into the model's memory, and check them there; what the cache has damaged is fetched again. */
-export async function fill({ given, response, cache, key, again }, model, code, memory, options) {
-  const { bytes: total } = model.weights;
-  const at = code.allocate(total) >>> 0;
-  if (!at) throw new Error(`not enough memory for ${total} bytes of weights`);
-  const bytes = new Uint8Array(memory.buffer, at, total);
-  let wrong = given ? await copy(given, model, bytes, options) : await stream(response, model, bytes, options);
+/**
+ * Stream the weights to their place in the model's memory, and check them there; what the cache has damaged is fetched again.
+ * `place` gives the place as bytes, anew each time, as memory may grow; `wait` is told how many bytes are there and whole.
+ */
+export async function fill({ given, response, cache, key, again }, model, place, wait, options) {
+  let wrong = given && sizeFault(given.length, model.weights.bytes);
+  wrong ??= await receive(given ? streamOf(given, model.weights.partBytes) : response.body, model, place, wait, options);
   if (wrong && again) {
     await cache.delete(cacheKey(model, key)).catch(() => false);
-    wrong = await stream(await again(), model, bytes, options);
+    wrong = await receive((await again()).body, model, place, wait, options);
     again = null;
   }
   if (wrong) throw new Error(wrong);
-  // Only what was checked is kept, and only the present build of it.
-  if (cache && !again) void keep(cache, cacheKey(model, key), bytes.slice());
-  return bytes;
+  // Only what was checked is kept, and only the present build of it; later, as the first result is more urgent.
+  if (cache && !again) setTimeout(() => keep(cache, cacheKey(model, key), place()), KEEP_MS);
 }
 
-/** What is wrong with the weights that came, if anything. */
-async function stream(response, model, bytes, options) {
-  const { bytes: total, sha256 } = model.weights;
-  let loaded = 0;
-  const reader = response.body.getReader();
-  for (let part = await reader.read(); !part.done; part = await reader.read()) {
-    if (loaded + part.value.length > total) {
-      await reader.cancel();
-      return tooMany(total);
+function streamOf(bytes, step) {
+  let at = 0;
+  return new ReadableStream({
+    pull(controller) {
+      controller.enqueue(bytes.subarray(at, (at += step)));
+      if (at >= bytes.length) controller.close();
+    },
+  });
+}
+
+/**
+ * Take the weights piece by piece, and check each part as soon as it is whole, while it is in the processor's caches; where
+ * hashing has threads of its own, it goes on while more is coming. Resolves to what is wrong with the weights, if anything.
+ */
+async function receive(stream, model, place, wait, options) {
+  const { bytes: total, partBytes, parts } = model.weights;
+  const reader = stream.getReader(), checks = [], whole = [];
+  let loaded = 0, ready = 0, wrong = null;
+  const check = async (part) => {
+    const end = Math.min((part + 1) * partBytes, total);
+    whole[part] = (await digest(place().subarray(part * partBytes, end))) === parts[part];
+    if (!whole[part]) wrong = DAMAGED;
+    for (; whole[ready]; ready++);
+  };
+  while (!wrong) {
+    const { done, value: piece } = await wait(reader.read(), ready * partBytes);
+    if (done) break;
+    if (loaded + piece.length > total) {
+      wrong = sizeFault(loaded + piece.length, total);
+      break;
     }
-    bytes.set(part.value, loaded);
-    loaded += part.value.length;
+    place().set(piece, loaded);
+    loaded += piece.length;
+    const arrived = loaded === total ? parts.length : Math.floor(loaded / partBytes);
+    while (checks.length < arrived) checks.push(check(checks.length));
     options.onProgress?.(loaded, total);
   }
-  return await check(bytes, loaded, sha256);
+  if (wrong) void reader.cancel().catch(() => {});
+  await Promise.all(checks);
+  return wrong ?? sizeFault(loaded, total);
 }
 
-/** The same for weights that are here already: a stream of them would take longer than all else. */
-async function copy(given, model, bytes, options) {
-  const { bytes: total, sha256 } = model.weights;
-  if (given.length > total) return tooMany(total);
-  bytes.set(given);
-  options.onProgress?.(given.length, total);
-  return await check(bytes, given.length, sha256);
-}
-
-const tooMany = (total) => `the weights have more than their ${total} bytes`;
-
-async function check(bytes, loaded, sha256) {
-  if (loaded !== bytes.length) return `the weights have ${loaded} bytes, not ${bytes.length}: they are cut short`;
-  if ((await digest(bytes)) === sha256) return null;
-  return "the weights are damaged, or those of another build: their SHA-256 is not the model's";
+function sizeFault(loaded, total) {
+  if (loaded > total) return `the weights have more than their ${total} bytes`;
+  return loaded < total ? `the weights have ${loaded} bytes, not ${total}: they are cut short` : null;
 }
 
 async function keep(cache, key, bytes) {
   try {
     const path = new URL(key).pathname;
     for (const old of await cache.keys()) if (new URL(old.url).pathname === path) await cache.delete(old);
-    await cache.put(key, new Response(bytes));
+    // A response takes a copy, but not of shared memory.
+    await cache.put(key, new Response(bytes.buffer instanceof ArrayBuffer ? bytes : bytes.slice()));
   } catch {
     // Storage may be full or forbidden: the next visit downloads again.
   }
@@ -108,8 +124,7 @@ async function keep(cache, key, bytes) {
 
 async function digest(bytes) {
   const { subtle } = globalThis.crypto ?? {};
-  // Pages that are not served over https have no crypto.subtle.
-  // It takes no shared memory.
+  // Pages that are not served over https have no crypto.subtle, and it takes no shared memory.
   const own = subtle && !(bytes.buffer instanceof ArrayBuffer) ? bytes.slice() : bytes;
   const sum = subtle ? new Uint8Array(await subtle.digest("SHA-256", own)) : sha256(bytes);
   return Array.from(sum, (byte) => byte.toString(16).padStart(2, "0")).join("");

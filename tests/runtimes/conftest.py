@@ -21,7 +21,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     for name, build in webtools.MODELS.items():
         onnx.save(build(), room / f"{name}.onnx")
         threads = webtools.MORE if name == "pruned" else webtools.THREADS
-        found[name] = bundle.bundle_model(room / f"{name}.onnx", output=room / name, threads=threads)
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "pruned":
+                patch.setattr(bundle, "_PART", webtools.PART)
+            found[name] = bundle.bundle_model(room / f"{name}.onnx", output=room / name, threads=threads)
     return found
 
 

@@ -1,18 +1,22 @@
-"""Ctrl-C in the middle of a bench on a device: one line, and nothing is left on the device."""
+"""A bench that is interrupted or ended: one line, and nothing is left on the device, or of the browser."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import onnx
 import pytest
 from adbserver import Phone, adb_server
 from devicekit import needs_sshd, small_artifact, sshd
+from webtools import needs, pruned_network
 
 from edgesparse.artifacts.artifact import Artifact
 
@@ -79,3 +83,43 @@ def test_over_ssh(made: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert out == ""
     assert "Traceback" not in err
     assert not folder.exists()
+
+
+def commands_with(text: str) -> list[str]:
+    """The commands of all processes that have a text in theirs."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # processes may end meanwhile
+            found.append((place / "cmdline").read_bytes().decode(errors="replace"))
+    return [command for command in found if text in command]
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_no_browser_is_left(ending: signal.Signals, tmp_path: Path) -> None:
+    """The signal goes to the bench alone, and its browser, that one's helpers and its profile go with it."""
+    needs("chromium")
+    room = Path(tempfile.mkdtemp(prefix="es-"))  # Chromium needs a short path for its socket
+    onnx.save(pruned_network(), tmp_path / "model.onnx")
+    command = [sys.executable, "-m", "edgesparse", "bench", str(tmp_path / "model.onnx"), "--device", "chromium"]
+    started = subprocess.Popen(
+        [*command, "--seconds", "60", "-q"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(room)},
+        preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in (ending, signal.SIGINT)],
+    )
+    deadline = time.monotonic() + 120
+    while not any("--type=renderer" in command for command in commands_with(str(room))):
+        assert started.poll() is None, started.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    started.send_signal(ending)
+    out, err = started.communicate(timeout=60)
+    assert (started.returncode, out) == (128 + ending, "")
+    assert err.strip() == "interrupted; nothing half-written was kept"
+    while commands_with(str(room)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert commands_with(str(room)) == []
+    assert [item.name for item in room.glob("[!.]*")] == []
+    shutil.rmtree(room)  # libraries may leave a hidden file

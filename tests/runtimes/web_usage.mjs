@@ -18,12 +18,19 @@ for (const length of [0, 1, 55, 56, 63, 64, 65, 1000]) {
 assert.ok(["simd", "relaxed"].includes(await pickVariant()));
 assert.deepEqual(inputs, { in0: { type: "float32", dims: [1, 3, 40, 40] } });
 
-const memories = [];
+const memories = [], warmed = [];
 const instantiate = WebAssembly.instantiate;
 WebAssembly.instantiate = async (...given) => {
   const made = await instantiate(...given);
-  if (made.exports) memories.push(made.exports.memory);
-  return made;
+  if (!made.exports) return made;
+  const { memory, warm } = made.exports;
+  memories.push(memory);
+  const noted = (call, ready) => {
+    const next = warm(call, ready);
+    warmed.push([call, ready, next]);
+    return next;
+  };
+  return { exports: { ...made.exports, warm: noted } };
 };
 const warnings = [];
 console.warn = (text) => warnings.push(text);
@@ -81,6 +88,37 @@ await assert.rejects(createSession({ thread: 1 }), /unknown option "thread"; opt
 await assert.rejects(createSession({ threads: 1.5 }), /threads must be a whole number/);
 await assert.rejects(createSession({ variant: "mmx" }), /unknown variant "mmx"; variants are simd, relaxed/);
 await assert.rejects(createSession(null), TypeError);
+
+// Weights that come slowly: the code is warmed up with those that are whole, in their order, and the results are the same.
+const { fetch } = globalThis;
+let sent = 0;
+const slowly = (bytes, step, ms) => {
+  sent = 0;
+  globalThis.fetch = async () => new Response(new ReadableStream({
+    async pull(controller) {
+      await new Promise((resolve) => setTimeout(resolve, ms));
+      if (sent >= bytes.length) return controller.close();
+      controller.enqueue(bytes.subarray(sent, (sent += step)));
+    },
+  }));
+  return { weights: "https://example.invalid/weights.bin", variant: session.variant };
+};
+assert.deepEqual(warmed, [], "weights that are here are not waited for");
+const slow = await createSession(slowly(weights, Math.ceil(weights.length / 20), 10));
+const ready = warmed.map(([, bytes]) => bytes);
+assert.ok(new Set(ready).size > 2 && Math.max(...ready) < weights.length && Math.min(...ready) % 1024 === 0);
+assert.deepEqual(ready.toSorted((a, b) => a - b), ready);
+assert.ok(warmed.some(([call, , next]) => next > call), "some calls were run");
+assert.ok(warmed.every(([call, , next]) => [0, call, call + 1].includes(next)));
+assert.deepEqual((await slow.run({ in0: x }))[name], first);
+slow.dispose();
+
+// A part that is damaged ends the download.
+const early = weights.slice();
+early[1500] ^= 1;
+await assert.rejects(createSession(slowly(early, 512, 1)), /SHA-256 is not the model's/);
+assert.ok(sent < weights.length / 2, `${sent} bytes were taken`);
+globalThis.fetch = fetch;
 
 (await createSession({ weights, variant: "simd" })).dispose();
 const damaged = weights.slice();

@@ -21,6 +21,8 @@ from edgesparse.web.bundle import Bundle
 SEEDS = (0, 5)
 #: Threads that the bundles are made for, and those that the bundle "pruned" is made for.
 THREADS, MORE = 2, 3
+#: Bytes of the parts in which the weights of "pruned" are checked: so few that there are several.
+PART = 1024
 
 
 def pruned_network() -> onnx.ModelProto:
