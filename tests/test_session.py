@@ -125,6 +125,7 @@ def test_layers_meet_the_manifest() -> None:
     assert (b.gflops, b.peak_share(500.0), b.reason, b.density) == (None, None, "why", None)
     assert layer_flops({}) == 0
     assert layer_flops({"macs": 10, "density": 0.5, "kernel": "dense:8 tile 3"}) == 20
+    assert layer_flops({"macs": 36, "density": 0.5, "kernel": "winograd dense:8 tile 3"}) == 32
 
 
 def test_a_contender_runs_what_it_was_given(toy_built: Path) -> None:
