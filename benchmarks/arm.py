@@ -17,7 +17,7 @@ from edgesparse.building.assembly import Loop, inner_loops, llvm_mca, predicted_
 from edgesparse.building.codegen import compile_asm
 from edgesparse.kernels import Epilogue, Spmm
 from edgesparse.models import export
-from edgesparse.planning.place import accumulators, tile_widths
+from edgesparse.planning.products import accumulators, tile_widths
 from edgesparse.recipe import Recipe
 from edgesparse.runtimes.emulated import count_instructions
 from edgesparse.target import Target

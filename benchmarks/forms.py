@@ -37,8 +37,8 @@ from edgesparse.measuring.bench import Plan, measure
 from edgesparse.measuring.stats import compare
 from edgesparse.planning.gathering import forms
 from edgesparse.planning.packing import Packed, pack
-from edgesparse.planning.place import Job, Product, kernel_of
 from edgesparse.planning.plan import band_rows, pitch_of
+from edgesparse.planning.products import Job, Product, kernel_of
 from edgesparse.target import Target
 
 #: Channels in and out, size of the image, stride: the 3x3 layers of ResNet-50 and of VGG.

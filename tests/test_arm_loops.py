@@ -30,8 +30,9 @@ from edgesparse.kernels import (
 from edgesparse.lowering.lower import lower
 from edgesparse.models import model_path
 from edgesparse.planning.decide import Choice, decide
-from edgesparse.planning.place import GROUPS, accumulators, place, tile_widths
+from edgesparse.planning.place import place
 from edgesparse.planning.plan import pitch_of
+from edgesparse.planning.products import GROUPS, accumulators, tile_widths
 from edgesparse.portable import prepare
 from edgesparse.recipe import Recipe
 from edgesparse.target import TARGETS, Target

@@ -18,8 +18,9 @@ from edgesparse.errors import CompileError
 from edgesparse.graph.recognise import recognise
 from edgesparse.kernels import Depthwise, Epilogue, GlobalPool, Largest, Panel, Pointwise, Pool, Spmm, Window
 from edgesparse.passes import model_from_proto
-from edgesparse.planning.place import Product, place
+from edgesparse.planning.place import place
 from edgesparse.planning.plan import plan
+from edgesparse.planning.products import Product
 from edgesparse.target import TARGETS, Target
 
 V4 = Target.parse("x86-64-v4")

@@ -18,7 +18,7 @@ from edgesparse.graph.recognise import recognise
 from edgesparse.kernels import Epilogue
 from edgesparse.passes import SIMPLIFY, model_from_proto, run_passes
 from edgesparse.pattern import SparsePattern, best_mask
-from edgesparse.planning.place import Job, Product, candidates, cost
+from edgesparse.planning.products import Job, Product, candidates, cost
 from edgesparse.target import Target
 
 TARGETS = ("x86-64-v4", "cortex-a76", "wasm-simd")

@@ -20,8 +20,9 @@ from edgesparse.passes import model_from_proto
 from edgesparse.planning import tune
 from edgesparse.planning.gathering import PADDED, PANEL, SHIFTED, Gathering
 from edgesparse.planning.packing import pack
-from edgesparse.planning.place import Jobs, Product, job_of, place
+from edgesparse.planning.place import Jobs, place
 from edgesparse.planning.plan import plan
+from edgesparse.planning.products import Product, job_of
 from edgesparse.target import Target
 
 V4 = Target.parse("x86-64-v4")

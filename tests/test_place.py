@@ -15,8 +15,9 @@ from edgesparse.graph.ops import Graph
 from edgesparse.graph.recognise import recognise
 from edgesparse.kernels import Epilogue
 from edgesparse.passes import model_from_proto
-from edgesparse.planning.place import Job, Placement, Product, accumulators, candidates, cost, place
+from edgesparse.planning.place import Placement, place
 from edgesparse.planning.plan import plan
+from edgesparse.planning.products import Job, Product, accumulators, candidates, cost
 from edgesparse.target import TARGETS, Target
 
 V4 = Target.parse("x86-64-v4")

@@ -12,7 +12,7 @@ from networks import HOST_TARGETS
 from edgesparse.errors import CompileError
 from edgesparse.kernels import Epilogue, Spmm
 from edgesparse.planning import tune
-from edgesparse.planning.place import Job, Product
+from edgesparse.planning.products import Job, Product
 
 TARGET = HOST_TARGETS[-1]
 

@@ -19,8 +19,9 @@ from edgesparse.kernels.tiles import cut_pixels
 from edgesparse.pattern import DENSE_FROM, SparsePattern
 from edgesparse.planning.decide import Choice, decide
 from edgesparse.planning.packing import union_density
-from edgesparse.planning.place import Job, Placement, candidates, cost, job_of, place
+from edgesparse.planning.place import Placement, place
 from edgesparse.planning.plan import Plan
+from edgesparse.planning.products import Job, candidates, cost, job_of
 from edgesparse.target import Target
 
 SCHEMA = "edgesparse.explain/1"

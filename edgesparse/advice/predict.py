@@ -20,8 +20,9 @@ from edgesparse.graph.ops import Conv, Graph, Linear, Op
 from edgesparse.measuring import svg
 from edgesparse.pattern import SparsePattern
 from edgesparse.planning.decide import decide
-from edgesparse.planning.place import Placement, candidates, cost, job_of, place
+from edgesparse.planning.place import Placement, place
 from edgesparse.planning.plan import Plan
+from edgesparse.planning.products import candidates, cost, job_of
 from edgesparse.target import Target
 
 SCHEMA = "edgesparse.predict/1"

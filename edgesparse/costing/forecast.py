@@ -23,8 +23,9 @@ from edgesparse.lowering import arena
 from edgesparse.lowering.lower import Lowered, Part, lower
 from edgesparse.lowering.program import Call, Program
 from edgesparse.planning.gathering import PADDED, PANEL, SHIFTED
-from edgesparse.planning.place import Placement, Product, place
+from edgesparse.planning.place import Placement, place
 from edgesparse.planning.plan import Plan
+from edgesparse.planning.products import Product
 from edgesparse.target import Target
 
 

@@ -10,7 +10,7 @@ from edgesparse.costing.costs import table_for
 from edgesparse.costing.counts import Terms, count
 from edgesparse.pattern import SparsePattern
 from edgesparse.planning.gathering import PANEL, forms
-from edgesparse.planning.place import GROUPS, Job, Product, accumulators, cost, gather_cost, tile_widths
+from edgesparse.planning.products import GROUPS, Job, Product, accumulators, cost, gather_cost, tile_widths
 from edgesparse.target import Target
 
 #: The patterns that are worth comparing: those that kernels exist for, and what most tools make.

@@ -17,8 +17,8 @@ from edgesparse.kernels import Attention as Heads
 from edgesparse.kernels import Norm, Transpose
 from edgesparse.lowering.emitter import Emitter, Place
 from edgesparse.lowering.program import Ref
-from edgesparse.planning.place import accumulators
 from edgesparse.planning.plan import pitch_of
+from edgesparse.planning.products import accumulators
 
 Spot = tuple[Ref, int]
 Product = Callable[[Linear, np.ndarray, str, int, Spot, Spot, Spot | None], None]

@@ -51,8 +51,9 @@ from edgesparse.lowering.winograd import lower_winograd
 from edgesparse.planning.gathering import PANEL, Gathering, window_of
 from edgesparse.planning.order import Step
 from edgesparse.planning.packing import pack
-from edgesparse.planning.place import Placement, accumulators, kernel_of
+from edgesparse.planning.place import Placement
 from edgesparse.planning.plan import Plan
+from edgesparse.planning.products import accumulators, kernel_of
 from edgesparse.target import Target
 
 #: Where weights are held in registers, or a vector holds a row, rows that share their loads pay up to this many times

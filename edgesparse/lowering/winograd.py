@@ -11,8 +11,8 @@ from edgesparse.lowering.emitter import Emitter, bits_of
 from edgesparse.lowering.program import ARENA, Ref
 from edgesparse.planning.order import Step
 from edgesparse.planning.packing import pack
-from edgesparse.planning.place import Product, accumulators
 from edgesparse.planning.plan import pitch_of
+from edgesparse.planning.products import Product, accumulators
 
 Spot = tuple[Ref, int]
 

@@ -26,7 +26,8 @@ from edgesparse.graph.recognise import recognise
 from edgesparse.passes.load import data_files
 from edgesparse.pipeline import compile_model
 from edgesparse.planning.decide import Choice, Considered, decide
-from edgesparse.planning.place import WINOGRAD, Job, Jobs, Measure, Product, place
+from edgesparse.planning.place import WINOGRAD, Jobs, Measure, place
+from edgesparse.planning.products import Job, Product
 from edgesparse.planning.tune import job_key
 from edgesparse.portable import fingerprint, prepare
 from edgesparse.recipe import Recipe

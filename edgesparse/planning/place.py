@@ -7,51 +7,21 @@ measured (`edgesparse.planning.tune`). The choice, the runner-up and the reason 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from edgesparse.costing.costs import table_for
-from edgesparse.costing.counts import Terms, count
 from edgesparse.errors import Reason
 from edgesparse.graph.ops import Attention, Conv, Fallback, Graph, Linear, Op, Recurrence
-from edgesparse.kernels import Epilogue, Panel, Spmm, Window
+from edgesparse.kernels import Epilogue
 from edgesparse.pattern import SparsePattern, find_pattern
-from edgesparse.planning.gathering import PANEL, Gathering, forms, window_of
-from edgesparse.planning.packing import COLUMNS_AHEAD, Size, sizes
 from edgesparse.planning.plan import Plan
+from edgesparse.planning.products import Job, Product, candidates, cost, job_of
 from edgesparse.target import Target
-
-#: Group sizes the product kernel is built for.
-GROUPS = (1, 2, 4, 8, 16)
 
 #: Candidates that are worth measuring: those the model puts within this factor of the best, and at most so many.
 _CLOSE, _MOST = 1.35, 4
-
-
-#: Bytes of L1 where a target does not tell.
-_L1 = 32 << 10
-#: Groups from which fetching weights ahead was measured to gain: smaller ones have no load to spare for it.
-_STREAMED = 4
-
-
-@dataclass(frozen=True)
-class Product:
-    """How a weight matrix is run: groups of `group` rows, tiles of `vectors` vectors, dense or by its non-zeros.
-
-    `form` says what a k x k convolution's product reads, see `gathering`.
-    """
-
-    group: int
-    vectors: int
-    dense: bool
-    form: str = PANEL
-
-    def __str__(self) -> str:
-        return f"{self.form} {'dense' if self.dense else 'group'}:{self.group} tile {self.vectors}".lstrip()
 
 
 @dataclass(frozen=True)
@@ -119,50 +89,6 @@ class Placement:
         }
 
 
-@dataclass(frozen=True)
-class Job:
-    """A weight matrix ``[N, K]`` and the bands it meets: pixels of a band, and how many such bands.
-
-    Those of a k x k convolution are seen through a `window`.
-    """
-
-    weight: np.ndarray
-    pixels: int
-    bands: int
-    epilogue: Epilogue
-    window: Window | None = None
-    _sizes: dict[tuple[int, bool], tuple[Size, ...]] = field(default_factory=dict, compare=False, repr=False)
-
-    @functools.cached_property
-    def used(self) -> np.ndarray:
-        """Where the weights are not zero."""
-        used: np.ndarray = self.weight != 0
-        return used
-
-    def calls_from(self, form: str) -> tuple[tuple[str, int], ...]:
-        """The cache levels that the weights come from when a call begins, and for how many calls."""
-        calls = self.bands * (self.gathering(form).calls if form != PANEL else 1)
-        return (("l3", 1), ("l2", calls - 1)) if calls > 1 else (("l3", calls),)
-
-    def gathering(self, form: str) -> Gathering:
-        """What the product reads; of a convolution with a window."""
-        assert self.window is not None
-        return Gathering(self.window, form)
-
-    def spec(self, product: Product, group: int, target: Target) -> Spmm:
-        """The kernel of a product for groups of `group` rows."""
-        depth = self.weight.shape[1]
-        where = self.gathering(product.form) if self.window else None
-        return kernel_of(product, group, self.pixels, depth, self.epilogue, target, where)
-
-    def sizes(self, product: Product) -> tuple[Size, ...]:
-        """What the weights take when packed for a product."""
-        key = (product.group, product.dense)
-        if key not in self._sizes:
-            self._sizes[key] = sizes(self.used, product.group, dense=product.dense)
-        return self._sizes[key]
-
-
 def kind_of(op: Op) -> str:
     """The family an operation belongs to, in the words of `inspect`."""
     if isinstance(op, Conv):
@@ -170,107 +96,6 @@ def kind_of(op: Op) -> str:
             return "depthwise"
         return "conv1x1" if op.pointwise else "conv"
     return {"GlobalPooling": "global-pool", "Fallback": "relax"}.get(type(op).__name__, type(op).__name__.lower())
-
-
-def job_of(op: Op, plan: Plan) -> Job | None:
-    """The product that an operation comes down to, if it does (one group of a grouped convolution)."""
-    if isinstance(op, Linear):
-        return Job(op.weight[:, :, 0], op.rows, 1, op.epilogue)
-    if isinstance(op, Recurrence):
-        return Job(op.weight[:, :, 0], 1, op.steps * op.batch, op.epilogue)
-    if isinstance(op, Conv) and not op.depthwise:
-        layout = plan.layouts[op.output]
-        rows = op.weight.shape[0] // op.groups
-        matrix = op.weight.reshape(op.weight.shape[0], -1)[:rows]
-        bands = layout.bands * layout.images * op.groups
-        window = None if op.pointwise else window_of(op, plan.layouts[op.inputs[0]], layout, layout.rows)
-        return Job(matrix, layout.rows * layout.width, bands, op.epilogue, window)
-    return None
-
-
-def candidates(job: Job, target: Target, *, dense_only: bool) -> list[Product]:
-    """Ways to run a product on a target, best first by the cost model."""
-    found = []
-    most = accumulators(target)
-    groups = [4 * target.lanes, 2 * target.lanes, target.lanes] if job.pixels == 1 else [4, 8, 16]
-    for group in groups:
-        if group <= most or job.pixels == 1:
-            found += [Product(group, vectors, True) for vectors in tile_widths(group, most)]
-    if not dense_only and job.used.mean() < 0.95:
-        for group in GROUPS:
-            if group <= most or job.pixels == 1:
-                widths = tile_widths(group, most)
-                found += [Product(group, vectors, False, form) for form in forms(job.window) for vectors in widths]
-    costs = {product: cost(job, product, target) for product in found}
-    if job.window is not None:
-        gathered = {form: gather_cost(job, form, target) for form in forms(job.window)}
-        costs = {product: price + gathered[product.form] for product, price in costs.items()}
-    return sorted(found, key=lambda product: (costs[product], product.group, product.vectors, product.form))
-
-
-def tile_widths(group: int, most: int) -> list[int]:
-    """Vectors per tile worth trying for a group: what fills the accumulators, at most 8, and one less."""
-    widest = max(1, min(most // group, 6))
-    return [widest, widest - 1] if widest > 2 else [widest]
-
-
-def accumulators(target: Target) -> int:
-    """Vector registers that may hold sums: the rest are for the loaded vectors and a weight."""
-    return target.accumulators or target.registers * 3 // 4
-
-
-def kernel_of(
-    product: Product,
-    group: int,
-    pixels: int,
-    depth: int,
-    epilogue: Epilogue,
-    target: Target,
-    where: Gathering | None = None,
-) -> Spmm:
-    """The kernel for a part of a product: its rows are in groups of `group`, of `depth` inputs each.
-
-    `where` tells what a k x k convolution's product reads: its calls may have fewer pixels than the band.
-    """
-    vectors = max(1, min(product.vectors, accumulators(target) // group))
-    ahead = target.ahead if group >= _STREAMED else 0
-    if where is not None:
-        pixels, depth = where.pixels, where.inputs(depth, vectors * target.lanes)
-    deep = 4 * depth * vectors * target.lanes > (target.l1d or _L1)
-    columns_ahead = COLUMNS_AHEAD if deep and ahead and not product.dense else 0
-    # With its columns fetched ahead, a tile need not stay in L1; but each tile streams all weights once more.
-    tiles = pixels / (vectors * target.lanes)
-    outer = deep and (1 < tiles < 2 if columns_ahead else tiles > 1)
-    spec = Spmm(
-        group, pixels, vectors, target.lanes, product.dense, epilogue, target.by_lane, outer, ahead, columns_ahead
-    )
-    joined = replace(spec, joined=True)
-    fits = any(run.singles for run in joined.cut.runs) and joined.live <= target.registers
-    return joined if fits else spec
-
-
-def cost(job: Job, product: Product, target: Target) -> float:
-    """What the product of a whole layer costs, in the unit of the target's price table.
-
-    The first call finds the weights beyond L2, as all others were used since the run before; the next find them there.
-    """
-    terms, inputs, caches = Terms(), job.weight.shape[1], table_for(target).caches
-    if job.window is not None:
-        inputs = job.gathering(product.form).inputs(inputs, product.vectors * target.lanes)
-    for part in job.sizes(product):
-        spec = job.spec(product, part.group, target)
-        for level, times in job.calls_from(product.form):
-            one = count(spec, target, part.groups, part.nnz, {level: 1.0}, inputs=inputs, caches=caches)
-            terms.update({term: times * value for term, value in one.items()})
-    return table_for(target).price(terms)
-
-
-def gather_cost(job: Job, form: str, target: Target) -> float:
-    """What gathering the pixels of a k x k convolution costs beside its product, in the same unit."""
-    where = job.gathering(form)
-    channels = job.weight.shape[1] // len(where.window.taps)
-    terms = count(Panel(where.copied, target.lanes), target, channels)
-    return job.bands * table_for(target).price(terms)
 
 
 Jobs = Mapping[str, tuple[Job, list[Product]]]

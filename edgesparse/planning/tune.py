@@ -23,8 +23,9 @@ from edgesparse.environment import record
 from edgesparse.errors import CompileError
 from edgesparse.kernels import KernelSpec, Panel, Spmm
 from edgesparse.planning.packing import Packed, pack
-from edgesparse.planning.place import Job, Jobs, Product
+from edgesparse.planning.place import Jobs
 from edgesparse.planning.plan import pitch_of
+from edgesparse.planning.products import Job, Product
 from edgesparse.target import Target
 
 #: Seconds to spend on one layer at most, and rounds to make at least.

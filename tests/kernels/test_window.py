@@ -13,7 +13,7 @@ from networks import HOST_TARGETS
 
 from edgesparse.kernels import Depthwise, KernelSpec, Panel, Pool, Window
 from edgesparse.kernels.tiles import vector_starts
-from edgesparse.planning.place import accumulators
+from edgesparse.planning.products import accumulators
 from edgesparse.target import Target
 
 CHANNELS = 3

@@ -21,7 +21,7 @@ from edgesparse.measuring import webbench
 from edgesparse.measuring.bench import Plan
 from edgesparse.measuring.report import as_json
 from edgesparse.measuring.schema import bench_schema, faults
-from edgesparse.planning.place import Job, candidates
+from edgesparse.planning.products import Job, candidates
 from edgesparse.runtimes.engines import Engine, find_package
 from edgesparse.runtimes.wasm import Wasmtime
 from edgesparse.target import Target
