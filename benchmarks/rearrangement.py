@@ -6,10 +6,11 @@
 EfficientNet-lite0 with its published weights and the page-orientation network are judged by the surgeon's saliency on
 calibration samples, over their 1x1 layers; other reference networks by magnitude, over all layers that are pruned by
 default. Shares are of the gap between the given order and unstructured weights, in the mean over the layers; *alone* is
-what the same search finds where every layer has an order of its own, coupled to no other: no legal order is known to
-reach more. *uneven* is how well groups are balanced: for each number of threads, what the thread with the most
-non-zeros has more than an equal share of them, in per cent, in the mean over the layers, in the given order and in the
-one found; with `--no-balance` groups stay where the search has them.
+what the same search finds where every layer has an order of its own, coupled to no other; *ceiling* is what no order
+exceeds, legal or not, for groups that compete (`passes.ceiling`). *uneven* is how well groups are balanced: for each
+number of threads, what the thread with the most non-zeros has more than an equal share of them, in per cent, in the
+mean over the layers, in the given order and in the one found; with `--no-balance` groups stay where the search has
+them.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from edgesparse.lowering.emitter import _shares
 from edgesparse.models import pages, pictures
 from edgesparse.models.exporting import model_path
 from edgesparse.passes import weight_layers
+from edgesparse.passes.ceiling import ceiling
 from edgesparse.passes.couple import couple
 from edgesparse.passes.graph import Array
 from edgesparse.passes.layers import canonical_weight
 from edgesparse.passes.observe import Feeds, Moments, input_moments
-from edgesparse.passes.permute import retained, search
+from edgesparse.passes.permute import View, retained, search
 from edgesparse.passes.rearrange import rearrange, stakes_of
 from edgesparse.passes.score import magnitude
 from edgesparse.passes.sides import group_sizes
@@ -109,8 +111,12 @@ def _row(
         "found": round((found - given) / (free - given), 3),
     }  # fmt: skip
     if alone:
-        own = float(np.mean(_alone(model, choices, moments)))
+        views = _views(model, choices, moments)
+        own = float(np.mean([retained([view], search([view], block=block)) for view, block in views]))
         row["alone"] = round((own - given) / (free - given), 3)
+        if all(view.summed for view, _ in views):
+            most = float(np.mean([ceiling(view) for view, _ in views]))
+            row["ceiling"] = round((most - given) / (free - given), 3)
     after = input_moments(copy, [one for one in weight_layers(copy) if one.name in moments], samples) if samples else {}
     given_work, found_work = _work(model, choices, moments), _work(copy, choices, after)
     for count in THREADS:
@@ -139,14 +145,11 @@ def _uneven(work: list[Array], count: int) -> float:
     return float(np.mean(more))
 
 
-def _alone(model: ir.Model, choices: dict[str, Choice], moments: dict[str, Moments]) -> list[float]:
+def _views(model: ir.Model, choices: dict[str, Choice], moments: dict[str, Moments]) -> list[tuple[View, int]]:
+    """What each layer has at stake by itself, and the channels that keep together."""
     coupling = couple(model)
     sets = stakes_of(model, coupling, choices, moments).sets
-    found = []
-    for side in (side for sides in sets.values() for side in sides):
-        view = side.view(coupling, {})
-        found.append(retained([view], search([view], block=side.place.block)))
-    return found
+    return [(side.view(coupling, {}), side.place.block) for sides in sets.values() for side in sides]
 
 
 if __name__ == "__main__":

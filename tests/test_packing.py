@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgesparse.planning.packing import pack, union_density, unpack
+from edgesparse.planning.packing import Packed, pack, union_density, unpack
 
 matrices = st.tuples(
     st.integers(1, 40), st.integers(1, 30), st.sampled_from([0.0, 0.05, 0.5, 1.0]), st.integers(0, 2**32 - 1)
@@ -49,6 +49,45 @@ def test_what_the_kernels_rely_on(shape: tuple[int, int, float, int], group: int
         assert part.nbytes == part.values.nbytes + part.start.nbytes + part.column.nbytes
         row += part.groups * part.group
     assert row == weight.shape[0]
+
+
+def hits(part: Packed, held: int) -> float:
+    """Share of reads that a cache of `held` channels has, which drops the one used longest ago."""
+    assert part.column is not None
+    cache: list[int] = []
+    found = 0
+    for channel in part.column.tolist():
+        found += channel in cache
+        cache = [*(one for one in cache if one != channel), channel][-held:]
+    return found / len(part.column)
+
+
+@given(matrices, groups, st.integers(1, 40))
+def test_turned_groups_hold_the_same(shape: tuple[int, int, float, int], group: int, near: int) -> None:
+    weight = matrix(*shape)
+    parts = pack(weight, group, near=near)
+    np.testing.assert_array_equal(unpack(parts), weight)
+    for part, plain in zip(parts, pack(weight, group), strict=True):
+        assert part.start is not None
+        assert part.column is not None
+        assert plain.column is not None
+        np.testing.assert_array_equal(part.start, plain.start)
+        for a, b in zip(part.start[:-1], part.start[1:], strict=True):
+            there = part.column[a:b]
+            assert (np.diff(there) > 0).all() or (np.diff(there) < 0).all()
+            np.testing.assert_array_equal(np.sort(there), plain.column[a:b])
+
+
+@pytest.mark.parametrize("lengths", [(128,) * 32, (200, 56) * 16], ids=["alike", "long and short"])
+def test_turned_groups_meet_what_was_read_last(lengths: tuple[int, ...]) -> None:
+    """256 channels, of which 120 are held: in one direction next to none are met again, turned almost a third are."""
+    rng = np.random.default_rng(0)
+    weight = np.zeros((len(lengths), 256), np.float32)
+    for row, length in enumerate(lengths):
+        weight[row, rng.permutation(256)[:length]] = 1
+    (plain,), (turned,) = pack(weight, 1), pack(weight, 1, near=120)
+    assert hits(plain, 120) < 0.2
+    assert hits(turned, 120) > 0.3
 
 
 @given(matrices, groups)

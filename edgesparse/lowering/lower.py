@@ -53,7 +53,7 @@ from edgesparse.planning.order import Step
 from edgesparse.planning.packing import pack
 from edgesparse.planning.place import Placement
 from edgesparse.planning.plan import Plan
-from edgesparse.planning.products import accumulators, kernel_of
+from edgesparse.planning.products import accumulators, kernel_of, near
 from edgesparse.target import Target
 
 #: Where weights are held in registers, or a vector holds a row, rows that share their loads pay up to this many times
@@ -124,7 +124,8 @@ class _Lowering(Emitter):
         assert chosen is not None
         key = f"{op.name}/{tag}"
         if key not in self.packs:
-            self.packs[key] = pack(weight, chosen.group, dense=chosen.dense)
+            held = near(chosen, pixels, self.target)
+            self.packs[key] = pack(weight, chosen.group, dense=chosen.dense, near=held)
         bias = self.constant(f"{op.name}/bias", lambda: np.ascontiguousarray(op.bias, np.float32))
         for number, part in enumerate(self.packs[key]):
             spec = kernel_of(chosen, part.group, pixels, weight.shape[1], op.epilogue, self.target, where)

@@ -6,6 +6,7 @@ own, run by a kernel of that size.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,8 @@ class Packed:
     """The groups of `group` output channels from channel `first` on.
 
     `values` is ``[nnz, group]``; `start` ``[G + 1]`` bounds each group's non-zeros; `column` ``[nnz]`` holds input
-    channels in ascending order. Dense weights have neither start nor column, and values ``[G * K, group]``.
+    channels, in each group in ascending or in descending order. Dense weights have neither start nor column, and values
+    ``[G * K, group]``.
     """
 
     first: int
@@ -61,18 +63,24 @@ class Packed:
         return sum(table.nbytes for table in tables)
 
 
-def pack(weight: Floats, group: int, *, dense: bool = False) -> tuple[Packed, ...]:
+def pack(weight: Floats, group: int, *, dense: bool = False, near: int = 0) -> tuple[Packed, ...]:
     """Pack a matrix ``[N, K]`` (float32): the whole groups, then the rest of the rows.
 
     An input channel is stored for a group when any of the group's rows has a non-zero there; the other rows of the
     group then store explicit zeros (the union of rows).
+
+    Parameters
+    ----------
+    near:
+        Input channels whose pixels the nearest cache holds. Where groups read more, each goes through its channels in
+        the direction in which it meets more of those read last; in one direction only, none would still be there.
     """
     rows = weight.shape[0]
     whole = rows // group * group
     bounds = [(0, whole, group)] if whole else []
     if whole < rows:
         bounds.append((whole, rows, rows - whole))
-    return tuple(_pack(weight[first:last], first, size, dense) for first, last, size in bounds)
+    return tuple(_pack(weight[first:last], first, size, dense, near) for first, last, size in bounds)
 
 
 @dataclass(frozen=True)
@@ -102,15 +110,33 @@ def sizes(used: NDArray[np.bool_], group: int, *, dense: bool = False) -> tuple[
     return tuple(found)
 
 
-def _pack(weight: Floats, first: int, group: int, dense: bool) -> Packed:
+def _pack(weight: Floats, first: int, group: int, dense: bool, near: int) -> Packed:
     blocks = np.ascontiguousarray(weight.reshape(-1, group, weight.shape[1]).transpose(0, 2, 1), np.float32)
     depth = weight.shape[1]
     if dense:
         return Packed(first, group, depth, blocks.reshape(-1, group))
     used = (blocks != 0).any(axis=2)
     start = np.concatenate([[0], np.cumsum(used.sum(axis=1))]).astype(np.int32)
-    column = np.nonzero(used)[1].astype(np.int32)
-    return Packed(first, group, depth, np.ascontiguousarray(blocks[used]), start, column)
+    column, values = np.nonzero(used)[1].astype(np.int32), np.ascontiguousarray(blocks[used])
+    if 0 < near < depth:
+        _turn(start, column, values, near, depth)
+    return Packed(first, group, depth, values, start, column)
+
+
+def _turn(start: Ints, column: Ints, values: Floats, near: int, depth: int) -> None:
+    """Turn groups round, in place, that meet more of the `near` channels read last when they begin at the other end.
+
+    Reads in between are counted with those that come again: an estimate of the distances in a cache that drops what was
+    used longest ago (Mattson et al., Evaluation techniques for storage hierarchies, 1970).
+    """
+    last, now = np.full(depth, -near), 0
+    for begin, end in itertools.pairwise(start.tolist()):
+        there, step = column[begin:end], np.arange(end - begin)
+        since = now - last[there]
+        if np.count_nonzero(since + step[::-1] < near) > np.count_nonzero(since + step < near):
+            column[begin:end], values[begin:end] = there[::-1].copy(), values[begin:end][::-1].copy()
+        last[column[begin:end]] = now + step
+        now += end - begin
 
 
 def unpack(parts: tuple[Packed, ...]) -> Floats:

@@ -162,6 +162,12 @@ def kernel_of(
     return joined if fits else spec
 
 
+def near(product: Product, pixels: int, target: Target) -> int:
+    """Input channels of which L1 holds a tile of `pixels` pixels, beside weights and results: for `packing.pack`."""
+    tile = min(pixels, product.vectors * target.lanes)
+    return (target.l1d or _L1) * 3 // 4 // (4 * tile)
+
+
 def cost(job: Job, product: Product, target: Target) -> float:
     """What the product of a whole layer costs, in the unit of the target's price table.
 

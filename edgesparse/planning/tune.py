@@ -25,7 +25,7 @@ from edgesparse.kernels import KernelSpec, Panel, Spmm
 from edgesparse.planning.packing import Packed, pack
 from edgesparse.planning.place import Jobs
 from edgesparse.planning.plan import pitch_of
-from edgesparse.planning.products import Job, Product
+from edgesparse.planning.products import Job, Product, near
 from edgesparse.target import Target
 
 #: Seconds to spend on one layer at most, and rounds to make at least.
@@ -72,7 +72,8 @@ def job_key(kind: str, job: Job, products: list[Product], target: Target, machin
 
 def _specs(job: Job, product: Product, target: Target) -> list[tuple[Spmm, Packed]]:
     found = []
-    for part in pack(job.weight, product.group, dense=product.dense):
+    held = near(product, job.pixels, target)
+    for part in pack(job.weight, product.group, dense=product.dense, near=held):
         found.append((job.spec(product, part.group, target), part))
     return found
 

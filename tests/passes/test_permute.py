@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgesparse.passes.ceiling import ceiling
 from edgesparse.passes.permute import View, by_norm, retained, search, unstructured
 from edgesparse.pattern import SparsePattern, best_mask
 
@@ -113,3 +114,40 @@ def test_planted_groups_are_found_again() -> None:
     one = View(rows.astype(np.float32), float((rows == 1).mean()), 4)
     assert retained([one], search([one])) == pytest.approx(unstructured([one]), abs=1e-6)
     assert retained([one], by_norm([one])) < 0.9
+
+
+# -- the ceiling: what no order exceeds -------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(6, 2), (8, 2), (6, 3), (8, 4)]), st.sampled_from([0.25, 0.5, 0.8]))
+@settings(max_examples=40, deadline=None)
+def test_no_order_exceeds_the_ceiling(seed: int, shape: tuple[int, int], density: float) -> None:
+    """Against every way to part the channels into groups."""
+    channels, size = shape
+    rng = np.random.default_rng(seed)
+    matrix = (rng.standard_normal((channels, 5)) ** 2 * rng.uniform(0.1, 3, (channels, 1))).astype(np.float32)
+    view = View(matrix, density, size)
+    best = max(retained([view], np.array(order)) for order in partitions(range(channels), size))
+    assert best <= ceiling(view) * (1 + 1e-6)
+
+
+def test_the_ceiling_is_reached_where_channels_come_in_equal_pairs() -> None:
+    """Equal pairs lose nothing as a group of two; there the bound is what the best order retains."""
+    rows = np.random.default_rng(3).exponential(size=(8, 40)).astype(np.float32)
+    view = View(np.concatenate([rows, rows]), 0.5, 2)
+    paired = np.arange(16).reshape(2, 8).T.reshape(-1)
+    assert ceiling(view) == pytest.approx(retained([view], paired), rel=1e-5)
+    assert retained([view], np.arange(16)) < ceiling(view) - 0.02
+
+
+def test_the_ceiling_lies_below_unstructured_where_all_channels_differ() -> None:
+    """Every channel has its saliency in features of its own: any pair pays for one that is not there."""
+    view = View(np.kron(np.eye(8, dtype=np.float32), np.ones((1, 4), np.float32)), 0.125, 2)
+    assert unstructured([view]) == 1.0
+    assert retained([view], np.arange(8)) == 0.5  # 16 of the 128 sums are kept, 32 are not zero
+    assert 0.5 <= ceiling(view) < 0.56
+
+
+def test_a_ceiling_is_for_groups_that_compete() -> None:
+    with pytest.raises(ValueError, match="compete"):
+        ceiling(View(np.ones((4, 4), np.float32), 0.5, 4, keep=2))
