@@ -249,9 +249,10 @@ milliseconds of each layer. `session.run(inputs, outputs)` writes into arrays th
 
 ## Where it runs
 
-Browsers (Chrome and Edge 91, Firefox 89, Safari 16.4 or newer), web workers, Node 20 or newer, Deno. Vite and webpack
-find the files by themselves; with esbuild, copy `*.wasm`, `weights.bin` and `worker.mjs` beside the output. `run`
-occupies its thread: create the session in a worker to keep a page responsive.
+Browsers with WebAssembly SIMD (Chrome and Edge 91, Firefox 89, Safari 16.4 or newer), web workers, Node 20 or newer,
+Deno. Bundlers that know `new URL("..", import.meta.url)`, as Vite does, find the files by themselves; with esbuild,
+copy `*.wasm`, `weights.bin` and `worker.mjs` beside the output. `run` occupies its thread: create the session in a
+worker to keep a page responsive.
 
 The weights are streamed, checked against their SHA-256 and kept in the Cache API. Two variants of the code come along:
 plain SIMD and relaxed SIMD; the faster one on the visitor's engine is picked in a few milliseconds.
@@ -259,7 +260,8 @@ plain SIMD and relaxed SIMD; the faster one on the visitor's engine is picked in
 ## Headers and threads
 
 One thread needs no special headers. Serve `.wasm` as `application/wasm`, so that it compiles while it loads. Threads
-({threads}), and finer clocks for `profile()`, need a page that is cross-origin isolated: serve it and its files with
+({threads}), and finer clocks for `profile()`, need a page that is
+cross-origin isolated: serve it and its files with
 
     Cross-Origin-Opener-Policy: same-origin
     Cross-Origin-Embedder-Policy: require-corp

@@ -94,9 +94,10 @@ const { fetch } = globalThis;
 let sent = 0;
 const slowly = (bytes, step, ms) => {
   sent = 0;
-  globalThis.fetch = async () => new Response(new ReadableStream({
+  globalThis.fetch = async (url, { signal }) => new Response(new ReadableStream({
     async pull(controller) {
       await new Promise((resolve) => setTimeout(resolve, ms));
+      if (signal?.aborted) return controller.error(signal.reason);
       if (sent >= bytes.length) return controller.close();
       controller.enqueue(bytes.subarray(sent, (sent += step)));
     },
@@ -117,6 +118,12 @@ slow.dispose();
 const early = weights.slice();
 early[1500] ^= 1;
 await assert.rejects(createSession(slowly(early, 512, 1)), /SHA-256 is not the model's/);
+assert.ok(sent < weights.length / 2, `${sent} bytes were taken`);
+
+// The user may end it.
+const ending = new AbortController();
+const onProgress = (loaded) => { if (loaded > 1000) ending.abort(new Error("enough")); };
+await assert.rejects(createSession({ ...slowly(weights, 256, 1), onProgress, signal: ending.signal }), /enough/);
 assert.ok(sent < weights.length / 2, `${sent} bytes were taken`);
 globalThis.fetch = fetch;
 
