@@ -220,6 +220,34 @@ def mlp(
     return found
 
 
+def single_row(features: int, density: float, target: Target, folder: Path) -> dict[str, list[Form]]:
+    """A fully connected layer of one row in groups of each size, and dense; all checked."""
+    rng = np.random.default_rng(0)
+    weight = np.zeros((features, features), np.float32)
+    for line in weight:
+        kept = rng.choice(features, round(density * features), replace=False)
+        line[kept] = rng.standard_normal(kept.size)
+    x = rng.standard_normal((features, 1)).astype(np.float32)
+    wanted = np.maximum(weight.astype(np.float64) @ x, 0)
+    job = Job(weight, 1, 1, Epilogue("relu"))
+    ways = {f"{group}": [Product(group, 1, False)] for group in (1, 2, 4, 8)}
+    ways["dense"] = [Product(group * target.lanes, 1, True) for group in (1, 2, 4)]
+    specs = {product: job.spec(product, product.group, target) for each in ways.values() for product in each}
+    library = library_of(list(specs.values()), target, folder)
+    found: dict[str, list[Form]] = {}
+    for name, each in ways.items():
+        for product in each:
+            (part,) = pack(weight, product.group, dense=product.dense)
+            y = np.zeros((features, 1), np.float32)
+            form = Form(str(product), library)
+            columns = np.array([1]) if product.dense else part.offsets(1)
+            form.product(specs[product], part, columns, (x, 0), (y, 0, 1))
+            form.run_once()
+            np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+            found.setdefault(name, []).append(form)
+    return found
+
+
 def rows(before: Sequence[str], ways: dict[str, list[Form]], usual: str, seconds: float) -> None:
     """Measure all tiles of all forms together; print each form's fastest against the usual one's."""
     everything = [form for each in ways.values() for form in each]
@@ -285,6 +313,23 @@ def mlp_command(seconds: float, target: str, densities: str, bands: str, only_bu
             ways = mlp(128, 384, 1536, float(density), each, Target.parse(target), Path(folder))
             if not only_build:
                 rows((density,), ways, "in turn", seconds)
+
+
+@main.command("row")
+@seconds_option
+@target_option
+@click.option("--densities", default="0.2,0.1,0.05", show_default=True)
+@click.option("--features", default=2048, show_default=True)
+@only_build_option
+def row_command(seconds: float, target: str, densities: str, features: int, only_build: bool) -> None:
+    """One row times weights of constant fan-in (SRigL, arXiv 2305.02299): unions of so many rows against dense."""
+    if not only_build:
+        head("density", "rows in a group", "kernel", "us", "dense", "us", "gain")
+    with tempfile.TemporaryDirectory() as folder:
+        for density in densities.split(","):
+            ways = single_row(features, float(density), Target.parse(target), Path(folder))
+            if not only_build:
+                rows((density,), ways, "dense", seconds)
 
 
 if __name__ == "__main__":

@@ -96,6 +96,28 @@ def test_reasons() -> None:
         assert placement.record()["name"] == placement.op
 
 
+def test_every_group_size_of_a_single_row_is_measured() -> None:
+    """Constant fan-in on one row: the cost model puts unions of eight rows first, the clock single rows."""
+    rng = np.random.default_rng(0)
+    weight = np.zeros((256, 256), np.float32)
+    for row in weight:
+        row[rng.choice(256, 26, replace=False)] = 1.0
+    text = "g (float[1,256] x) => (float[1,256] y) { y = MatMul(x, w) }"
+    graph = recognise(model_from_proto(text_model(text, {"w": weight.T.copy()})))
+    met: list[Product] = []
+
+    def measure(jobs: Any) -> dict[str, list[float]]:
+        ((name, (_, products)),) = jobs.items()
+        met.extend(products)
+        return {name: [float(product.dense or product.group != 1) for product in products]}
+
+    (placement,) = place(graph, plan(graph, V4), V4, measure=measure).values()
+    assert {product.group for product in met if not product.dense} >= {1, 2, 4, 8}
+    assert placement.product is not None
+    assert (placement.product.group, placement.product.dense) == (1, False)
+    assert placement.density == pytest.approx(26 / 256)
+
+
 def test_measured_times_decide_and_the_same_times_decide_alike() -> None:
     weight = matrix(64, 64, 0.1, 8)
 

@@ -124,7 +124,7 @@ def place(
             ranked = candidates(job, target, dense_only=dense)
             best = cost(job, ranked[0], target)
             close = [product for product in ranked if cost(job, product, target) <= best * _CLOSE][:_MOST]
-            jobs[op.name] = (job, _with_forms(close if len(close) > 1 else ranked[:2], ranked))
+            jobs[op.name] = (job, _of_all_kinds(job, close if len(close) > 1 else ranked[:2], ranked))
     if measure is None:
         return {op.name: _placement(op, graph, plan, target, dense, jobs.get(op.name), None) for op in graph.ops}
     others = {}
@@ -140,12 +140,23 @@ def place(
     return found
 
 
-def _with_forms(taken: list[Product], ranked: list[Product]) -> list[Product]:
-    """Candidates to measure, with the best of every form: the cost model knows kernels better than it knows forms."""
-    if ranked[0].dense:
+def _of_all_kinds(job: Job, taken: list[Product], ranked: list[Product]) -> list[Product]:
+    """Candidates to measure, with the best of every kind: the cost model knows tiles better than it knows kinds.
+
+    Kinds are the forms of a convolution, and the group sizes of a single row: whether its weights are bound by memory
+    or by what they are multiplied with is near in all of them, and unions of rows store more.
+    """
+    if ranked[0].dense and job.pixels > 1:
         return taken
-    best = {form: next(each for each in ranked if each.form == form) for form in dict.fromkeys(p.form for p in ranked)}
-    missing = [product for form, product in best.items() if all(each.form != form for each in taken)]
+
+    def kind(product: Product) -> tuple[bool, str | int]:
+        return product.dense, product.group if job.pixels == 1 else product.form
+
+    best: dict[tuple[bool, str | int], Product] = {}
+    for product in ranked:
+        best.setdefault(kind(product), product)
+    known = {kind(product) for product in taken}
+    missing = [product for each, product in best.items() if each not in known and not product.dense]
     return [*taken[: max(2, _MOST - len(missing))], *missing] if missing else taken
 
 
