@@ -205,13 +205,14 @@ def _arm64(
 
 
 def _arm32(name: str, runner: str = "device") -> Target:
-    # The A7 is slow at fused multiply-adds only on paper; without these two switches LLVM splits every one of them.
-    # The last one has it order instructions with an eye on registers. The barrier is a nop: loads keep to their side.
+    # The A7 is slow at fused multiply-adds only on paper; without these switches LLVM splits every one of them, or each
+    # that goes on with another's sum. The last one has it order instructions with an eye on registers. The barrier is a
+    # nop: loads keep to their side.
     return Target(
         name=name,
         triple="armv7-linux-gnueabihf",
         cpu="cortex-a7",
-        features=("+neon", "+vfp4", "-slowfpvfmx", "-slowfpvmlx", "+use-misched"),
+        features=("+neon", "+vfp4", "-slowfpvfmx", "-slowfpvmlx", "-expand-fp-mlx", "-vmlx-hazards", "+use-misched"),
         lanes=4,
         registers=16,
         l1d=32 << 10,

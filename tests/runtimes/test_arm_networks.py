@@ -8,10 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from devicekit import needs_qemu
 from networks import taking_form, windows_network
+from recurrences import feeds_of, recurrent_model
 
 from edgesparse import pipeline
 from edgesparse.artifacts import samples
@@ -92,6 +95,24 @@ def test_windows_in_each_form(form: str, target: str, tmp_path: Path) -> None:
         found = DeviceRunner(device, timeout=300).run(sample.inputs)
     for name, expected in sample.outputs.items():
         assert compare(found[name], expected)[1] < 3e-6
+
+
+@pytest.mark.parametrize(("kind", "hidden"), [("LSTM", 18), ("LSTM", 16), ("GRU", 9)])
+@pytest.mark.parametrize("target", ["aarch64", "armv7"])
+def test_recurrences_are_onnxruntimes(kind: str, hidden: int, target: str, tmp_path: Path) -> None:
+    """Gates are cut into stages there, with and without a last vector that overlaps. States are below 1."""
+    model = recurrent_model(kind, hidden, direction="bidirectional", states=True)
+    onnx.save(model, tmp_path / "model.onnx")
+    made = pipeline.compile_model(
+        tmp_path / "model.onnx", target=Target.parse(target), output=tmp_path / "artifact", tune=False
+    )
+    assert made is not None
+    feeds = feeds_of(model)
+    wanted = onnxruntime.InferenceSession(model.SerializeToString()).run(None, feeds)
+    with open_device("qemu", made) as device:
+        found = DeviceRunner(device, timeout=600).run(feeds)
+    for value, expected in zip(model.graph.output, wanted, strict=True):
+        np.testing.assert_allclose(found[value.name], expected, rtol=0, atol=2e-6)
 
 
 @pytest.mark.long
