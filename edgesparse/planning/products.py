@@ -147,6 +147,8 @@ def kernel_of(
     """
     vectors = max(1, min(product.vectors, accumulators(target) // group))
     ahead = target.ahead if group >= _STREAMED else 0
+    if pixels == 1:  # it waits for nothing but weights, from the outer caches or memory
+        ahead *= 2
     if where is not None:
         pixels, depth = where.pixels, where.inputs(depth, vectors * target.lanes)
     deep = 4 * depth * vectors * target.lanes > (target.l1d or _L1)
