@@ -60,8 +60,8 @@ class Stack:
 
 
 BEST = Stack("fisher", "refit", "sensitivity", "search")
-"""What `sparsify --calibrate` does. Patterns without groups have no order to search for. All other stacks have the
-orders and the sensitivities that this one finds.
+"""What `sparsify --calibrate` does before it fits by gradient. Patterns without groups have no order to search for. All
+other stacks have the orders and the sensitivities that this one finds.
 """
 STACKS = (
     BEST,

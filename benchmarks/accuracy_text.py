@@ -26,9 +26,10 @@ from edgesparse.models.data import Run, evaluate, onnx_run, ranked_classes
 from edgesparse.models.exporting import model_path
 from edgesparse.models.registry import spec
 from edgesparse.passes import load_model, run_passes, sparsify_passes
-from edgesparse.passes.sparsify import CRITERION_KEY
+from edgesparse.passes.sparsify import CRITERION_KEY, FITTING_KEY
 from edgesparse.recipe import Recipe
 from edgesparse.sections import ALLOCATIONS, Allocation
+from edgesparse.training.fitting import fitter
 from edgesparse.training.information import information
 
 SEEDS = (101, 202)
@@ -51,13 +52,21 @@ class Task:
 @click.option("--allocation", type=click.Choice(ALLOCATIONS), default="sensitivity", show_default=True)
 @click.option("--calibration", default=96, show_default=True, help="Samples without labels.")
 @click.option("--evaluation", default=240, show_default=True, help="Samples, or pairs, to measure on.")
+@click.option("--fit", is_flag=True, help="Fit by gradient too, as `sparsify --calibrate` does.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/accuracy_text.jsonl"), show_default=True)
 def main(
-    network: str, patterns: str, sparsities: str, allocation: str, calibration: int, evaluation: int, out: Path
+    network: str,
+    patterns: str,
+    sparsities: str,
+    allocation: str,
+    calibration: int,
+    evaluation: int,
+    fit: bool,
+    out: Path,
 ) -> None:
     """Measure and write every combination asked for that is not there yet."""
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else []
-    done = {(row["network"], row["pattern"], row["sparsity"], row["allocation"]) for row in rows}
+    done = {(row["network"], row["pattern"], row["sparsity"], row["allocation"], "fitting" in row) for row in rows}
     port = spec(network)
     dense = load_model(model_path(network), {port.input_name: port.input_shape})
     make = sentences_task if network == "minilm-l6-sentences" else drawn_task
@@ -67,18 +76,22 @@ def main(
     wanted = [(text, float(share)) for text in patterns.split(",") for share in sparsities.split(",")]
     for text, sparsity in [("dense", 0.0), *wanted]:
         how = "" if text == "dense" else allocation
-        if (network, text, sparsity, how) in done:
+        if (network, text, sparsity, how, fit and text != "dense") in done:
             continue
         started, model = time.process_time(), dense
         if text != "dense":
             rules = {"pattern": text, "sparsity": sparsity, "targets": list(task.targets)}
             recipe = replace(Recipe.from_dict(rules).with_repair(), allocation=Allocation(allocation))
-            model = run_passes(dense, sparsify_passes(recipe, inputs, weigher=information)).model
+            model = run_passes(
+                dense, sparsify_passes(recipe, inputs, fitter=fitter() if fit else None, weigher=information)
+            ).model
         seconds = round(time.process_time() - started, 1)
         score = task.score(onnx_run(ir.serde.serialize_model(model).SerializeToString()))
         row = {"network": network, "pattern": text, "sparsity": sparsity, "allocation": how, "score": round(score, 4)}
         if CRITERION_KEY in model.metadata_props:
             row["criterion"] = json.loads(model.metadata_props[CRITERION_KEY])
+        if FITTING_KEY in model.metadata_props:
+            row["fitting"] = json.loads(model.metadata_props[FITTING_KEY])
         with out.open("a") as file:
             file.write(json.dumps(row | {"cpu_seconds": seconds}) + "\n")
         click.echo(str(row))
