@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from edgesparse.advice.planview import choice_of
 from edgesparse.artifacts.artifact import Artifact, open_artifact
 from edgesparse.costing.caches import Caches
 from edgesparse.costing.costs import SCHEMA, counted
-from edgesparse.costing.counts import GROUPS
+from edgesparse.costing.counts import GROUPS, shape_of
 from edgesparse.costing.forecast import layer_terms, lowered, placed_as
 from edgesparse.graph.ops import Fallback, Graph
 from edgesparse.graph.recognise import recognise
@@ -41,6 +42,7 @@ from edgesparse.measuring.session import first_sample, target_text
 from edgesparse.models import model_path
 from edgesparse.pipeline import compile_model
 from edgesparse.planning.decide import decide
+from edgesparse.planning.place import Placement
 from edgesparse.planning.plan import Plan
 from edgesparse.portable import prepare
 from edgesparse.recipe import Recipe
@@ -66,7 +68,7 @@ VARIANTS = (
 _SHORTEST = 3000.0
 _RUNS = 20
 #: The levels beyond L1 as this machine shows them.
-_CACHES = Caches(10 << 20, {"l2": 40.0, "l3": 21.0, "memory": 9.0}, 3.0)
+_CACHES = Caches(10 << 20, {"l2": 40.0, "l3": 21.0, "memory": 9.0}, 3.0, 1.5)
 #: The column of the reads of the clock between layers: profiles have it, programs do not.
 CLOCK = "clock"
 TERMS = (*GROUPS, CLOCK)
@@ -74,6 +76,8 @@ TERMS = (*GROUPS, CLOCK)
 _LEVELS = ("stream.l2", "stream.l3", "stream.memory")
 #: Prices in cycles that terms are drawn to, beside those of a core that nobody measured.
 _DECLARED = {CLOCK: 80.0}
+#: Turns of fitting prices and factors.
+_TURNS = 4
 #: How hard prices are drawn to the declared ones, against all layers' errors.
 _PULL = 1e-4
 
@@ -173,11 +177,14 @@ def _profiled(artifact: Artifact) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Table:
-    """Layers: network, variant, what they are, counts of `TERMS`, nanoseconds, and how far their rounds lie apart."""
+    """Layers: network, variant, what they are, counts of `TERMS`, nanoseconds, how far their rounds lie apart; and of
+    window kernels their shape.
+    """
 
     names: list[str]
     variants: list[str]
     labels: list[str]
+    shapes: list[str]
     matrix: np.ndarray
     ns: np.ndarray
     spread: np.ndarray
@@ -199,19 +206,20 @@ def fit(samples: Path, write: bool, show: int, vary: bool) -> None:
     if vary:
         for caches in _varied(_CACHES):
             table = _table(rows, programs, target, caches)
-            missed = np.abs(table.matrix @ solve(table.matrix, table.ns) / table.ns - 1)
+            missed = np.abs(told(table, *fitted(table)) / table.ns - 1)
             click.echo(f"{caches}: median {np.median(missed):.4f}, rms {np.sqrt(np.mean(missed**2)):.4f}")
     table = _table(rows, programs, target, _CACHES)
-    prices = solve(table.matrix, table.ns)
+    prices, factors = fitted(table)
     missed = left_out(table)
-    click.echo("fitted to all: " + _summary(table.matrix @ prices / table.ns - 1))
+    click.echo("fitted to all: " + _summary(told(table, prices, factors) / table.ns - 1))
     click.echo("the rounds of a layer lie apart by: " + _summary(table.spread / table.ns))
     errors = report(table, missed)
     if show:
         _show(table, prices, missed, show)
     click.echo(" ".join(f"{term}={price:.4g}" for term, price in zip(TERMS, prices, strict=True)))
+    click.echo(", ".join(f"{shape}: {factor:.2f}" for shape, factor in factors.items()))
     if write:
-        _write(prices, target, errors, len(table.ns))
+        _write(prices, factors, target, errors, len(table.ns))
 
 
 def left_out(table: Table) -> np.ndarray:
@@ -219,9 +227,45 @@ def left_out(table: Table) -> np.ndarray:
     missed = np.zeros(len(table.ns))
     for network in dict.fromkeys(table.names):
         mine = np.array([name == network for name in table.names])
-        prices = solve(table.matrix[~mine], table.ns[~mine])
-        missed[mine] = table.matrix[mine] @ prices / table.ns[mine] - 1
+        prices, factors = fitted(table, ~mine)
+        missed[mine] = (told(table, prices, factors) / table.ns - 1)[mine]
     return missed
+
+
+def fitted(table: Table, taught: np.ndarray | None = None) -> tuple[np.ndarray, dict[str, float]]:
+    """Prices, and factors of window kernels' shapes, from the layers that are `taught` (all).
+
+    In turn: prices of the counts as they are multiplied; then for each shape the middle, over networks, of what its
+    layers take against their forecast.
+    """
+    taught = np.ones(len(table.ns), bool) if taught is None else taught
+    factors: dict[str, float] = {}
+    prices = np.zeros(len(TERMS))
+    for _ in range(_TURNS):
+        prices = solve(_multiplied(table, factors)[taught], table.ns[taught])
+        plain = table.matrix[:, :-1] @ prices[:-1]
+        clock = table.matrix[:, -1] * prices[-1]
+        found: dict[str, dict[str, list[float]]] = {}
+        for order in np.flatnonzero(taught):
+            if table.shapes[order]:
+                ratio = max(table.ns[order] - clock[order], 1.0) / plain[order]
+                found.setdefault(table.shapes[order], {}).setdefault(table.names[order], []).append(ratio)
+        factors = {
+            shape: float(np.exp(np.mean([np.log(np.median(ratios)) for ratios in networks.values()])))
+            for shape, networks in sorted(found.items())
+        }
+    return prices, factors
+
+
+def told(table: Table, prices: np.ndarray, factors: Mapping[str, float]) -> np.ndarray:
+    """Nanoseconds of every layer by prices and factors."""
+    return _multiplied(table, factors) @ prices
+
+
+def _multiplied(table: Table, factors: Mapping[str, float]) -> np.ndarray:
+    """The counts as they are priced; the clock's reads stay as they are."""
+    by = np.array([factors.get(shape, 1.0) for shape in table.shapes])[:, None]
+    return np.hstack([table.matrix[:, :-1] * by, table.matrix[:, -1:]])
 
 
 def _varied(caches: Caches) -> list[Caches]:
@@ -249,16 +293,24 @@ def _show(table: Table, prices: np.ndarray, missed: np.ndarray, most: int) -> No
         )
 
 
-def _write(prices: np.ndarray, target: Target, errors: dict[str, Any], layers: int) -> None:
+def _write(
+    prices: np.ndarray, factors: Mapping[str, float], target: Target, errors: dict[str, Any], layers: int
+) -> None:
     here = environment.record()
     data = {
         "schema": SCHEMA,
         "target": target.name,
         "basis": f"measured on {here['cpu']}, one thread",
-        "caches": {"l3": _CACHES.l3, "rates": dict(_CACHES.rates), "overlap": _CACHES.overlap},
+        "caches": {
+            "l3": _CACHES.l3,
+            "rates": dict(_CACHES.rates),
+            "overlap": _CACHES.overlap,
+            "scattered": _CACHES.scattered,
+        },
         "layers": layers,
         "errors": errors,
         "prices": {term: float(f"{price:.4g}") for term, price in zip(TERMS, prices, strict=True) if term != CLOCK},
+        "factors": {shape: float(f"{factor:.4g}") for shape, factor in factors.items()},
     }
     path = Path(__file__).parent.parent / "edgesparse" / "costing" / "prices" / f"{target.name}.json"
     path.parent.mkdir(exist_ok=True)
@@ -320,6 +372,7 @@ class Placed:
     layout: Plan
     made: Lowered
     labels: dict[str, str]
+    shapes: dict[str, str]
     reads: dict[str, int]
 
 
@@ -339,11 +392,22 @@ def _program(row: dict[str, Any], target: Target) -> Placed:
         name: array if array.dtype.kind == "i" else np.broadcast_to(array.dtype.type(0), array.shape)
         for name, array in made.program.constants.items()
     }
-    return Placed(graph, layout, replace(made, program=replace(made.program, constants=constants)), labels, dict(reads))
+    program = replace(made.program, constants=constants)
+    return Placed(graph, layout, replace(made, program=program), labels, _shapes_of(made, placements), dict(reads))
+
+
+def _shapes_of(made: Lowered, placements: Mapping[str, Placement]) -> dict[str, str]:
+    """Of the layers that are window kernels and nothing else: the shape that most of their calls have."""
+    found: dict[str, Counter[str]] = {}
+    for call in made.program.calls:
+        name, spec = made.program.layers[call.layer], made.kernels.get(call.kernel)
+        if spec is not None and name in placements and placements[name].kind in ("depthwise", "pooling"):
+            found.setdefault(name, Counter())[shape_of(spec)] += call.end - call.begin
+    return {name: shapes.most_common(1)[0][0] for name, shapes in found.items()}
 
 
 def _table(rows: list[dict[str, Any]], programs: list[Placed], target: Target, caches: Caches) -> Table:
-    names, variants, labels, counts, times, spreads = [], [], [], [], [], []
+    names, variants, labels, shapes, counts, times, spreads = [], [], [], [], [], [], []
     for row, each in zip(rows, programs, strict=True):
         found = layer_terms(each.made, each.graph, each.layout, target, caches)
         for op, time, spread in zip(each.graph.ops, row["ns"], row["spread"], strict=True):
@@ -351,10 +415,11 @@ def _table(rows: list[dict[str, Any]], programs: list[Placed], target: Target, c
                 names.append(row["network"])
                 variants.append(row["variant"])
                 labels.append(each.labels[op.name])
+                shapes.append(each.shapes.get(op.name, ""))
                 counts.append([*(found[op.name][term] for term in GROUPS), each.reads.get(op.name, 0)])
                 times.append(time)
                 spreads.append(spread)
-    return Table(names, variants, labels, np.array(counts, float), np.array(times), np.array(spreads))
+    return Table(names, variants, labels, shapes, np.array(counts, float), np.array(times), np.array(spreads))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from networks import Net
 
 from edgesparse.costing.caches import Caches, mixed, reused, shares
 from edgesparse.costing.costs import CostTable, cost_table, counted, parse, table_for
-from edgesparse.costing.counts import GROUPS, Terms, count, total
+from edgesparse.costing.counts import GROUPS, Terms, count, fetched, shape_of, total
 from edgesparse.costing.forecast import forecast, layer_terms, lowered, placed_as, price, read_product
 from edgesparse.errors import CompileError
 from edgesparse.graph.recognise import recognise
@@ -51,6 +51,14 @@ def test_a_dense_product_with_a_tail_by_hand() -> None:
     # one vector of outputs and one pixel: a weight vector and a pixel are loaded
     assert terms["tail.issue"] == 20 * max(1 / 2, 2 / 2)
     assert terms["tail.store"] == 2 * 8
+
+
+def test_channels_that_do_not_fill_cache_lines_are_loaded_twice() -> None:
+    """196 pixels are 12 vectors and 4 pixels; a channel starts on a cache line once in four: 1.75 loads a vector."""
+    spec = Spmm(1, 196, 4, 16, False, RELU)
+    tiles = [len(run.offsets) for run in spec.cut.runs for _ in range(run.repeat)]
+    terms = count(spec, V4, 3, 10, {"l1": 1.0})
+    assert terms["product.issue"] == pytest.approx(10 * sum(max((1.75 * wide + 2) / 2, 4.0) for wide in tiles))
 
 
 def test_single_pixels_that_are_joined_fetch_no_weights_again() -> None:
@@ -102,6 +110,41 @@ def test_strided_windows_pick_their_columns() -> None:
     window = Window((1, 3), (1, 2), (1, 1), 0, 0, 17, 8, 1)
     terms = count(Pool(window, "max", 8, 12), V4, 5)
     assert (terms["pool.load"], terms["pool.stride"], terms["pool.mask"]) == (15, 15, 0)
+
+
+def test_what_windows_fetch_by_hand() -> None:
+    """Ten channels of one row under nine taps: 22.5 cycles of taps and loads, 3 of masks, a store: 28.75 a channel."""
+    window = Window((3, 3), (1, 1), (1, 1), 1, 1, 16, 16, 1)
+    spec = Depthwise(window, RELU, 16, 24)
+    terms = count(spec, V4, 10)
+    issue = 10 * (9 * 0.5 + 9 * 0.25 + 6 * 0.5 + 1)
+    rates = {"l2": 32.0, "l3": 8.0, "memory": 4.0}
+    far = {"l1": 9e9, "l2": 3200.0, "l3": 1600.0}  # 100 + 200 cycles
+    added = fetched(spec, terms, far, Caches(1 << 20, rates, 2.0, 1.0))
+    assert added == pytest.approx({"l2": 100, "l3": 200})
+    partly = fetched(spec, terms, far, Caches(1 << 20, rates, 3.0, 2.0))
+    assert sum(partly.values()) == pytest.approx(np.hypot(issue, 300) - issue)
+    assert partly["l3"] == pytest.approx(2 * partly["l2"])
+    hidden = fetched(spec, terms, far, Caches(1 << 20, rates))
+    assert sum(hidden.values()) == pytest.approx(300 - issue)  # where nothing was measured, the longest alone
+    pool = Pool(window, "max", 16, 12)
+    assert fetched(pool, count(pool, V4, 10), far, Caches(1 << 20, rates, 3.0, 2.0)) == pytest.approx(added)
+    assert fetched(spec, terms, {"l1": 5.0}, Caches(1 << 20, rates, 2.0, 2.0)) == {}
+
+
+def test_factors_multiply_what_is_priced() -> None:
+    graph = network()
+    layout = plan(graph, V4)
+    made = lowered(graph, layout, place(graph, layout, V4), V4)
+    plain = layer_terms(made, graph, layout, V4, Caches())
+    shapes = {shape_of(spec) for spec in made.kernels.values()} - {""}
+    assert "depthwise 3x3 stride 1x1 to 16" in shapes
+    twice = layer_terms(made, graph, layout, V4, Caches(), {"depthwise 3x3 stride 1x1 to 16": 2.0})
+    for op, before, after in zip(graph.ops, plain.values(), twice.values(), strict=True):
+        by = 2 if op.name == graph.ops[1].name else 1
+        for term, value in before.items():
+            assert after[term] == pytest.approx(value * (by if term in GROUPS else 1))
+    assert shape_of(Spmm(8, 96, 3, 16, False, RELU)) == ""
 
 
 def test_the_small_families() -> None:
@@ -226,8 +269,8 @@ def test_the_table_in_the_package() -> None:
     assert table.measured
     assert set(table.prices) == set(GROUPS)
     four = ("mobilenet-v1", "mobilenet-v2", "efficientnet-lite0", "resnet50")
-    assert all(table.errors[name]["median"] < 0.07 for name in four)
-    assert all(table.errors[name]["over_30"] < 0.04 * table.errors[name]["layers"] for name in four)
+    assert all(table.errors[name]["median"] < 0.05 for name in four)
+    assert all(table.errors[name]["over_30"] < 0.02 * table.errors[name]["layers"] for name in four)
     assert not counted().measured
     assert all(np.isfinite(value) for value in table.prices.values())
 
@@ -241,6 +284,7 @@ def test_the_table_in_the_package() -> None:
         {"caches": None},
         {"caches": {"l3": 1, "rates": {"l2": 1, "l3": 0, "memory": 1}, "overlap": 2}},
         {"basis": None, "errors": 4},
+        {"factors": {"pool 2x2 stride 2x2 to 8": 0}},
     ],
 )
 def test_a_table_that_cannot_be_read(change: dict[str, Any]) -> None:
@@ -248,7 +292,8 @@ def test_a_table_that_cannot_be_read(change: dict[str, Any]) -> None:
     good = {"schema": "edgesparse.prices/2", "basis": "b", "caches": caches, "errors": {}, "prices": {"call": 1.0}}
     table = parse(json.dumps(good), "t")
     assert table.prices["call"] == 1.0
-    assert table.caches == Caches(5, {"l2": 4.0, "l3": 2.0, "memory": 1.0}, 2.0)
+    assert table.caches == Caches(5, {"l2": 4.0, "l3": 2.0, "memory": 1.0}, 2.0, 2.0)
+    assert parse(json.dumps(good | {"factors": {"a": 1.5}}), "t").factors == {"a": 1.5}
     with pytest.raises(CompileError, match="price table of t"):
         parse(json.dumps(good | change), "t")
     with pytest.raises(CompileError, match="fit_cost"):

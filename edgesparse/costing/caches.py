@@ -29,18 +29,18 @@ class Caches:
     overlap:
         How well what a core does at the same time hides behind each other: the exponent p of ``(a^p + b^p + ..)^(1/p)``
         cycles for what takes a, b, .. by itself. 1 is their sum, infinity the longest of them.
+    scattered:
+        The same for windows, whose rows lie apart, and for what products read and write of memory.
     """
 
     l3: int = 8 << 20
     rates: Mapping[str, float] = field(default_factory=lambda: {"l2": 32.0, "l3": 10.0, "memory": 5.0})
     overlap: float = math.inf
+    scattered: float = math.inf
 
     def together(self, *parts: float) -> float:
         """Cycles of what takes so many cycles each and is done at the same time."""
-        longest = max(parts)
-        if math.isinf(self.overlap):
-            return longest
-        return longest * float(sum((part / longest) ** self.overlap for part in parts) ** (1 / self.overlap))
+        return together(self.overlap, *parts)
 
     def cycles(self, issue: float, far: Mapping[str, float]) -> dict[str, float]:
         """Cycles of issuing for `issue` cycles while `far` bytes come from each level, by what they are spent on.
@@ -58,6 +58,14 @@ class Caches:
         scale = both ** (1 / self.overlap - 1)
         parts = {level: scale * fetch ** (self.overlap - 1) * wait for level, wait in waits.items()}
         return {"issue": scale * issue**self.overlap, **parts}
+
+
+def together(overlap: float, *parts: float) -> float:
+    """Cycles of what takes so many cycles each and is done at the same time, as `Caches.overlap` tells."""
+    longest = max(parts)
+    if math.isinf(overlap) or not longest:
+        return longest
+    return longest * float(sum((part / longest) ** overlap for part in parts) ** (1 / overlap))
 
 
 def shares(distance: float, target: Target, l3: float = math.inf) -> dict[str, float]:

@@ -21,9 +21,6 @@ from edgesparse.target import Target
 
 SCHEMA = "edgesparse.prices/2"
 
-#: What bytes are moved by: products and elementwise steps in long runs, windows row by row.
-_FAMILIES = ("product", "window")
-
 #: Cycles of a term on a core that nobody measured; all others are counted as nothing.
 _COUNTED: Mapping[str, float] = {
     "product.issue": 1.0,
@@ -59,9 +56,8 @@ _COUNTED: Mapping[str, float] = {
     "stream.l2": 1.0,
     "stream.l3": 1.0,
     "stream.memory": 1.0,
-    **{f"{family}.{way}.l2": 1 / 64 for family in _FAMILIES for way in ("read", "write")},
-    **{f"{family}.{way}.l3": 1 / 32 for family in _FAMILIES for way in ("read", "write")},
-    **{f"{family}.{way}.memory": 1 / 8 for family in _FAMILIES for way in ("read", "write")},
+    **{f"product.{way}.l2": 1 / 64 for way in ("read", "write")},
+    **{f"product.{way}.l3": 1 / 32 for way in ("read", "write")},
     "call": 20.0,
 }
 
@@ -83,6 +79,9 @@ class CostTable:
     errors:
         Of a fitted table, by network: "median", "p90" and "worst" share by which a layer's time was missed by prices
         fitted to the other networks, of how many "layers", and how many "over_30" per cent.
+    factors:
+        What the counts of a class of window kernels (`counts.shape_of`) are to be multiplied by, as measured: for what
+        they do not tell, such as sums that wait for each other and rows that share the sets of a cache. 1 for others.
     """
 
     unit: str
@@ -90,6 +89,7 @@ class CostTable:
     prices: Mapping[str, float]
     caches: Caches = field(default_factory=Caches)
     errors: Mapping[str, Any] = field(default_factory=dict)
+    factors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def measured(self) -> bool:
@@ -142,10 +142,12 @@ def parse(text: str, name: str) -> CostTable:
             raise ValueError("a price is negative or infinite")
         told = data["caches"]
         rates = {level: float(told["rates"][level]) for level in LEVELS[1:]}
-        caches = Caches(int(told["l3"]), rates, float(told["overlap"]))
-        if not all(value > 0 for value in (caches.l3, caches.overlap, *rates.values())):
-            raise ValueError("a size or rate of a cache is not positive")
-        return CostTable("ns", str(data["basis"]), prices, caches, dict(data["errors"]))
+        overlap = float(told["overlap"])
+        caches = Caches(int(told["l3"]), rates, overlap, float(told.get("scattered", overlap)))
+        factors = {str(shape): float(factor) for shape, factor in data.get("factors", {}).items()}
+        if not all(value > 0 for value in (caches.l3, overlap, caches.scattered, *rates.values(), *factors.values())):
+            raise ValueError("a size or rate of a cache, or a factor, is not positive")
+        return CostTable("ns", str(data["basis"]), prices, caches, dict(data["errors"]), factors)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CompileError(
             f"the price table of {name} cannot be read", why=str(error), fix="run benchmarks/fit_cost.py again"

@@ -11,11 +11,12 @@ adds to it stands under "stream" (`caches.Caches`).
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from edgesparse.costing.caches import Caches, mixed, reused, shares
+from edgesparse.costing.caches import Caches, mixed, reused, shares, together
 from edgesparse.kernels import Depthwise, GlobalPool, KernelSpec, Panel, Pointwise, Pool, Spmm, Transpose, Window
 from edgesparse.kernels.window import Block
 from edgesparse.target import Target
@@ -66,16 +67,8 @@ GROUPS: dict[str, str] = {
     "stream.memory": "memory",
     "product.read.l2": "l2",
     "product.read.l3": "memory",
-    "product.read.memory": "memory",
     "product.write.l2": "l2",
     "product.write.l3": "memory",
-    "product.write.memory": "memory",
-    "window.read.l2": "l2",
-    "window.read.l3": "memory",
-    "window.read.memory": "memory",
-    "window.write.l2": "l2",
-    "window.write.l3": "memory",
-    "window.write.memory": "memory",
     "call": "overhead",
 }
 
@@ -132,6 +125,40 @@ def count(
     return terms
 
 
+def shape_of(spec: KernelSpec) -> str:
+    """The class of a window kernel that a table may have a factor for: family, window, stride and output width."""
+    if not isinstance(spec, (Depthwise, Panel, Pool)):
+        return ""
+    window: Window = spec.window
+    (rows, columns), (down, across) = window.kernel, window.stride
+    flat = " flat" if window.flat else ""
+    return f"{type(spec).__name__.lower()} {rows}x{columns} stride {down}x{across} to {window.width_out}{flat}"
+
+
+#: Cycles of a window's counts, for telling how much of what it fetches hides behind them.
+_ISSUED = {"tap": 0.5, "load": 0.25, "mask": 0.5, "stride": 0.5, "store": 1.0, "issue": 1.0}
+
+
+def fetched(spec: KernelSpec, terms: Terms, far: Mapping[str, float], caches: Caches) -> dict[str, float]:
+    """Cycles that a call takes longer because of so many bytes that come from each level, by level.
+
+    The counts are those of the call. What is fetched here lies apart, in several bands or in memory: less of that hides
+    than of a product's long runs, and nothing behind a pooling's short sums.
+    """
+    issue = sum(
+        value * (1.0 if term.startswith("stream.") else _ISSUED.get(term.partition(".")[2], 0.0))
+        for term, value in terms.items()
+    )
+    waits = {level: nbytes / caches.rates[level] for level, nbytes in far.items() if level in caches.rates}
+    fetch = sum(waits.values())
+    if not fetch:
+        return {}
+    hides = not isinstance(spec, Pool) or math.isinf(caches.scattered)
+    overlap = caches.scattered if hides else 1.0
+    longer = together(overlap, issue, fetch) - issue
+    return {level: longer * wait / fetch for level, wait in waits.items()}
+
+
 def total(parts: Iterable[Terms]) -> Terms:
     """The sum of several calls' terms."""
     found = Terms()
@@ -155,11 +182,13 @@ def _product(
     again = {"l1": 1.0} if spec.groups_outer else shares(pairs * pair_bytes, target, caches.l3)
     depth = pairs / max(groups, 1)
     inputs = max(inputs or round(depth), 1)
+    # A channel follows the one before: unless it fills whole cache lines, most of its vectors lie across two.
+    crossing = 1 - math.gcd(spec.pixels, spec.lanes) / spec.lanes
     passes = 0
     for run in cut.runs:
         wide = len(run.offsets)
-        sums, fetches = spec.group * wide / target.pipes, (wide + loads + (not spec.dense)) / target.loads
-        issue = caches.together(sums, fetches, _LATENCY)
+        sums, seen = spec.group * wide / target.pipes, wide * (1 + crossing)
+        issue = max(sums, (seen + loads + (not spec.dense)) / target.loads, _LATENCY)
         # From one group to the next: a tile's columns, or, with groups outermost, those of all tiles.
         panel = 4 * inputs * (spec.pixels if spec.groups_outer else wide * spec.lanes)
         near = reused(panel, depth / inputs, target, caches.l3)

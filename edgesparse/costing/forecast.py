@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from edgesparse.costing.caches import Caches
 from edgesparse.costing.costs import CostTable
-from edgesparse.costing.counts import GROUPS, Terms, count
+from edgesparse.costing.counts import GROUPS, Terms, count, fetched, shape_of
 from edgesparse.costing.distances import Distances, Operand
 from edgesparse.graph.ops import Fallback, Graph
 from edgesparse.kernels import Depthwise, GlobalPool, KernelSpec, Panel, Pool, Spmm, Transpose
@@ -58,7 +59,8 @@ def forecast(
     graph: Graph, plan: Plan, placements: Mapping[str, Placement], target: Target, table: CostTable
 ) -> dict[str, Forecast]:
     """What each operation of a placed graph is expected to cost, by name, in the graph's order."""
-    return price(layer_terms(lowered(graph, plan, placements, target), graph, plan, target, table.caches), table)
+    made = lowered(graph, plan, placements, target)
+    return price(layer_terms(made, graph, plan, target, table.caches, table.factors), table)
 
 
 def lowered(graph: Graph, plan: Plan, placements: Mapping[str, Placement], target: Target) -> Lowered:
@@ -80,8 +82,15 @@ def price(terms: Mapping[str, Terms], table: CostTable) -> dict[str, Forecast]:
     return found
 
 
-def layer_terms(made: Lowered, graph: Graph, plan: Plan, target: Target, caches: Caches) -> dict[str, Terms]:
-    """The counts of every layer over one whole run; all strips together. `caches` are those of a cost table."""
+def layer_terms(
+    made: Lowered,
+    graph: Graph,
+    plan: Plan,
+    target: Target,
+    caches: Caches,
+    factors: Mapping[str, float] = MappingProxyType({}),
+) -> dict[str, Terms]:
+    """The counts of every layer over one whole run; all strips together. `caches` and `factors` are a cost table's."""
     program = made.program
     found = {op.name: Terms() for op in graph.ops}
     distances = Distances(program, made.kernels, plan.layouts, target, caches.l3)
@@ -96,9 +105,12 @@ def layer_terms(made: Lowered, graph: Graph, plan: Plan, target: Target, caches:
         if isinstance(spec, Spmm):
             pairs, inputs = _pairs(spec, call, program)
             weights = next(held for operand, held in levels if operand.name == call.refs[1].name)
-        terms.update(count(spec, target, extent, pairs, weights, inputs=inputs, caches=caches))
-        _by_arguments(terms, spec, call, extent)
-        _moved(terms, spec, levels)
+        counted = count(spec, target, extent, pairs, weights, inputs=inputs, caches=caches)
+        _by_arguments(counted, spec, call, extent)
+        _moved(counted, spec, levels, caches)
+        factor: Any = factors.get(shape_of(spec), 1.0)
+        for term, value in counted.items():
+            terms[term] += value * factor if term in GROUPS else value
     for op in graph.ops:
         if isinstance(op, Fallback):
             values = sum(graph.values[name].elements for name in (*op.inputs, *op.outputs) if name in graph.values)
@@ -106,18 +118,31 @@ def layer_terms(made: Lowered, graph: Graph, plan: Plan, target: Target, caches:
     return found
 
 
-def _moved(terms: Terms, spec: KernelSpec, levels: Iterable[tuple[Operand, Mapping[str, float]]]) -> None:
+def _moved(
+    terms: Terms, spec: KernelSpec, levels: Iterable[tuple[Operand, Mapping[str, float]]], caches: Caches
+) -> None:
     """Add the bytes of a call's operands by the level they come from; a product's constants count as its stream."""
-    family = "window" if isinstance(spec, (Depthwise, Panel, Pool)) else "product"
+    window = isinstance(spec, (Depthwise, Panel, Pool))
+    far: dict[str, float] = {}
     for operand, held in levels:
         if operand.constant and isinstance(spec, Spmm):
             continue
-        way = "write" if operand.written else "read"
         for level, share in held.items():
             part: Any = operand.nbytes * share  # a counter's values may well be no whole numbers
             terms[f"moved.{level}"] += part
-            if level != "l1":
-                terms[f"{family}.{way}.{level}"] += part
+            if window:
+                far[level] = far.get(level, 0.0) + part * (_WRITTEN if operand.written else 1.0)
+            elif level == "memory":
+                far[level] = far.get(level, 0.0) + part
+            elif level != "l1":
+                terms[f"product.{'write' if operand.written else 'read'}.{level}"] += part
+    for level, longer in fetched(spec, terms, far, caches).items():
+        cycles: Any = longer
+        terms[f"stream.{level}"] += cycles
+
+
+#: What a byte that a window writes takes of what one takes that it reads: nothing waits for it.
+_WRITTEN = 0.5
 
 
 def _pairs(spec: Spmm, call: Call, program: Program) -> tuple[int, int]:

@@ -109,6 +109,10 @@ MLPERF = Plan(seconds=60.0, runs=1024, limit=3600.0, keep_all=True, percentile=9
 MIN_TURN_RUNS, MAX_TURN_RUNS = 3, 1000
 """Bounds of the runs in a turn."""
 
+_WATCH = 5.0
+"""A fifth of a contender's seconds is spent on finding cores that stay quiet, up to 1 s: who works there in spells
+would have some of the blocks, and another part of them each time."""
+
 ENOUGH_RUNS = 100_000
 """Runs of every contender after which measuring ends before its seconds are over: a model of microseconds."""
 
@@ -180,7 +184,7 @@ def measure(contenders: Sequence[Contender], plan: Plan | None = None, *, progre
     if not names or len(set(names)) != len(names):
         raise UsageError("the contenders need names of their own", why=f"given: {', '.join(names) or 'none'}")
     report = progress or (lambda share, text: None)
-    with pinned(plan.threads) as cores:
+    with pinned(plan.threads, watch=min(max(0.1, plan.seconds / _WATCH), 1.0)) as cores:
         first, warm = _warm_up_all(contenders, plan, portion(report, 0.0, 0.1))
         before = look(cores)
         samples, counts, notes = _blocks(contenders, plan, warm, portion(report, 0.1, 1.0))

@@ -11,8 +11,10 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def pinned(count: int) -> Iterator[tuple[int, ...]]:
+def pinned(count: int, *, watch: float = 0.1) -> Iterator[tuple[int, ...]]:
     """Keep this process on its `count` quietest cores; yields them, or () where the system does not pin.
+
+    `watch`: seconds of looking for them; what works in spells is only seen by one that outlasts its rests.
 
     Threads and processes that are made inside inherit the cores. With fewer cores than wanted, all are taken.
     """
@@ -20,7 +22,7 @@ def pinned(count: int) -> Iterator[tuple[int, ...]]:
         yield ()
         return
     before = os.sched_getaffinity(0)
-    cores = quietest_cores(before, count)
+    cores = quietest_cores(before, count, watch=watch)
     try:
         os.sched_setaffinity(0, cores)
     except OSError:
