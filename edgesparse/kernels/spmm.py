@@ -159,12 +159,12 @@ class Spmm:
                     pixels = body.let(body.load("x", x_offset + base + start, self.lanes))
                     for j, w in weights:
                         body.put(acc, j * wide + v, acc[j * wide + v] + w * pixels)
-                return
-            x = [body.let(body.load("x", x_offset + base + start, self.lanes)) for start in run.offsets]
-            self._ahead(body, w_offset)
-            for j, w in self._weights(body, w_offset):
-                for v in range(wide):
-                    body.put(acc, j * wide + v, acc[j * wide + v] + w * x[v])
+            else:
+                x = [body.let(body.load("x", x_offset + base + start, self.lanes)) for start in run.offsets]
+                self._ahead(body, w_offset)
+                for j, w in self._weights(body, w_offset):
+                    for v in range(wide):
+                        body.put(acc, j * wide + v, acc[j * wide + v] + w * x[v])
             single = [body.let(body["x"][x_offset + pixel]) for pixel in singles]
             self._add(body, sums, single, w_offset)
 
