@@ -12,12 +12,17 @@ from typing import Any
 
 import onnx
 import pytest
+from networks import windows_network
 from webtools import THREADS, check
 
 from edgesparse.commands.common import read_recipe
 from edgesparse.passes import load_model, save_model
+from edgesparse.planning import place as placing
+from edgesparse.planning.gathering import PADDED, SHIFTED
+from edgesparse.planning.products import Job, Product
 from edgesparse.runtimes.engines import Engine
 from edgesparse.runtimes.wasm import Wasmtime
+from edgesparse.target import Target
 from edgesparse.web import bundle
 from edgesparse.web.bundle import VARIANTS, Bundle
 
@@ -66,6 +71,21 @@ def test_a_page(chromium: Engine, network: Bundle, variant: str) -> None:
         loaded = check(chromium, network, variant=variant, threads=threads)
         assert loaded.told == {**loaded.told, "variant": variant, "threads": threads}
         loaded.close()
+
+
+@pytest.mark.parametrize("form", [SHIFTED, PADDED])
+def test_windows_in_each_form(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = placing.candidates
+
+    def candidates(job: Job, target: Target, *, dense_only: bool) -> list[Product]:
+        return [each for each in usual(job, target, dense_only=dense_only) if dense_only or each.form == form]
+
+    monkeypatch.setattr(placing, "candidates", candidates)
+    onnx.save(windows_network(), tmp_path / "model.onnx")
+    made = bundle.bundle_model(tmp_path / "model.onnx", output=tmp_path / "web", portable=tmp_path / "web.onnx")
+    with Wasmtime() as engine:
+        check(engine, made, variant="simd").close()
+        check(engine, made, variant="relaxed").close()
 
 
 #: Reference networks of all kinds: voice, text, detection, segmentation, super-resolution, transformers, mixers.
