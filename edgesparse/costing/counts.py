@@ -143,18 +143,20 @@ def fetched(spec: KernelSpec, terms: Terms, far: Mapping[str, float], caches: Ca
     """Cycles that a call takes longer because of so many bytes that come from each level, by level.
 
     The counts are those of the call. What is fetched here lies apart, in several bands or in memory: less of that hides
-    than of a product's long runs, and nothing behind a pooling's short sums.
+    than of a product's long runs. Behind a pooling's short sums all of L2 hides, and nothing from farther.
     """
     issue = sum(
         value * (1.0 if term.startswith("stream.") else _ISSUED.get(term.partition(".")[2], 0.0))
         for term, value in terms.items()
     )
     waits = {level: nbytes / caches.rates[level] for level, nbytes in far.items() if level in caches.rates}
+    overlap = caches.scattered
+    if isinstance(spec, Pool) and not math.isinf(overlap):
+        waits.pop("l2", None)
+        overlap = 1.0
     fetch = sum(waits.values())
     if not fetch:
         return {}
-    hides = not isinstance(spec, Pool) or math.isinf(caches.scattered)
-    overlap = caches.scattered if hides else 1.0
     longer = together(overlap, issue, fetch) - issue
     return {level: longer * wait / fetch for level, wait in waits.items()}
 
@@ -188,7 +190,8 @@ def _product(
     for run in cut.runs:
         wide = len(run.offsets)
         sums, seen = spec.group * wide / target.pipes, wide * (1 + crossing)
-        issue = max(sums, (seen + loads + (not spec.dense)) / target.loads, _LATENCY)
+        # These hide behind each other better than fetching does, but not wholly: larger tiles are a little better.
+        issue = together(2 * caches.overlap, sums, (seen + loads + (not spec.dense)) / target.loads, _LATENCY)
         # From one group to the next: a tile's columns, or, with groups outermost, those of all tiles.
         panel = 4 * inputs * (spec.pixels if spec.groups_outer else wide * spec.lanes)
         near = reused(panel, depth / inputs, target, caches.l3)
