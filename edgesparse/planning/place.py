@@ -155,9 +155,10 @@ def _of_all_kinds(job: Job, taken: list[Product], ranked: list[Product]) -> list
     best: dict[tuple[bool, str | int], Product] = {}
     for product in ranked:
         best.setdefault(kind(product), product)
-    known = {kind(product) for product in taken}
-    missing = [product for each, product in best.items() if each not in known and not product.dense]
-    return [*taken[: max(2, _MOST - len(missing))], *missing] if missing else taken
+    missing = [product for product in best.values() if product not in taken and not product.dense]
+    most = max(2, _MOST - len(missing))
+    kept = [product for at, product in enumerate(taken) if at < most or product == best[kind(product)]]
+    return [*kept, *missing]
 
 
 #: What is added to a layer's name for its products by Winograd's algorithm.

@@ -80,7 +80,14 @@ def test_outputs_are_onnxruntimes(
         assert compare(found[name], expected)[1] < 1e-5
 
 
-@pytest.mark.parametrize(("form", "target"), [(SHIFTED, "aarch64"), (PADDED, "aarch64"), (PADDED, "armv7")])
+WINDOWS = [
+    (PADDED, "aarch64"),
+    pytest.param(SHIFTED, "aarch64", marks=pytest.mark.long),
+    pytest.param(PADDED, "armv7", marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize(("form", "target"), WINDOWS)
 def test_windows_in_each_form(form: str, target: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(windows_network().SerializeToString())
