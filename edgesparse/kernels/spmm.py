@@ -125,7 +125,7 @@ class Spmm:
         ]
         if not self.groups_outer:
             for run in cut.runs:
-                with body.loop(0, run.repeat) as tile, body.loop(body.begin, body.end) as group:
+                with body.loop(0, self._rounds(body, run)) as tile, body.loop(body.begin, body.end) as group:
                     self._tile(body, run, tile, group)
             for first, count in tails:
                 with body.loop(body.begin, body.end) as group:
@@ -133,12 +133,16 @@ class Spmm:
             return
         with body.loop(body.begin, body.end) as group:
             for run in cut.runs:
-                # Of few tiles LLVM for ARM would unroll all, and spill: it must not know how many there are.
-                count = body.unknown(run.repeat) if self.by_lane and run.repeat > 1 else run.repeat
-                with body.loop(0, count) as tile:
+                with body.loop(0, self._rounds(body, run)) as tile:
                     self._tile(body, run, tile, group)
             for first, count in tails:
                 self._pixels(body, first, count, group)
+
+    def _rounds(self, body: Body, run: Run) -> Any:
+        """The run's tiles. LLVM for ARM must not know how many: it would unroll a few, or keep addresses for one alone,
+        and spill.
+        """
+        return body.unknown(run.repeat) if self.by_lane else run.repeat
 
     def _tile(self, body: Body, run: Run, tile: Any, group: Any) -> None:
         """One group's tile, with vectors along the pixels, and its single pixels, with vectors along the group."""
