@@ -52,4 +52,4 @@ def test_a_chain_of_sparse_convolutions(pattern: str, density: float | None, thr
     for name in names:
         assert layers[name]["density"] == pytest.approx(density or 3 / math.prod(LAYERS[name][0]), rel=0.35), name
     if pattern == "group:8x1":
-        assert all(layers[name]["kernel"].startswith("group:") for name in names), layers
+        assert all("group:" in layers[name]["kernel"] for name in names), layers

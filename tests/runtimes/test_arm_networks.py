@@ -72,7 +72,7 @@ def test_outputs_are_onnxruntimes(
         recipe=Recipe.from_dict({"pattern": pattern, "density": 0.2}),
     )
     assert made is not None
-    assert sum(str(layer["kernel"]).startswith("group:") for layer in made.manifest.layers) >= 10
+    assert sum("group:" in str(layer["kernel"]) for layer in made.manifest.layers) >= 10
     sample = samples.load(made.file(samples.NAME), made.manifest)[0]
     with open_device("qemu", made) as device:
         found = DeviceRunner(device, timeout=600).run(sample.inputs)
