@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from networks import HOST_TARGETS, compiled_outputs
 from onnx import TensorProto, helper, numpy_helper
 
 from edgesparse.passes import model_from_proto
@@ -57,3 +60,33 @@ def test_the_largest_numbers_stay() -> None:
     session = onnxruntime.InferenceSession(ir.serde.serialize_model(model).SerializeToString())
     x = np.array([1, -2, 0.5, 65504], np.float16)
     np.testing.assert_array_equal(session.run(None, {"x": x})[0], -x)
+
+
+def small_net(kind: int, w: list[np.ndarray]) -> onnx.ModelProto:
+    """Two convolutions, 1x1 and 3x3, with weights and everything else of one type."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Conv", ["r", "w1"], ["y"], pads=[1, 1, 1, 1]),
+    ]
+    ends = [helper.make_tensor_value_info(name, kind, [1, size, 9, 9]) for name, size in (("x", 8), ("y", 4))]
+    weights = [numpy_helper.from_array(one, f"w{number}") for number, one in enumerate(w)]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_compiles_and_runs(kind: int, tmp_path: Path) -> None:
+    """Against onnxruntime on the same weights in float32."""
+    rng = np.random.default_rng(2)
+    w = [rng.standard_normal(shape).astype(KINDS[kind]) for shape in ((16, 8, 1, 1), (4, 16, 3, 3))]
+    wide = small_net(TensorProto.FLOAT, [one.astype(np.float32) for one in w]).SerializeToString()
+    given = rng.standard_normal((1, 8, 9, 9)).astype(np.float16)
+    expected = onnxruntime.InferenceSession(wide).run(None, {"x": given.astype(np.float32)})[0]
+
+    half = kind == TensorProto.FLOAT16
+    feeds = {"x": given if half else given.astype(np.float32)}
+    found = compiled_outputs(small_net(kind, w), tmp_path, HOST_TARGETS[-1], feeds)["y"]
+    assert found.dtype == (np.float16 if half else np.float32)
+    slack = (2.0**-11 if half else 0.0) + 1e-5  # what is given out is rounded to 16 bits again
+    np.testing.assert_allclose(found.astype(np.float32), expected, rtol=0, atol=slack * float(np.abs(expected).max()))
