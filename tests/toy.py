@@ -104,6 +104,7 @@ def manifest(target: Mapping[str, Any] | None = None) -> Manifest:
         outputs=(TensorInfo(OUTPUT, "float32", (ROWS, COLUMNS)), TensorInfo(SUMS, "float32", (ROWS,))),
         layers=({"name": "affine", "density": 1.0},),
         tools={"edgesparse": "test"},
+        info={"model_bytes": 1000},
     )
 
 
