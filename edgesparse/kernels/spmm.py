@@ -176,7 +176,9 @@ class Spmm:
             for start in [*(base + offset for offset in run.offsets), *singles[:1]]:
                 body.prefetch("x", x_offset + start)
 
-        steps = 2 if self.columns_ahead else 1  # a deep product's loop is worth unrolling
+        # A deep product's loop is worth unrolling; one that is very short LLVM for ARM would unroll further, and spill.
+        short = self.by_lane and wide == 1 and self.group == self.lanes and not self.dense
+        steps = 2 if self.columns_ahead or short else 1
         self._over_columns(body, group, *[multiply] * steps, fetch=fetch)
         for j in range(self.group):
             for v, start in enumerate(run.offsets):

@@ -124,7 +124,7 @@ class _Lowering(Emitter):
         assert chosen is not None
         key = f"{op.name}/{tag}"
         if key not in self.packs:
-            held = near(chosen, pixels, self.target)
+            held = near(pixels, self.target)
             self.packs[key] = pack(weight, chosen.group, dense=chosen.dense, near=held)
         bias = self.constant(f"{op.name}/bias", lambda: np.ascontiguousarray(op.bias, np.float32))
         for number, part in enumerate(self.packs[key]):

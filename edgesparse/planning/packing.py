@@ -7,6 +7,7 @@ own, run by a kernel of that size.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
 
+
+#: Rows that go through their input channels in one direction.
+UNIT = 8
 
 #: Entries that a table of offsets has after its last one.
 COLUMNS_AHEAD = 8
@@ -72,15 +76,18 @@ def pack(weight: Floats, group: int, *, dense: bool = False, near: int = 0) -> t
     Parameters
     ----------
     near:
-        Input channels whose pixels the nearest cache holds. Where groups read more, each goes through its channels in
-        the direction in which it meets more of those read last; in one direction only, none would still be there.
+        Input channels whose pixels the nearest cache holds. Where rows read more, every `UNIT` of them goes through its
+        channels in the direction in which it meets more of those read last; in one direction only, none would still be
+        there. So the order of additions of a row depends on the weights alone, not on the groups that they are packed
+        in. Only groups that divide a unit can be turned.
     """
     rows = weight.shape[0]
     whole = rows // group * group
     bounds = [(0, whole, group)] if whole else []
     if whole < rows:
         bounds.append((whole, rows, rows - whole))
-    return tuple(_pack(weight[first:last], first, size, dense, near) for first, last, size in bounds)
+    turned = _turned(weight, near) if 0 < near < weight.shape[1] and UNIT % group == 0 and not dense else ()
+    return tuple(_pack(weight[first:last], first, size, dense, turned) for first, last, size in bounds)
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ def sizes(used: NDArray[np.bool_], group: int, *, dense: bool = False) -> tuple[
     return tuple(found)
 
 
-def _pack(weight: Floats, first: int, group: int, dense: bool, near: int) -> Packed:
+def _pack(weight: Floats, first: int, group: int, dense: bool, turned: Sequence[bool]) -> Packed:
     blocks = np.ascontiguousarray(weight.reshape(-1, group, weight.shape[1]).transpose(0, 2, 1), np.float32)
     depth = weight.shape[1]
     if dense:
@@ -118,25 +125,27 @@ def _pack(weight: Floats, first: int, group: int, dense: bool, near: int) -> Pac
     used = (blocks != 0).any(axis=2)
     start = np.concatenate([[0], np.cumsum(used.sum(axis=1))]).astype(np.int32)
     column, values = np.nonzero(used)[1].astype(np.int32), np.ascontiguousarray(blocks[used])
-    if 0 < near < depth:
-        _turn(start, column, values, near, depth)
+    for number, (begin, end) in enumerate(itertools.pairwise(start.tolist()) if turned else ()):
+        if turned[(first + number * group) // UNIT]:
+            column[begin:end], values[begin:end] = column[begin:end][::-1].copy(), values[begin:end][::-1].copy()
     return Packed(first, group, depth, values, start, column)
 
 
-def _turn(start: Ints, column: Ints, values: Floats, near: int, depth: int) -> None:
-    """Turn groups round, in place, that meet more of the `near` channels read last when they begin at the other end.
+def _turned(weight: Floats, near: int) -> list[bool]:
+    """For each unit of rows, whether it meets more of the `near` channels read last from the other end.
 
     Reads in between are counted with those that come again: an estimate of the distances in a cache that drops what was
     used longest ago (Mattson et al., Evaluation techniques for storage hierarchies, 1970).
     """
-    last, now = np.full(depth, -near), 0
-    for begin, end in itertools.pairwise(start.tolist()):
-        there, step = column[begin:end], np.arange(end - begin)
+    last, now, found = np.full(weight.shape[1], -near), 0, []
+    for first in range(0, len(weight), UNIT):
+        there = np.flatnonzero((weight[first : first + UNIT] != 0).any(axis=0))
+        step = np.arange(len(there))
         since = now - last[there]
-        if np.count_nonzero(since + step[::-1] < near) > np.count_nonzero(since + step < near):
-            column[begin:end], values[begin:end] = there[::-1].copy(), values[begin:end][::-1].copy()
-        last[column[begin:end]] = now + step
-        now += end - begin
+        found.append(bool(np.count_nonzero(since + step[::-1] < near) > np.count_nonzero(since + step < near)))
+        last[there] = now + (step[::-1] if found[-1] else step)
+        now += len(there)
+    return found
 
 
 def unpack(parts: tuple[Packed, ...]) -> Floats:

@@ -165,10 +165,16 @@ def kernel_of(
     return joined if fits else spec
 
 
-def near(product: Product, pixels: int, target: Target) -> int:
-    """Input channels of which L1 holds a tile of `pixels` pixels, beside weights and results: for `packing.pack`."""
-    tile = min(pixels, product.vectors * target.lanes)
-    return (target.l1d or _L1) * 3 // 4 // (4 * tile)
+def near(pixels: int, target: Target) -> int:
+    """Input channels of which L1 holds the pixels of a usual tile, beside weights and results: for `packing.pack`.
+
+    The same for all tiles, so that results do not depend on them. A single pixel of every channel fits.
+    """
+    return 0 if pixels == 1 else (target.l1d or _L1) * 3 // 4 // (4 * _TILE * target.lanes)
+
+
+#: Vectors of a usual tile.
+_TILE = 5
 
 
 def cost(job: Job, product: Product, target: Target) -> float:

@@ -72,7 +72,7 @@ def job_key(kind: str, job: Job, products: list[Product], target: Target, machin
 
 def _specs(job: Job, product: Product, target: Target) -> list[tuple[Spmm, Packed]]:
     found = []
-    held = near(product, job.pixels, target)
+    held = near(job.pixels, target)
     for part in pack(job.weight, product.group, dense=product.dense, near=held):
         found.append((job.spec(product, part.group, target), part))
     return found
