@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.resources
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-import edgesparse.building.link as link
 
 LARGE = 2 << 20
 SIZES = [1, 4096, LARGE // 2 - 1, LARGE // 2, LARGE, 3 * LARGE // 2 - 5, 7 * LARGE // 2 + 12345]
@@ -20,7 +19,7 @@ SHOWN = """
 void *take(uint64_t bytes) { return es_allocate(bytes); }
 void give(void *address, uint64_t bytes) { es_release(address, bytes); }
 """
-SOURCES = Path(link.__file__).parents[1] / "runtimes" / "native"
+SOURCES = Path(str(importlib.resources.files("edgesparse.runtimes"))) / "native"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
