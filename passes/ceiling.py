@@ -18,7 +18,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from edgesparse.passes.graph import Array
-from edgesparse.passes.permute import View, unstructured
+from edgesparse.passes.permute import View, rounded, unstructured
 
 #: Prices that are tried, as multiples of the least entry that is kept in the given order. Any price gives a bound.
 _PRICES = (0.5, 0.7, 0.9)
@@ -41,7 +41,7 @@ def ceiling(view: View) -> float:
     if view.size < 2 or len(matrix) % view.size or total <= 0:
         return unstructured([view])
     sums = np.sort(matrix.reshape(-1, view.size, matrix.shape[1]).sum(axis=1), axis=None)[::-1]
-    kept = int(np.floor(view.density * sums.size + 0.5))
+    kept = rounded(view.density * sums.size)
     if not 0 < kept < sums.size:
         return float(kept > 0)
     alone = float(np.sort(matrix, axis=None)[::-1][: kept * view.size].sum())

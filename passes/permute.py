@@ -214,7 +214,7 @@ class _Task:
         for view, span in zip(self.views, self.spans, strict=True):
             if view.summed:
                 flat = self.matrix[groups.reshape(-1), span].reshape(self.number, self.size, -1).sum(axis=1).reshape(-1)
-                kept = min(max(_rounded(view.density * flat.size), 1), flat.size)
+                kept = min(max(rounded(view.density * flat.size), 1), flat.size)
                 found.append(
                     np.full(span.stop - span.start, np.partition(flat, flat.size - kept)[flat.size - kept], np.float32)
                 )
@@ -253,7 +253,8 @@ def _total(view: View) -> float:
     return max(float(view.matrix.sum(dtype=np.float64)), 1e-30)
 
 
-def _rounded(amount: float) -> int:
+def rounded(amount: float) -> int:
+    """The nearest whole number, halves up: how many a share of units is."""
     return int(np.floor(amount + 0.5))
 
 
@@ -280,7 +281,7 @@ def _kept(rows: Array, view: View) -> float:
 
 def _top_sum(sums: Array, density: float) -> float:
     flat = sums.reshape(-1)
-    kept = _rounded(density * flat.size)
+    kept = rounded(density * flat.size)
     if not kept:
         return 0.0
     return float(np.partition(flat, flat.size - kept)[flat.size - kept :].sum(dtype=np.float64))

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgesparse.kernels.tiles import cut_pixels, vector_starts
+from edgesparse.kernels.tiles import cut_pixels, join_tail, vector_starts
 
 lanes_of = st.sampled_from([1, 4, 8, 16])
 
@@ -35,6 +35,28 @@ def test_every_pixel_once_or_by_an_overlapping_last_vector(pixels: int, lanes: i
     assert sum(touched) - pixels < lanes, "more than one vector overlaps"
     if cut.tail and pixels >= lanes:
         assert cut.tail <= limit
+
+
+@given(st.integers(1, 400), lanes_of, st.integers(1, 8), st.integers(0, 4))
+def test_single_pixels_are_spread_over_the_tiles(pixels: int, lanes: int, vectors: int, limit: int) -> None:
+    cut = cut_pixels(pixels, lanes, vectors, min(limit, lanes // 4))
+    joined = join_tail(cut)
+    tiles = [[offset + tile * run.step for offset in run.offsets] for run in cut.runs for tile in range(run.repeat)]
+    if not tiles:
+        assert joined == cut
+        return
+    found, singles, numbers = [], [], []
+    for run in joined.runs:
+        for tile in range(run.repeat):
+            found.append([offset + tile * run.step for offset in run.offsets])
+            first = run.first_single + tile * run.singles
+            singles += range(first, first + run.singles)
+            numbers.append(run.singles)
+    assert found == tiles
+    assert singles == list(range(cut.tail_start, cut.tail_start + cut.tail))
+    assert numbers == sorted(numbers)
+    assert max(numbers) - min(numbers) <= 1
+    assert joined.tail == 0
 
 
 @given(st.integers(1, 300), lanes_of, st.integers(1, 6))

@@ -1,8 +1,8 @@
 """Which plan to take: band heights and orders, priced by the cost model on the target's caches.
 
-Every plan computes the same bits, so the choice is one of time alone. Each is laid out and lowered without code, and
-its calls are priced (`forecast`): longer bands read the weights less often but fall out of the caches sooner; layer by
-layer needs no rings but sends whole maps through the outer caches.
+Every plan computes the same numbers, to the order of sums in the last bits, so the choice is one of time alone. Each is
+laid out and lowered without code, and its calls are priced (`forecast`): longer bands read the weights less often but
+fall out of the caches sooner; layer by layer needs no rings but sends whole maps through the outer caches.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ def plan(
     Parameters
     ----------
     depth_first:
-        Chains of wide maps run band by band through ring buffers instead of layer by layer. The results are bitwise
-        the same.
+        Chains of wide maps run band by band through ring buffers instead of layer by layer. With the same kernels,
+        which the same bands have unless they are measured, the results are bitwise the same.
     strips:
         Parts of each stage that may run on threads of their own; results are bitwise the same for any number.
     band_pixels:
