@@ -1,11 +1,12 @@
 """How far paired and sequential timing repeat while another process loads a core; and an artifact against itself.
 
-    python benchmarks/repeatability.py ARTIFACT -o out/repeatability.json
+    python benchmarks/repeatability.py ARTIFACT --against DENSE -o out/repeatability.json
 
-Five runs of each of two ways to find the ratio of ARTIFACT to onnxruntime on its model, alternating, while a child
-process multiplies matrices in spells on the other core. *Paired* is the protocol of `edgesparse bench`; *sequential*
-times first one, then the other, each as long, with its median by the clock on the wall, as is usual. Then the A/A test:
-ARTIFACT against itself, loaded twice, in twenty runs, without the child.
+Five runs of each of two ways to find the ratio of ARTIFACT to another one, or to onnxruntime on its model, alternating,
+while a child process multiplies matrices in spells on the other core. *Paired* is the protocol of `edgesparse bench`;
+*sequential* times first one, then the other, each as long, with its median by the clock on the wall, as is usual. Both
+are loaded anew for every run, as by another call of `bench`. Then the A/A test: ARTIFACT against itself, loaded twice,
+in twenty runs, without the child.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from edgesparse.artifacts.verify import PORTABLE
 from edgesparse.measuring.bench import Contender, Plan, measure
 from edgesparse.measuring.contenders import ArtifactContender, OrtContender
 from edgesparse.measuring.cores import pinned, quietest_cores
+from edgesparse.measuring.stats import compare
 
 SPELL = 1.5
 """Mean seconds of work, and of rest, of the child."""
@@ -63,6 +65,20 @@ def disturbed(core: int, seed: int) -> Iterator[None]:
         child.join(10)
 
 
+@contextmanager
+def loaded(artifact: Path, against: Path | None) -> Iterator[list[Contender]]:
+    """The two that are compared, loaded anew."""
+    opened = open_artifact(artifact)
+    mine = ArtifactContender("a", opened)
+    other = ArtifactContender("b", against) if against else OrtContender("b", opened.file(PORTABLE))
+    try:
+        yield [mine, other]
+    finally:
+        for each in (mine, other):
+            if isinstance(each, ArtifactContender):
+                each.close()
+
+
 def sequential(contenders: list[Contender], seconds: float) -> float:
     """Time one after the other, as a plain benchmark does: the ratio of the medians of all runs."""
     medians = []
@@ -83,34 +99,44 @@ def spread(ratios: list[float]) -> float:
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--against", type=click.Path(path_type=Path, exists=True), help="Another artifact.  [default: onnxruntime]"
+)
 @click.option("--seconds", default=4.0, show_default=True, help="For each contender in each run.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--aa", default=20, show_default=True, help="Runs of the artifact against itself.")
 @click.option("--plain/--no-plain", default=True, show_default=True, help="One after the other as well.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write all figures as JSON.")
-def main(artifact: Path, seconds: float, rounds: int, aa: int, plain: bool, output: Path | None) -> None:
+def main(
+    artifact: Path, against: Path | None, seconds: float, rounds: int, aa: int, plain: bool, output: Path | None
+) -> None:
     """Measure and print."""
     opened = open_artifact(artifact)
     plan = Plan(seconds=seconds, runs=20, warm_up=1.0)
-    found: dict[str, Any] = {"artifact": artifact.name, "environment": environment.record(), "seconds": seconds}
+    found: dict[str, Any] = {"artifact": artifact.name, "against": against.name if against else "onnxruntime"}
+    found |= {"environment": environment.record(), "seconds": seconds}
     if rounds:
-        contenders: list[Contender] = [ArtifactContender("a", opened), OrtContender("b", opened.file(PORTABLE))]
         allowed = os.sched_getaffinity(0)
         other = (set(allowed) - set(quietest_cores(allowed, 1))) or allowed
         paired: list[dict[str, float]] = []
         in_turn: list[float] = []
         with disturbed(min(other), 1):
             for _ in range(rounds):
-                one = measure(contenders, plan).comparisons[0]
-                paired.append({"ratio": one.ratio, "low": one.low, "high": one.high})
-                click.echo(f"paired {one.ratio:.3f} [{one.low:.3f}, {one.high:.3f}]")
+                with loaded(artifact, against) as contenders:
+                    outcome = measure(contenders, plan)
+                one = outcome.comparisons[0]
+                everything = compare(*(item.samples for item in outcome.measured), keep_all=True)
+                paired.append({"ratio": one.ratio, "low": one.low, "high": one.high, "all_blocks": everything.ratio})
+                told = f"calm in {one.calm} of {one.blocks} blocks; {everything.ratio:.3f} over all"
+                click.echo(f"paired {one.ratio:.3f} [{one.low:.3f}, {one.high:.3f}], {told}")
                 if plain:
-                    with pinned(1):
+                    with loaded(artifact, against) as contenders, pinned(1):
                         in_turn.append(sequential(contenders, seconds))
                     click.echo(f"sequential {in_turn[-1]:.3f}")
         ratios = [one["ratio"] for one in paired]
         found |= {"paired": paired, "paired_spread": spread(ratios)}
-        click.echo(f"paired differ by {100 * spread(ratios):.1f} %")
+        every = spread([one["all_blocks"] for one in paired])
+        click.echo(f"paired differ by {100 * spread(ratios):.1f} %, over all blocks by {100 * every:.1f} %")
         if plain:
             found |= {"sequential": in_turn, "sequential_spread": spread(in_turn)}
             click.echo(f"sequential differ by {100 * spread(in_turn):.1f} %")

@@ -98,9 +98,14 @@ def test_instability_is_remarked() -> None:
     shaky = types.SimpleNamespace(name="a", unstable=("drift: much", "spikes: some"))
     steady = types.SimpleNamespace(name="b", unstable=())
     outcome: Any = types.SimpleNamespace(
-        measured=[shaky, steady], notes=("ended early",), plan=Plan(), causes=(Cause("load", "others"),)
+        measured=[shaky, steady],
+        notes=("ended early",),
+        plan=Plan(),
+        causes=(Cause("load", "others"),),
+        comparisons=[types.SimpleNamespace(calm=calm, blocks=20) for calm in (10, 7)],
     )
     expected = ["a is unstable: drift: much; spikes: some", "load: others", "ended early"]
+    expected.append("the machine was calm in 7 of 20 blocks only: speedups are those of calm blocks")
     assert remarks(report.Report(outcome, {}, {})) == expected
 
 

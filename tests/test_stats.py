@@ -11,6 +11,7 @@ from edgesparse.errors import UsageError
 from edgesparse.measuring.stats import (
     Samples,
     as_dict,
+    calm_blocks,
     compare,
     contrast,
     median_interval,
@@ -113,8 +114,8 @@ TRUE_RATIO = 1.3
 SIMULATIONS, BLOCKS, RUNS = 1000, 30, 5
 
 
-def simulated_ratios(trouble: str) -> np.ndarray:
-    """The paired ratios of 1,000 benches of two contenders (A B B A in each block) on one clock with a trouble."""
+def simulated_turns(trouble: str) -> np.ndarray:
+    """The turns' medians of 1,000 benches of two contenders (A B B A in each block) on one clock with a trouble."""
     rng = np.random.default_rng(len(trouble))
     shape = (SIMULATIONS, BLOCKS, 4, RUNS)
     now = np.arange(BLOCKS * 4 * RUNS).reshape(1, BLOCKS, 4, RUNS) / (BLOCKS * 4 * RUNS)
@@ -129,8 +130,18 @@ def simulated_ratios(trouble: str) -> np.ndarray:
         spells = rng.random((SIMULATIONS, BLOCKS * 4 // 6 + 1, 1)) < 0.3
         busy = np.repeat(spells, 6, axis=1)[:, : BLOCKS * 4].reshape(SIMULATIONS, BLOCKS, 4, 1)
         slow = np.where(busy, 2.0, 1.0)
+    if trouble == "neighbour":  # the same spells, on another core: they slow one contender by 16 %, the other by 5 %
+        spells = rng.random((SIMULATIONS, BLOCKS * 4 // 6 + 1, 1)) < 0.3
+        busy = np.repeat(spells, 6, axis=1)[:, : BLOCKS * 4].reshape(SIMULATIONS, BLOCKS, 4, 1)
+        slow = np.where(busy, np.array([1.16, 1.05, 1.05, 1.16]).reshape(1, 1, 4, 1), 1.0)
+    noise = 0.02 if trouble == "neighbour" else 0.05
     turns = np.array([1.0, TRUE_RATIO, TRUE_RATIO, 1.0]).reshape(1, 1, 4, 1)
-    medians = np.median(turns * slow * np.exp(0.05 * rng.standard_normal(shape)), axis=3)
+    return np.asarray(np.median(turns * slow * np.exp(noise * rng.standard_normal(shape)), axis=3))
+
+
+def simulated_ratios(trouble: str) -> np.ndarray:
+    """The paired ratios of all blocks."""
+    medians = simulated_turns(trouble)
     return np.asarray((medians[..., 1] + medians[..., 2]) / (medians[..., 0] + medians[..., 3]))
 
 
@@ -142,6 +153,57 @@ def test_the_interval_covers_the_true_ratio(trouble: str) -> None:
     assert sum(low <= TRUE_RATIO <= high for low, high in bounds) >= 0.95 * SIMULATIONS
     # and is not true by being wide: the block noise of this clock is 3 %, of 30 blocks' median 0.7 %
     assert np.median([high - low for low, high in bounds]) < {"load": 0.25}.get(trouble, 0.08)
+
+
+@pytest.mark.parametrize("trouble", ["none", "drift", "throttling", "spikes", "load", "neighbour"])
+def test_the_comparison_covers_the_true_ratio(trouble: str) -> None:
+    """As `bench` compares: from the calm blocks. A neighbour slows one contender more, and moves nothing."""
+    found = [
+        compare(
+            *(Samples(name, tuple(((one[a],), (one[b],)) for one in blocks)) for name, a, b in SIDES), resamples=200
+        )
+        for blocks in simulated_turns(trouble).tolist()
+    ]
+    assert sum(each.low <= TRUE_RATIO <= each.high for each in found) >= 0.95 * SIMULATIONS
+    # drift leaves few blocks that are alike
+    widest = {"drift": 0.12, "throttling": 0.08, "load": 0.08}.get(trouble, 0.05)
+    assert np.median([each.high - each.low for each in found]) < widest
+    if trouble == "neighbour":
+        middles = [np.median(ratios) for ratios in simulated_ratios(trouble)]
+        assert np.std([each.ratio for each in found]) < 0.4 * np.std(middles)
+        assert abs(np.mean(middles) / TRUE_RATIO - 1) > 0.01
+        assert np.mean([each.ratio for each in found]) == pytest.approx(TRUE_RATIO, rel=0.002)
+
+
+SIDES = (("a", 0, 3), ("b", 1, 2))
+"""The contenders' turns in a block."""
+
+
+def test_calm_blocks() -> None:
+    quiet = np.linspace(1.0, 1.03, 20)
+    assert calm_blocks(quiet, 2 * quiet).all()
+    busy = np.arange(20) % 2 == 1
+    assert (calm_blocks(np.where(busy, 1.2, 1.0), np.where(busy, 3.15, 3.0)) == ~busy).all()
+    # who is the slow one does not matter, and where hardly any block is calm the calmest are taken
+    assert (calm_blocks(np.where(busy, 3.15, 3.0), np.where(busy, 1.2, 1.0)) == ~busy).all()
+    falling = np.linspace(2.0, 1.0, 40)
+    assert (calm_blocks(falling, falling) == (np.arange(40) >= 32)).all()
+    assert calm_blocks(falling, falling, noise=0.5).all()
+    assert calm_blocks(np.array([1.0, 2.0, 9.0])).all()
+
+
+def test_all_blocks_count_where_they_are_to() -> None:
+    times = [1.0] * 10 + [1.4] * 20
+    base, other = Samples.of("a", times), Samples.of("b", [2.0] * 10 + [2.1] * 20)
+    calm, everything = compare(base, other), compare(base, other, keep_all=True)
+    assert (calm.ratio, calm.blocks, calm.calm) == (2.0, 30, 10)
+    assert (everything.blocks, everything.calm) == (30, 30)
+    assert everything.ratio == pytest.approx(1.5)
+
+
+def test_swings_of_blocks() -> None:
+    blocks = (((1.0, 9.0, 1.0), (2.0,)), ((3.0,),))
+    assert Samples("a", blocks).block_swings == pytest.approx([np.log(2), 0.0])
 
 
 def test_sequential_timing_misses_where_pairs_hold() -> None:

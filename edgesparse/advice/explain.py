@@ -15,7 +15,6 @@ from edgesparse.costing.costs import CostTable, table_for
 from edgesparse.costing.forecast import Forecast, forecast, placed_as
 from edgesparse.costing.virtual import PATTERNS, best_sparse, break_even
 from edgesparse.graph.ops import Graph, Op
-from edgesparse.kernels.tiles import cut_pixels
 from edgesparse.pattern import DENSE_FROM, SparsePattern
 from edgesparse.planning.decide import Choice, decide
 from edgesparse.planning.packing import union_density
@@ -256,9 +255,10 @@ def padded_share(job: Job, target: Target, placement: Placement) -> float:
     product = placement.product
     assert product is not None
     spec = job.spec(product, product.group, target)
-    cut = cut_pixels(spec.pixels, target.lanes, product.vectors, spec.tail_limit)
-    lanes = cut.vectors * target.lanes
-    return (lanes - (spec.pixels - cut.tail)) / lanes if lanes else 0.0
+    cut = spec.cut
+    lanes = cut.vectors * spec.lanes
+    singles = cut.tail + sum(run.singles * run.repeat for run in cut.runs)
+    return (lanes - (spec.pixels - singles)) / lanes if lanes else 0.0
 
 
 def _example(job: Job, target: Target, dense: Forecast, fixed: float) -> str:

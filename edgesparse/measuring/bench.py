@@ -76,7 +76,8 @@ class Plan:
     seed:
         Of the bootstrap.
     keep_all:
-        Whether interrupted runs count as well: what a user would have waited, rather than what the code takes.
+        Whether interrupted runs and blocks that are not calm count as well: what a user would have waited, rather than
+        what the code takes.
     percentile:
         The one that reports name first.
     """
@@ -216,7 +217,7 @@ def conclude(
 ) -> Outcome:
     """Return the outcome of contenders that were timed in the same blocks, here or elsewhere; the first is the base."""
     first, *others = measured
-    comparisons = tuple(compare(first.samples, item.samples, seed=plan.seed) for item in others)
+    comparisons = tuple(compare(first.samples, item.samples, seed=plan.seed, keep_all=plan.keep_all) for item in others)
     return Outcome(plan, tuple(measured), comparisons, cores, notes, conditions or Conditions())
 
 

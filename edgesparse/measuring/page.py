@@ -126,7 +126,8 @@ def _speedup(data: Data) -> str:
     first = data["comparisons"][0]
     told = (
         f"How many times as fast {first['base']} is: the median of ratios measured in pairs, block by block "
-        f"({first['blocks']} blocks), with its {100 * first['confidence']:.0f} % interval."
+        f"({first.get('calm', first['blocks'])} of {first['blocks']} blocks: those in which the machine was calm), "
+        f"with its {100 * first['confidence']:.0f} % interval."
     )
     return svg.speedups(rows) + _paragraph(told, "quiet")
 

@@ -1,8 +1,8 @@
 """Two bench reports beside each other: is the second slower? Pure: reports in, a verdict out.
 
 Two reports were never measured together, so their times cannot be paired. Where both hold the same reference
-(onnxruntime of one version), each report's paired ratio to it is compared instead: what made the whole machine slower
-that day cancels. Only without one are the times themselves compared.
+(onnxruntime of one version), each report's paired ratio to it is compared instead, in its calm blocks: what made the
+whole machine slower that day cancels. Only without one are the times themselves compared.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgesparse.errors import UsageError
-from edgesparse.measuring.stats import MIN_BLOCKS, Floats, contrast
+from edgesparse.measuring.stats import MIN_BLOCKS, Floats, calm_blocks, contrast
 
 Data = Mapping[str, Any]
 
@@ -120,10 +120,12 @@ def _row(
 ) -> Row:
     reference = _reference(name, old, new, before, after)
     times: list[Floats] = []
-    for report in (old, new):
+    for report, whole in ((old, before), (new, after)):
         own = np.asarray(report[name]["block_seconds"], dtype=np.float64)
         if reference:
-            own = own / np.asarray(report[reference]["block_seconds"], dtype=np.float64)
+            other = np.asarray(report[reference]["block_seconds"], dtype=np.float64)
+            calm = slice(None) if whole["settings"].get("keep_all") else calm_blocks(own, other)
+            own = (own / other)[calm]
         times.append(own)
     slower, least, most = contrast(*times)
     speed, low, high = 1 / slower, 1 / most, 1 / least

@@ -189,7 +189,16 @@ def latency_table(report: Report) -> tuple[Columns, Rows]:
 
 def remarks(report: Report) -> list[str]:
     """Return what must be known beside the table: verdicts of instability, notes of the protocol."""
-    return [*instability(report.outcome), *report.outcome.notes, *_scenario(report.outcome)]
+    return [*instability(report.outcome), *report.outcome.notes, *_calm(report.outcome), *_scenario(report.outcome)]
+
+
+def _calm(outcome: Outcome) -> list[str]:
+    """Return what is said where speedups stand on less than half of the blocks."""
+    found = [(item.calm, item.blocks) for item in outcome.comparisons if 2 * item.calm < item.blocks]
+    if not found:
+        return []
+    calm, blocks = min(found)
+    return [f"the machine was calm in {calm} of {blocks} blocks only: speedups are those of calm blocks"]
 
 
 def _scenario(outcome: Outcome) -> list[str]:

@@ -5,6 +5,10 @@ a few runs at each turn, so that anything that drifts linearly hits all contende
 block yields one time per contender, hence one ratio per pair; the speedup is the median of these ratios,
 and its interval comes from resampling the blocks, which keeps what is correlated together.
 
+Who works beside takes bandwidth and clock, and slows one model more than another: the ratio has two values, and their
+median lies nearer to whichever had more blocks this time. So only calm blocks count. Both contenders' times together
+tell which those are, so that none of them is favoured (see `calm_blocks`).
+
 The plain percentile bootstrap of a median covers the truth too seldom with few blocks (90 % instead of 95 % at
 8 blocks), and whenever neighbouring blocks are alike. So it is widened twice: to the interval of order statistics,
 which is right for any distribution (W. J. Conover, Practical Nonparametric Statistics, ch. 3), and by the blocks'
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -45,6 +50,10 @@ QUANTILES = 101
 MIN_BLOCKS = 6
 """Blocks below which an order statistic of blocks cannot give a 95 % interval."""
 
+CALMEST, CALM_WITHIN, CALM_NOISE, CALM_LEAST = 10, 0.04, 3.0, 0.2
+"""A block is calm if it took at most `CALM_WITHIN` longer than the calmest `CALMEST` per cent of blocks, or
+`CALM_NOISE` standard deviations of a block where that is more; and in any case the share `CALM_LEAST` of them is."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -69,7 +78,12 @@ class Samples:
     @property
     def block_times(self) -> Floats:
         """One time per block: the mean of its turns' medians, so spikes drop out and linear drift cancels."""
-        return np.array([np.mean([np.median(turn) for turn in block]) for block in self.blocks])
+        return np.array([fmean(map(median, block)) for block in self.blocks])
+
+    @property
+    def block_swings(self) -> Floats:
+        """By how much, as a logarithm, each block's last turn took longer than its first; 0 where it has but one."""
+        return np.log([median(block[-1]) / median(block[0]) for block in self.blocks])
 
     @classmethod
     def of(cls, name: str, seconds: Sequence[float]) -> Samples:
@@ -107,7 +121,8 @@ class Stats:
 class Comparison:
     """How much faster `base` is than `other`: a ratio above 1 says that `base` is faster.
 
-    `low` and `high` bound the ratio with `confidence`; `blocks` is the number of pairs it comes from.
+    `low` and `high` bound the ratio with `confidence`; `blocks` is the number of pairs that were measured, and `calm`
+    of them count.
     """
 
     base: str
@@ -117,6 +132,7 @@ class Comparison:
     high: float
     confidence: float
     blocks: int
+    calm: int
 
     @property
     def verdict(self) -> str:
@@ -165,11 +181,18 @@ def trimmed_mean(values: Floats, share: float = TRIM) -> float:
 
 
 def compare(
-    base: Samples, other: Samples, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    base: Samples,
+    other: Samples,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    keep_all: bool = False,
 ) -> Comparison:
     """Return how much faster `base` is than `other`, from their paired blocks.
 
-    The interval is that of `median_interval` over the ratios of the blocks.
+    The ratio is the median over the blocks that are calm, or over all of them with `keep_all`; its interval is that of
+    `median_interval`.
 
     Raises
     ------
@@ -181,9 +204,38 @@ def compare(
             f"cannot pair {base.name} with {other.name}",
             why=f"they have {len(base.blocks)} and {len(other.blocks)} blocks",
         )
-    ratios = other.block_times / base.block_times
+    ours, theirs = base.block_times, other.block_times
+    calm = np.ones(len(ours), bool)
+    if not keep_all:
+        swings = (base.block_swings + other.block_swings) / 2
+        calm = calm_blocks(ours, theirs, noise=float(np.median(np.abs(swings))) * _SIGMAS_OF_MEDIAN / 2)
+    ratios = (theirs / ours)[calm]
     low, high = median_interval(ratios, confidence=confidence, resamples=resamples, seed=seed)
-    return Comparison(base.name, other.name, float(np.median(ratios)), low, high, confidence, len(ratios))
+    ratio = float(np.median(ratios))
+    return Comparison(base.name, other.name, ratio, low, high, confidence, len(ours), len(ratios))
+
+
+#: The standard deviation of a normal distribution, in medians of its distance to the middle.
+_SIGMAS_OF_MEDIAN = 1.4826
+
+
+def calm_blocks(*times: Floats, noise: float = 0.0) -> NDArray[np.bool_]:
+    """Return which blocks had the machine to themselves, from the contenders' times in each.
+
+    The geometric mean of all contenders' times tells it, as `CALMEST` and what stands with it say; at least
+    `MIN_BLOCKS` are. On a quiet machine all blocks count.
+
+    Parameters
+    ----------
+    noise:
+        Standard deviation of a block's mean, as a share. What it would take for disturbed is only noise, and leaving
+        that out favours the contender that has less of it.
+    """
+    together = np.mean(np.log(times), axis=0)
+    least = min(max(int(np.ceil(CALM_LEAST * len(together))), MIN_BLOCKS), len(together))
+    within = max(float(np.log1p(CALM_WITHIN)), CALM_NOISE * noise)
+    limit = float(np.percentile(together, CALMEST)) + within
+    return np.asarray(together <= max(limit, float(np.sort(together)[least - 1])))
 
 
 def median_interval(
