@@ -25,6 +25,7 @@ from edgesparse.models.exporting import model_path
 from edgesparse.recipe import Recipe
 from edgesparse.training.finetune import Settings, finetune
 from edgesparse.training.inputs import AUGMENTATIONS
+from edgesparse.training.memory import keep_freed
 
 SEEDS = (11, 12)
 """Of the pages to train on, and of those to measure on."""
@@ -65,6 +66,7 @@ def main(
 ) -> None:
     """Finetune, measure dense and sparse, and add a row."""
     torch.set_num_threads(1)
+    keep_freed()
     out.parent.mkdir(parents=True, exist_ok=True)
     if network == "page-orientation":
         data = out.parent / f"pages-{count}"

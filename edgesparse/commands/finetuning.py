@@ -25,8 +25,8 @@ from edgesparse.errors import UsageError
               help="Of each step, relative.  [default: 0.005; 0.002 if the recipe has repaired]")  # fmt: skip
 @click.option("--method", help="How weights become sparse.  [default: gradual; given if the recipe has repaired]")
 @click.option("--allocation", default="lamp", show_default=True, help="Of the layers' densities: uniform, erk or lamp.")
-@click.option("--augment", type=click.Choice(("none", "shift", "crop")), default="shift", show_default=True,
-              help="How inputs are changed; crop, for photographs, also mirrors them.")  # fmt: skip
+@click.option("--augment", type=click.Choice(("none", "shift", "crop", "strong")), default="shift",
+              show_default=True, help="How inputs are changed; crop and strong are for photographs.")  # fmt: skip
 @click.option("--crop-size", type=click.IntRange(1), help="Side of crops in pixels; smaller ones make more steps fit.")
 @click.option("--teach", type=click.Choice(("features", "both")),
               help="By the dense model's values at sparse layers, or by its outputs too.  "
@@ -79,6 +79,9 @@ def finetune(
     assert edgesparse.training
     import torch
 
+    from edgesparse.training.memory import keep_freed
+
+    keep_freed()
     torch.set_num_threads(threads)
     settings = Settings(
         minutes, steps, batch, rate, seed, method, allocation, augment=augment, crop_size=crop_size, teach=teach

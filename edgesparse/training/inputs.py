@@ -14,10 +14,17 @@ from edgesparse.sections import MAX_SAMPLES, Calibration
 from edgesparse.training.layers import Tensor
 
 MAX_BYTES = 4 << 30
-AUGMENTATIONS = ("none", "shift", "crop")
-"""How inputs are changed: not at all; moved, mixed and in other contrast; pictures also cropped and mirrored."""
+AUGMENTATIONS = ("none", "shift", "crop", "strong")
+"""How inputs are changed: not at all; moved, mixed and in other contrast; pictures also cropped and mirrored; and, for
+long training on few photographs, with smaller crops, patches of each other, and other colours."""
 AREA, ASPECT = (0.35, 1.0), (3 / 4, 4 / 3)
 """Share of the picture that a crop shows, and its width over height."""
+STRONG_AREA = (0.25, 1.0)
+"""Share of the picture that a strong crop shows."""
+BLENDED, PATCHED = 0.4, 0.3
+"""Shares of strongly changed inputs that are blended with another, and that have a patch of one."""
+COLOUR = 0.2
+"""How far strong changes move the saturation and the channels, relative to what they are."""
 
 
 def read_inputs(path: Path | str, model: ir.Model, settings: Calibration | None = None) -> Tensor:
@@ -51,12 +58,15 @@ def augment(batch: Tensor, source: torch.Generator, kind: str = "shift", side: i
 
     The teacher sees the same input, so nothing here needs to keep a label: half of the inputs are mixed with another
     (with crops as strong as these: Beyer et al., 2106.05237). Moves, crops and mirrors are for pictures [N, C, H, W];
-    crops have the pictures' size, or that share of it that makes their shorter side `side` pixels.
+    crops have the pictures' size, or that share of it that makes their shorter side `side` pixels. Strong changes are
+    for pictures; few photographs can so teach a thousand classes (Asano and Saeed, 2112.00725).
     """
     if kind == "none":
         return batch
     count = len(batch)
     ones = (count,) + (1,) * (batch.ndim - 1)
+    if kind == "strong" and batch.ndim == 4:
+        return _coloured(_mixed(crop(batch, source, side, STRONG_AREA), source), source)
     if kind == "crop" and batch.ndim == 4:
         batch = crop(batch, source, side)
     share = torch.rand(ones, generator=source)
@@ -70,17 +80,17 @@ def augment(batch: Tensor, source: torch.Generator, kind: str = "shift", side: i
     return made * (0.8 + 0.4 * torch.rand(ones, generator=source))
 
 
-def crop(batch: Tensor, source: torch.Generator, side: int | None = None) -> Tensor:
+def crop(batch: Tensor, source: torch.Generator, side: int | None = None, shares: tuple[float, float] = AREA) -> Tensor:
     """Each picture's random part, of the same size or with `side` pixels on the shorter side; every second mirrored.
 
-    Sampled bilinearly.
+    `shares` of the picture's area; sampled bilinearly.
     """
     count = len(batch)
 
     def between(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=source)
 
-    area, aspect = between(*AREA), torch.exp(between(*np.log(ASPECT)))
+    area, aspect = between(*shares), torch.exp(between(*np.log(ASPECT)))
     width, height = (area * aspect).sqrt().clamp_max(1.0), (area / aspect).sqrt().clamp_max(1.0)
     theta = torch.zeros(count, 2, 3)
     mirrored = torch.rand(count, generator=source) < 0.5
@@ -93,3 +103,31 @@ def crop(batch: Tensor, source: torch.Generator, side: int | None = None) -> Ten
     size = [count, batch.shape[1], *(max(round(length * scale), 1) for length in whole)]
     grid = torch.nn.functional.affine_grid(theta, size, align_corners=False)
     return torch.nn.functional.grid_sample(batch, grid, padding_mode="reflection", align_corners=False)
+
+
+def _mixed(batch: Tensor, source: torch.Generator) -> Tensor:
+    """Some pictures blended with another (mixup, 1710.09412), some with a rectangle of another (CutMix, 1905.04899)."""
+    ones = (len(batch), 1, 1, 1)
+    lot, share = (torch.rand(ones, generator=source) for _ in range(2))
+    other = batch[torch.randperm(len(batch), generator=source)]
+    blended = torch.where(lot < BLENDED, share * batch + (1 - share) * other, batch)
+    inside = torch.ones(())
+    for axis in (2, 3):
+        length = batch.shape[axis]
+        middle = length * torch.rand(ones, generator=source)
+        at = torch.arange(length).reshape([-1 if i == axis else 1 for i in range(4)]) + 0.5
+        inside = inside * ((at - middle).abs() <= 0.5 * length * (1 - share).sqrt())
+    return torch.where((lot >= BLENDED) & (lot < BLENDED + PATCHED) & (inside > 0), other, blended)
+
+
+def _coloured(batch: Tensor, source: torch.Generator) -> Tensor:
+    """Pictures with another contrast, saturation, tint and balance of channels."""
+    count, channels = batch.shape[:2]
+
+    def between(low: float, high: float, width: int = 1) -> Tensor:
+        return low + (high - low) * torch.rand((count, width, 1, 1), generator=source)
+
+    grey = batch.mean(1, keepdim=True)
+    made = grey + (batch - grey) * between(1 - 1.5 * COLOUR, 1 + 1.5 * COLOUR)
+    tint = 0.5 * COLOUR * batch.std() * between(-1.5, 1.5, channels)
+    return (made * between(1 - COLOUR, 1 + COLOUR, channels) + tint) * between(0.8, 1.2)

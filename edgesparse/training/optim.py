@@ -14,6 +14,10 @@ FLOOR = 1e-3
 """Size of what is all zero, e.g. a bias that has not learnt anything yet."""
 
 
+LEAST_DECAY = 0.97
+"""Of the moving average: it reaches back 33 steps."""
+
+
 class RelativeAdam(torch.optim.Adam):  # type: ignore[misc]
     """Adam, each step times the size of what it changes: relative step sizes as in Adafactor (1804.04235).
 
@@ -47,7 +51,7 @@ class Average:
     Few inputs make noisy steps, and their mean is better than any of them. It begins with the plain mean.
     """
 
-    def __init__(self, module: Module, decay: float = 0.97) -> None:
+    def __init__(self, module: Module, decay: float = LEAST_DECAY) -> None:
         self.module, self.decay, self.count = module, decay, 0
         self.values = {name: value.detach().clone() for name, value in module.named_parameters()}
 

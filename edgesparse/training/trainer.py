@@ -20,7 +20,7 @@ from edgesparse.training.converter import Converted
 from edgesparse.training.features import feature_loss, output_distance, sharpness, teaching
 from edgesparse.training.inputs import AUGMENTATIONS, augment
 from edgesparse.training.layers import Tensor
-from edgesparse.training.optim import Average, RelativeAdam
+from edgesparse.training.optim import LEAST_DECAY, Average, RelativeAdam
 from edgesparse.training.run import NotFiniteError
 from edgesparse.training.sparsifier import Sparsifier
 
@@ -31,6 +31,8 @@ FINAL_FROM = 0.75
 """Share of the steps after which the masks are final, whatever the method."""
 RATE, REPAIR_RATE = 5e-3, 2e-3
 """Of training that prunes, and of what is pruned and repaired already."""
+AVERAGED = 1 / 30
+"""Share of the steps that the moving average of the weights reaches back; `optim.Average` has the least."""
 TEACHINGS = ("features", "both")
 """What the dense model teaches: its values at every sparse layer, or those and its outputs."""
 
@@ -65,7 +67,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"{name} is {value}", why="it must be positive")
-        if self.crop_size is not None and self.augment != "crop":
+        if self.crop_size is not None and self.augment not in ("crop", "strong"):
             raise UsageError(f"crop_size is {self.crop_size}", why=f"augmentation {self.augment!r} makes no crops")
         if self.augment not in AUGMENTATIONS:
             raise UsageError(f"unknown augmentation {self.augment!r}", fix=f"take {', '.join(AUGMENTATIONS)}")
@@ -134,7 +136,7 @@ class Trainer:
         self.teach = settings.teach or teaching(self.wanted, len(trained))
         rate = settings.rate or (REPAIR_RATE if method == "given" else RATE)
         self.optimizer = RelativeAdam(student.parameters(), lr=rate)
-        self.average = Average(student)
+        self.average = Average(student, max(1.0 - 1.0 / (AVERAGED * self.steps), LEAST_DECAY))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         if resume:
             self._load()

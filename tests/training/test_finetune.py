@@ -312,7 +312,7 @@ def test_pictures_as_inputs(tmp_path: Path) -> None:
         read_inputs(tmp_path, model)
 
 
-@pytest.mark.parametrize("kind", ["shift", "crop"])
+@pytest.mark.parametrize("kind", ["shift", "crop", "strong"])
 def test_augmentation_depends_on_its_source_alone(kind: str) -> None:
     batch = torch.randn(6, 3, 32, 32)
     first, again, other = (augment(batch, torch.Generator().manual_seed(seed), kind) for seed in (1, 1, 2))
@@ -336,8 +336,9 @@ def test_crops_are_parts_of_the_picture() -> None:
     assert float((across.abs() / tall).min()) > 0.7
 
 
-def test_smaller_crops_have_the_shorter_side_asked_for() -> None:
-    made = augment(torch.ones(5, 3, 32, 48), torch.Generator().manual_seed(2), "crop", 20)
+@pytest.mark.parametrize("kind", ["crop", "strong"])
+def test_smaller_crops_have_the_shorter_side_asked_for(kind: str) -> None:
+    made = augment(torch.ones(5, 3, 32, 48), torch.Generator().manual_seed(2), kind, 20)
     assert made.shape == (5, 3, 20, 30)
 
 
