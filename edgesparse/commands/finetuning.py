@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -15,6 +16,7 @@ from edgesparse.errors import UsageError
 @common.model_argument
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of pictures or .npy; no labels.")
 @common.recipe_options
+@click.option("--repair", is_flag=True, help="Prune and repair before training, as sparsify --calibrate does.")
 @common.shape_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="ONNX file.  [default: MODEL.finetuned.onnx]")
 @common.force_option
@@ -45,6 +47,7 @@ def finetune(
     pattern: str | None,
     density: float | None,
     sparsity: float | None,
+    repair: bool,
     shapes: tuple[str, ...],
     output: Path | None,
     force: bool,
@@ -69,6 +72,13 @@ def finetune(
     chosen = common.read_recipe(recipe, pattern, density, sparsity, seed)
     if chosen is None:
         raise UsageError("finetune needs to know what to prune", fix="give --recipe, or --pattern and --density")
+    if repair:
+        if chosen.needs_data or chosen.rearrangement is not None:
+            why = "the recipe says itself how the model is pruned and repaired"
+            raise UsageError(
+                "--repair has nothing to add", why=why, fix="leave the option out, or the recipe's sections"
+            )
+        chosen = replace(chosen.with_repair(), fitting=None)  # training takes its place
     place = output or model.with_suffix(".finetuned.onnx")
     if place.exists() and not force:
         raise UsageError(f"{place} is there already", fix="choose another --output, or --force")
