@@ -44,6 +44,11 @@ def output_distance(ours: Tensor, theirs: Tensor) -> Tensor:
     return _relative(ours, theirs)
 
 
+def distances(ours: Tensor, theirs: Tensor) -> Tensor:
+    """`output_distance` of each row by itself: [N]."""
+    return torch.stack([output_distance(a, b) for a, b in zip(ours.split(1), theirs.split(1), strict=True)])
+
+
 def teaching(outputs: Tensor, inputs: int) -> str:
     """What so many inputs can be taught by: "features", or "both" them and the outputs, as these are on some inputs."""
     classes = outputs.shape[1] if outputs.ndim == 2 else 1

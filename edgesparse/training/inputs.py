@@ -19,11 +19,11 @@ AUGMENTATIONS = ("none", "shift", "crop", "strong")
 long training on few photographs, with smaller crops, patches of each other, and other colours."""
 AREA, ASPECT = (0.35, 1.0), (3 / 4, 4 / 3)
 """Share of the picture that a crop shows, and its width over height."""
-STRONG_AREA = (0.25, 1.0)
+STRONG_AREA = (0.15, 1.0)
 """Share of the picture that a strong crop shows."""
 BLENDED, PATCHED = 0.4, 0.3
 """Shares of strongly changed inputs that are blended with another, and that have a patch of one."""
-COLOUR = 0.2
+COLOUR = 0.3
 """How far strong changes move the saturation and the channels, relative to what they are."""
 
 

@@ -17,7 +17,7 @@ from edgesparse.errors import UsageError
 from edgesparse.recipe import Recipe
 from edgesparse.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from edgesparse.training.converter import Converted
-from edgesparse.training.features import feature_loss, output_distance, sharpness, teaching
+from edgesparse.training.features import distances, feature_loss, output_distance, sharpness, teaching
 from edgesparse.training.inputs import AUGMENTATIONS, augment
 from edgesparse.training.layers import Tensor
 from edgesparse.training.optim import LEAST_DECAY, Average, RelativeAdam
@@ -77,6 +77,16 @@ class Settings:
             raise UsageError(f"held_back is {self.held_back}", why="it is a share between 0 and 1")
 
 
+def within_chance(ours: Tensor, best: Tensor) -> bool:
+    """Whether the mean of these distances [N] exceeds that of the best by no more than the difference's standard error.
+
+    Both are of the same N inputs. Of one input there is no error to tell: then it must not be more at all.
+    """
+    gaps = ours - best
+    error = float(gaps.std()) / len(gaps) ** 0.5 if len(gaps) > 1 and bool(gaps.isfinite().all()) else 0.0
+    return float(gaps.mean()) <= error
+
+
 class Logits(nn.Module):  # type: ignore[misc]
     """The converted graph up to the logits of its first output."""
 
@@ -122,7 +132,8 @@ class Trainer:
             self.wanted = torch.cat([self.teacher(part) for part in self.held_back.split(settings.batch)])
         self._try_crops()
         self.seconds, self.done, self.stale = 0.0, 0, 0
-        self.best: dict[str, Any] = {"loss": math.inf, "agreement": 0.0, "factor": 1.0, "weights": {}}
+        self.best: dict[str, Any] = {"each": torch.full((len(held_back),), math.inf), "at": 0}
+        """The state kept; and the step and all distances of the look at which their mean was least."""
         if resume:
             self._compare()
         self.steps = self._stored_steps() if resume else settings.steps or self._steps_in(settings.minutes * 60)
@@ -161,13 +172,13 @@ class Trainer:
             tick(self.done / self.steps, f"{text}, {left / 60:.1f} min left")
             if self.sparsifier.finalized and (self.done % every == 0 or self.done == self.steps):
                 self._evaluate()
-                tick(self.done / self.steps, f"{text}, agreement {self.best['agreement']:.1%}")
+                tick(self.done / self.steps, f"{text}, agreement {self.best.get('agreement', 0.0):.1%}")
             if time.monotonic() - saved > SAVE_SECONDS:
                 self._save()
                 saved = time.monotonic()
         self.sparsifier.finalize()
         self._evaluate()
-        if not self.best["weights"]:
+        if "weights" not in self.best:
             raise NotFiniteError("the finetuned model's outputs are not finite", fix="lower the learning rate")
         with torch.no_grad():
             for name, value in self.student.named_parameters():
@@ -212,7 +223,12 @@ class Trainer:
         return 0.0 if self.settings.steps is not None else self.seconds / (60 * self.settings.minutes)
 
     def _evaluate(self) -> None:
-        """Look at the held-back inputs; keep the mean of the weights if it is the best so far."""
+        """Look at the held-back inputs; keep the mean of the weights unless an earlier one was better beyond chance.
+
+        Of states whose difference is within its standard error the latest is kept (the one-standard-error rule of
+        Breiman et al., Classification and Regression Trees, 1984): few inputs judge, and the last steps, small as they
+        are, harm no others.
+        """
         with self.average.in_place():
             self._look()
 
@@ -221,15 +237,20 @@ class Trainer:
         with torch.no_grad():
             ours = torch.cat([self.student(part) for part in self.held_back.split(self.settings.batch)])
             factor = self._sharpness(ours)
-            loss = float(output_distance(factor * ours, self.wanted))
+            each = distances(factor * ours, self.wanted)
             same = (ours.argmax(1) == self.wanted.argmax(1)).float().mean() if ours.ndim > 1 else torch.ones(())
         self.student.train()
-        if loss < self.best["loss"]:
-            weights = {name: value.detach().clone() for name, value in self.student.named_parameters()}
-            self.best = {"loss": loss, "agreement": float(same), "factor": factor, "weights": weights}
-            self.stale = 0
-        else:
+        if not bool(each.isfinite().all()):
             self.stale += 1
+            return
+        least = float(each.mean()) < float(self.best["each"].mean())
+        chance = within_chance(each, self.best["each"])
+        if least or (chance and self.best["at"] > 0):  # what training began with gives way to what is better only
+            weights = {name: value.detach().clone() for name, value in self.student.named_parameters()}
+            self.best |= {"agreement": float(same), "factor": factor, "weights": weights}
+        if least:
+            self.best |= {"each": each, "at": self.done}
+        self.stale = 0 if chance else self.stale + 1
 
     def _rate(self, step: int) -> float:
         """Up in the first twentieth, then down as a cosine."""
