@@ -55,6 +55,8 @@ class Target:
     barrier:
         LLVM's intrinsic, with its numbers, for a no-op that kernels put where LLVM must not mix what comes before and
         after, lest it spills; none where it was not seen to gain.
+    few:
+        Registers are few, for vectors and for addresses: kernels loop over what they would unroll elsewhere.
     ahead:
         Bytes by which products fetch their weights before they need them; 0 where that was not measured to gain.
     """
@@ -80,6 +82,7 @@ class Target:
     wide: bool = False
     ahead: int = 0
     barrier: str = ""
+    few: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -227,6 +230,7 @@ def _arm32(name: str, runner: str = "device") -> Target:
         pipes=0.5,
         loads=0.5,
         barrier="llvm.arm.hint 0",
+        few=True,
     )
 
 

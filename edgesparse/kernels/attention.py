@@ -37,6 +37,8 @@ class Attention:
         ("queries").
     rows, vectors, lanes:
         Keys (values) and vectors of queries in a tile of accumulators; float32 values in a vector.
+    few:
+        See `Target.few`.
 
     Pointers: q, k, v, the mask (if any: ``[keys]``, or for each head ``[keys][pitch]`` with the queries side by side),
     workspace, y. Arguments: the pitches of q, k, v and y; elements from head to head in them; heads in all, and the
@@ -54,11 +56,13 @@ class Attention:
     vectors: int
     lanes: int
     barrier: str = ""
+    few: bool = False
 
     @property
     def symbol(self) -> str:
         scale = float(self.scale).hex().replace("-", "m").replace("+", "").replace(".", "d")
         mask = ("" if self.mask == "none" else f"_{self.mask}") + ("_b" if self.barrier else "")
+        mask += "_n" if self.few else ""
         shape = f"{self.queries}x{self.keys}_{self.width}x{self.depth}"
         return f"es_attention_f32_{shape}_{scale}{mask}_{self.rows}x{self.vectors}x{self.lanes}"
 
@@ -165,14 +169,21 @@ class _Tile:
         total = body.registers(self.wide, self.lanes)
         for v in range(self.wide):
             body.put(total, v, body.number(0.0, self.lanes))
+        # Where registers are few, an exponential's constants and its input fill them: one vector of queries at a time.
+        apart = [[v] for v in range(self.wide)] if self.spec.few else [list(range(self.wide))]
+        for vectors in apart:
+            self._add_exponentials(vectors, top, total)
+        return total
+
+    def _add_exponentials(self, vectors: list[int], top: Any, total: Any) -> None:
+        body = self.body
         with body.loop(0, self.spec.keys) as key:
-            for v in range(self.wide):
+            for v in vectors:
                 body.fence()
                 at = body.let(self._score_at(key, v))
                 value = body.let(body.T.exp(body.load("s", at, self.lanes) - top[v]))
                 body.store("s", at, value, self.lanes)
                 body.put(total, v, total[v] + value)
-        return total
 
     def _mix(self, first: Any, count: int, factor: list[Any]) -> None:
         body, (_, _, values, y) = self.body, self.first

@@ -105,6 +105,14 @@ class Body:
             name, *numbers = self.barrier.split()
             self.T.evaluate(tirx.call_llvm_intrin("void", name, *[tirx.IntImm("int32", int(n)) for n in numbers]))
 
+    def hold(self, value: Any) -> None:
+        """As `fence`, for all instructions, on every target and by none: LLVM's scheduler ends where a value that is
+        made here is said to be used.
+        """
+        from tvm import tirx
+
+        self.T.evaluate(tirx.call_llvm_intrin("void", "llvm.fake.use", value))
+
     def hidden(self, value: int, by: Any) -> Any:
         """A constant that LLVM does not know, where the target has a barrier; `by`: an index from 0 to 2^24 - 1.
 
@@ -137,6 +145,12 @@ class Body:
         from tvm import tirx
 
         return tirx.Shuffle([vector], [tirx.IntImm("int32", lane)] * lanes)
+
+    def lanes_of(self, vector: Any, lanes: Sequence[int]) -> Any:
+        """Any lanes of a vector."""
+        from tvm import tirx
+
+        return tirx.Shuffle([vector], [tirx.IntImm("int32", lane) for lane in lanes])
 
     def where(self, mask: Sequence[bool], value: Any, other: Any) -> Any:
         """Lanes of `value` where the constant `mask` holds, else of `other`."""

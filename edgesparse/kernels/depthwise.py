@@ -6,13 +6,14 @@ loaded: a row is loaded once for a block and not once for each of its taps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from edgesparse.kernels import narrow
 from edgesparse.kernels.builder import Body, kernel
 from edgesparse.kernels.epilogue import Epilogue
-from edgesparse.kernels.rows import activate, chunks, finish
+from edgesparse.kernels.rows import Chunk, activate, chunks, finish
 from edgesparse.kernels.window import Block, Window
 
 #: Output rows of a block, at most, where there are registers for them: more sums at a time hide more latency.
@@ -30,7 +31,7 @@ class Depthwise:
     `by_lane`: a channel's weights are held as vectors and multiplied by their lanes. `wide`: a vector may be wider than
     a row, blocks have more rows, and what a tap sees is slid together from the row's vectors where that is faster than
     to load it again: with a stride of two, and where a block is the whole band, a vector a row.
-    `barrier`: see `Body.fence`.
+    `barrier`: see `Body.fence`. `few`: see `Target.few` and `narrow`.
     """
 
     window: Window
@@ -41,16 +42,20 @@ class Depthwise:
     by_lane: bool = False
     wide: bool = False
     barrier: str = ""
+    few: bool = False
 
     @property
     def symbol(self) -> str:
         many = f"m{self.multiplier}" if self.multiplier > 1 else ""
         lane = ("l" if self.by_lane else "") + ("w" if self.wide else "") + ("b" if self.barrier else "")
+        lane += "n" if self.few else ""
         return f"es_depthwise{many}{lane}_f32_{self.window.name}_{self.registers}x{self.lanes}_{self.epilogue.name}"
 
     @property
     def cut(self) -> tuple[Block, ...]:
         """How the band is cut. Weights that are held take registers beyond the three that are counted free."""
+        if self.few:
+            return narrow.blocks(self.window, self.width)
         taken = -(-len(self.window.taps) // self.lanes) if self._holds_weights else 0
         if self.barrier:
             taken += self.window.halves + 3 * (self.window.kernel[1] // 4) + self.epilogue.numbers + 1
@@ -86,17 +91,7 @@ class Depthwise:
         apart = bool(self.barrier) and self.epilogue.long
         epilogue = Epilogue() if apart else self.epilogue
         with body.loop(body.begin, body.end) as channel:
-            bias = body.let(body.spread(body["b"][channel], lanes))
-            weight = self._weights(body, channel, lanes)
-            for chunk in chunks(body, window, self.cut, body.let(channel // self.multiplier), lanes, slide=self.slides):
-                acc = body.registers(len(chunk.outputs), lanes)
-                for index in range(len(chunk.outputs)):
-                    body.put(acc, index, bias)
-                for x, uses in chunk.inputs(by_column=self._holds_weights):
-                    if x is not None:
-                        x = body.let(x)
-                        for index, tap in uses:
-                            body.put(acc, index, acc[index] + weight(tap) * x)
+            for chunk, acc in self._sums(body, channel, body.let(channel // self.multiplier)):
                 for index in range(len(chunk.outputs)):
                     if epilogue.numbers > 2 and index % 4 == 0:
                         body.fence()
@@ -104,6 +99,31 @@ class Depthwise:
                         finish(body, epilogue, window, channel, chunk.pixel(index) + first, value, count)
             if apart:
                 activate(body, self.epilogue, window, channel, lanes)
+
+    def _sums(self, body: Body, channel: Any, source: Any) -> Iterator[tuple[Chunk | narrow.Piece, Any]]:
+        """The chunks of an output channel and their sums; `source`: the input channel."""
+        window, lanes = self.window, self.width
+        if self.few:
+            first, wide = body.let(channel * len(window.taps)), window.kernel[1]
+
+            def step(ky: Any, kx: int) -> narrow.Step:
+                weight = body.let(body.spread(body["w"][first + ky * wide + kx], lanes))
+                return lambda total, x: total + weight * x
+
+            yield from narrow.sums(body, window, lanes, source, lambda: body.spread(body["b"][channel], lanes), step)
+            return
+        bias = body.let(body.spread(body["b"][channel], lanes))
+        weight = self._weights(body, channel, lanes)
+        for chunk in chunks(body, window, self.cut, source, lanes, slide=self.slides):
+            acc = body.registers(len(chunk.outputs), lanes)
+            for index in range(len(chunk.outputs)):
+                body.put(acc, index, bias)
+            for x, uses in chunk.inputs(by_column=self._holds_weights):
+                if x is not None:
+                    x = body.let(x)
+                    for index, tap in uses:
+                        body.put(acc, index, acc[index] + weight(tap) * x)
+            yield chunk, acc
 
     def _parts(self, body: Body, value: Any, lanes: int) -> list[tuple[int, Any, int]]:
         """(first pixel, vector, lanes) to be stored: two halves that overlap where a vector is wider than the row."""

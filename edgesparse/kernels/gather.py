@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from edgesparse.kernels import narrow
 from edgesparse.kernels.builder import LINE, Body, kernel
 from edgesparse.kernels.epilogue import Epilogue
+from edgesparse.kernels.narrow import LOWEST
 from edgesparse.kernels.rows import Chunk, chunks, finish
-from edgesparse.kernels.tiles import vector_starts
-from edgesparse.kernels.window import FIXED, Block, Window
-
-_LOWEST = float("-inf")
+from edgesparse.kernels.tiles import Run, vector_starts
+from edgesparse.kernels.window import FIXED, Block, Window, row_starts
 
 #: Taps above which a panel's are looped over, where no column of any window is outside of the image.
 _MANY_TAPS = 64
@@ -24,7 +25,7 @@ class Pool:
     `mode` is "max", "avg" (divides by the window) or "avg_valid" (divides by the pixels inside the image).
     Pointers: x (the arena), y. Arguments: pitch of y, one unused, the two row tables, and for "avg_valid" the number of
     rows inside the image for each output row. Rows outside the image are zeros for averages; for "max" the table
-    repeats the nearest row, which lies in the same window. Range: channels.
+    repeats the nearest row, which lies in the same window. Range: channels. `few`: see `Target.few`.
     """
 
     window: Window
@@ -32,15 +33,18 @@ class Pool:
     lanes: int
     registers: int
     barrier: str = ""
+    few: bool = False
 
     @property
     def symbol(self) -> str:
-        fenced = "b" if self.barrier else ""
+        fenced = ("b" if self.barrier else "") + ("n" if self.few else "")
         return f"es_pool{fenced}_{self.mode}_f32_{self.window.name}_{self.registers}x{self.lanes}"
 
     @property
     def cut(self) -> tuple[Block, ...]:
         """How the band is cut."""
+        if self.few:
+            return narrow.blocks(self.window, self.window.lanes(self.lanes))
         halves = self.window.halves if self.barrier else 0
         sums = max(self.registers // 3, self.registers - halves)
         return self.window.blocks(self.window.lanes(self.lanes), sums)
@@ -50,22 +54,36 @@ class Pool:
 
     def _body(self, body: Body) -> None:
         window, lanes = self.window, self.window.lanes(self.lanes)
-        fill = _LOWEST if self.mode == "max" else 0.0
         with body.loop(body.begin, body.end) as channel:
-            for chunk in chunks(body, window, self.cut, channel, lanes):
-                acc = body.registers(len(chunk.outputs), lanes)
-                for index in range(len(chunk.outputs)):
-                    body.put(acc, index, body.number(fill, lanes))
-                for x, uses in chunk.inputs(fill, by_column=bool(self.barrier)):
-                    if x is not None:
-                        x = body.let(x)
-                        for index, _ in uses:
-                            body.put(acc, index, body.T.max(acc[index], x) if self.mode == "max" else acc[index] + x)
+            for chunk, acc in self._sums(body, channel, lanes):
                 for index in range(len(chunk.outputs)):
                     value = acc[index] if self.mode == "max" else acc[index] * self._scale(body, chunk, index, lanes)
                     finish(body, Epilogue(), window, channel, chunk.pixel(index), value, lanes)
 
-    def _scale(self, body: Body, chunk: Chunk, index: int, lanes: int) -> Any:
+    def _sums(self, body: Body, channel: Any, lanes: int) -> Iterator[tuple[Chunk | narrow.Piece, Any]]:
+        """The chunks of a channel, with the sum (or the largest) of each output's window."""
+        window, fill = self.window, LOWEST if self.mode == "max" else 0.0
+        if self.few:
+            largest = self.mode == "max"
+
+            def joined(total: Any, x: Any) -> Any:
+                return body.T.max(total, x) if largest else total + x
+
+            start = body.number(fill, lanes)
+            yield from narrow.sums(body, window, lanes, channel, lambda: start, lambda _ky, _kx: joined, near=largest)
+            return
+        for chunk in chunks(body, window, self.cut, channel, lanes):
+            acc = body.registers(len(chunk.outputs), lanes)
+            for index in range(len(chunk.outputs)):
+                body.put(acc, index, body.number(fill, lanes))
+            for x, uses in chunk.inputs(fill, by_column=bool(self.barrier)):
+                if x is not None:
+                    x = body.let(x)
+                    for index, _ in uses:
+                        body.put(acc, index, body.T.max(acc[index], x) if self.mode == "max" else acc[index] + x)
+            yield chunk, acc
+
+    def _scale(self, body: Body, chunk: Chunk | narrow.Piece, index: int, lanes: int) -> Any:
         """One over the number of pixels under the window, per lane."""
         window, at = self.window, chunk.outputs[index]
         if self.mode == "avg":
@@ -87,7 +105,8 @@ class Panel:
     fetched: an input comes from far, in pieces too short for the processor to see where they go on.
 
     With a `barrier` (see `Body.fence`) each input is written to all of its places when it is loaded, and these lie at
-    constant distances: the `pitch` is known then, and not read from the arguments.
+    constant distances: the `pitch` is known then, and not read from the arguments. So it is with `few` (see
+    `Target.few`), where each tap of a row is loaded by itself.
     """
 
     window: Window
@@ -95,15 +114,20 @@ class Panel:
     ahead: bool = False
     barrier: str = ""
     pitch: int = 0
+    few: bool = False
 
     @property
     def symbol(self) -> str:
         fenced = f"b{self.pitch}" if self.barrier else ""
+        fenced += "n" if self.few else ""
         return f"es_panel{fenced}_f32_{self.window.name}_{self.lanes}{'a' if self.ahead else ''}"
 
     @property
     def cut(self) -> tuple[Block, ...]:
         """How the band is cut. Nothing is summed: they are as large as keeps the code small."""
+        if self.few:
+            starts = row_starts(self.window.width_out, self.window.lanes(self.lanes))
+            return (Block(1, 0, self.window.rows, (Run(starts, 1, 0),)),)
         return self.window.blocks(self.window.lanes(self.lanes), _PANEL_CHUNK)
 
     def build(self) -> Any:
@@ -116,6 +140,8 @@ class Panel:
                 self._fetch(body, channel)
             if len(window.taps) > _MANY_TAPS and window.inside and not window.flat:
                 self._patches(body, channel, lanes)
+            elif self.few:
+                narrow.panel(body, window, self.pitch, channel, lanes)
             else:
                 self._unrolled(body, channel, lanes)
 

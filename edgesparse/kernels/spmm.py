@@ -58,6 +58,8 @@ class Spmm:
         input channel comes next. The column table must have so many entries more, of any channel.
     joined:
         Single pixels that are left over are spread over the tiles, not done in a pass of their own.
+    few:
+        See `Target.few`.
 
     Pointers: x, w ``[nnz][N]``, start ``[G + 1]``, column ``[nnz]`` (element offsets into x), b ``[G*N]``, residual
     (where the epilogue has one), y. For a dense layer start and column are absent and w is ``[G][K][N]``.
@@ -76,12 +78,14 @@ class Spmm:
     ahead: int = 0
     columns_ahead: int = 0
     joined: bool = False
+    few: bool = False
 
     @property
     def symbol(self) -> str:
         pattern = (f"dense{self.group}" if self.dense else f"g{self.group}") + ("l" if self.by_lane else "")
         pattern += ("o" if self.groups_outer else "") + (f"a{self.ahead}" if self.ahead else "")
         pattern += (f"c{self.columns_ahead}" if self.columns_ahead else "") + ("j" if self.joined else "")
+        pattern += "n" if self.few else ""
         return f"es_spmm_f32_{pattern}_{self.pixels}px_{self.vectors}x{self.lanes}_{self.epilogue.name}"
 
     @property
@@ -113,10 +117,11 @@ class Spmm:
     def live(self) -> int:
         """Vector registers that a tile takes at most: sums, inputs, and the weights of a row and of the group."""
         weights = 1 + len(_split(self.group, self.lanes))
-        return max(
+        found = (
             (self.group + 1) * len(run.offsets) + (weights + run.singles * (weights - 1) if run.singles else 1)
             for run in self.cut.runs
         )
+        return max(found, default=0)
 
     def _body(self, body: Body) -> None:
         cut = self.cut
@@ -125,7 +130,7 @@ class Spmm:
         ]
         if not self.groups_outer:
             for run in cut.runs:
-                with body.loop(0, self._rounds(body, run)) as tile, body.loop(body.begin, body.end) as group:
+                with body.loop(*self._rounds(body, run)) as tile, body.loop(body.begin, body.end) as group:
                     self._tile(body, run, tile, group)
             for first, count in tails:
                 with body.loop(body.begin, body.end) as group:
@@ -133,16 +138,18 @@ class Spmm:
             return
         with body.loop(body.begin, body.end) as group:
             for run in cut.runs:
-                with body.loop(0, self._rounds(body, run)) as tile:
+                with body.loop(*self._rounds(body, run)) as tile:
                     self._tile(body, run, tile, group)
             for first, count in tails:
                 self._pixels(body, first, count, group)
 
-    def _rounds(self, body: Body, run: Run) -> Any:
+    def _rounds(self, body: Body, run: Run) -> tuple[Any, Any]:
         """The run's tiles. LLVM for ARM must not know how many: it would unroll a few, or keep addresses for one alone,
         and spill.
         """
-        return body.unknown(run.repeat) if self.by_lane else run.repeat
+        if self.few:
+            return body.let(body.T.shift_right(body.begin, body.const(_BITS))), run.repeat
+        return 0, body.unknown(run.repeat) if self.by_lane else run.repeat
 
     def _tile(self, body: Body, run: Run, tile: Any, group: Any) -> None:
         """One group's tile, with vectors along the pixels, and its single pixels, with vectors along the group."""
@@ -179,7 +186,7 @@ class Spmm:
         # A deep product's loop is worth unrolling; one that is very short LLVM for ARM would unroll further, and spill.
         short = self.by_lane and wide == 1 and self.group == self.lanes and not self.dense
         steps = 2 if self.columns_ahead or short else 1
-        self._over_columns(body, group, *[multiply] * steps, fetch=fetch)
+        self._over_columns(body, group, *[multiply] * steps, fetch=fetch, tile=tile)
         for j in range(self.group):
             for v, start in enumerate(run.offsets):
                 self._finish(body, group * self.group + j, base + start, acc[j * wide + v], self.lanes)
@@ -223,6 +230,8 @@ class Spmm:
         """Single pixels of one group, with vectors along its output channels."""
         parts = _split(self.group, self.lanes)
         streams = max(1, _IN_FLIGHT // (count * len(parts)))
+        if self.few:
+            streams = min(streams, 2)
         if self.by_lane and self.dense and self.pixels > 1 and len(parts) >= _IN_FLIGHT // 2:
             streams = 1  # two would need more addresses than ARM has registers for beside those of the tiles
         sums = [self._sums(body, group, count, zero=s > 0) for s in range(streams)]
@@ -255,7 +264,12 @@ class Spmm:
                 self._finish(body, group * self.group + j, pixel, spill[j], 1)
 
     def _over_columns(
-        self, body: Body, group: Any, *steps: Callable[[Any, Any], None], fetch: Callable[[Any], None] | None = None
+        self,
+        body: Body,
+        group: Any,
+        *steps: Callable[[Any, Any], None],
+        fetch: Callable[[Any], None] | None = None,
+        tile: Any | None = None,
     ) -> None:
         """Run `steps` in turn over the group's non-zeros: each gets the offset into x and the one into w.
 
@@ -270,6 +284,8 @@ class Spmm:
             first = body.let(body["start"][group])
             last = body.let(body["start"][group + 1])
             count = body.let(last - first)
+            if self.few and tile is not None:  # as if it were another in every tile: LLVM makes no loop for none
+                count = body.let(count + body.T.shift_right(tile, body.const(_BITS)))
 
         def visit(index: Any, step: Callable[[Any, Any], None]) -> None:
             if fetch and self.columns_ahead:
@@ -296,6 +312,8 @@ class Spmm:
         body.store("y", row * body.arg(0) + pixel, result, lanes)
 
 
+#: Groups and tiles are fewer than two to this: what is left of their index behind it is nothing.
+_BITS = 24
 #: Single pixels done at a time, and independent sums to keep in flight (latency times throughput of FMA).
 _TAIL_PIXELS = 4
 _IN_FLIGHT = 8

@@ -11,7 +11,7 @@ is unrolled stays small, and no input is kept in a register (or spilled) for a l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from edgesparse.kernels.tiles import Run, runs_of, vector_starts
@@ -70,6 +70,11 @@ class Window:
             f"{kh}x{kw}_s{sh}x{sw}_d{dh}x{dw}_p{self.top}x{self.left}"
             f"_{self.width_in}to{self.width_out}x{self.rows}{'flat' if self.flat else ''}"
         )
+
+    @property
+    def by_rows(self) -> Window:
+        """The same window, its rows one by one."""
+        return replace(self, flat=False)
 
     @property
     def rows_in(self) -> int:
@@ -167,9 +172,9 @@ def _blocks(window: Window, lanes: int, sums: int, held: bool, most_rows: int) -
 
     rows = min(range(1, min(window.rows, sums, most_rows) + 1), key=work)
     repeat, rest = divmod(window.rows, rows)
-    found = [Block(rows, 0, repeat, _runs(window, starts, lanes, sums // rows))]
+    found = [Block(rows, 0, repeat, cut_row(window, starts, lanes, sums // rows))]
     if rest:
-        found.append(Block(rest, window.rows - rest, 1, _runs(window, starts, lanes, sums // rest)))
+        found.append(Block(rest, window.rows - rest, 1, cut_row(window, starts, lanes, sums // rest)))
     return tuple(found)
 
 
@@ -178,7 +183,7 @@ def row_starts(width: int, lanes: int) -> tuple[int, ...]:
     return vector_starts(width, lanes) if width >= lanes else (0,)
 
 
-def _runs(window: Window, starts: tuple[int, ...], lanes: int, most: int) -> tuple[Run, ...]:
+def cut_row(window: Window, starts: tuple[int, ...], lanes: int, most: int) -> tuple[Run, ...]:
     """Chunks of at most `most` of a row's vectors; those inside of the image that are alike are one run."""
     tiles = _parts(starts, _chunks(len(starts), most))
     inner = [tile for tile in tiles if all(window.whole(start, lanes) for start in tile)]

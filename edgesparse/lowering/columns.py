@@ -68,6 +68,7 @@ def lower_attention(emitter: Emitter, op: Attention) -> None:
         max(1, most // block),
         target.lanes,
         target.barrier,
+        target.few,
     )
     parts = emitter.plan.strips if emitter.shared else 1
     scores = emitter.buffer(f"scores:{op.name}", 4 * spec.workspace * parts)

@@ -215,23 +215,25 @@ class _Lowering(Emitter):
         window, copied = where.window, where.copied
         _, source = self.image(op.inputs[0])
         block = self.buffer(f"panel{self.strip}:{op.name}", 4 * source.channels * len(copied.taps) * where.pitch)
+        if self.target.few:
+            window, copied = window.by_rows, copied.by_rows
         if where.form == PANEL:
             table = self.rows(op.inputs[0], step.image, window, step.first)
         else:
             found = self.rows_from(op.inputs[0], step.image, window.first_row(step.first), window.rows_in)
             table = [found[at + row] for at in (0, window.rows_in) for row in where.order]
         ahead = self.target.ahead > 0 and op.inputs[0] in self.graph.inputs and copied is window and not window.flat
-        barrier = self.target.barrier
-        spec = Panel(copied, self.target.lanes, ahead, barrier, where.pitch if barrier else 0)
+        barrier, few = self.target.barrier, self.target.few
+        spec = Panel(copied, self.target.lanes, ahead, barrier, where.pitch if barrier else 0, few)
         self.call(spec, [Ref(ARENA), Ref(block)], [where.pitch, 0, *table], source.channels)
         return block
 
     def _depthwise(self, op: Conv, step: Step, y: tuple[Ref, int], residual: tuple[Ref, int] | None) -> None:
         window = self._window(op, step.last - step.first)
-        by_rows = replace(window, flat=False)
-        lanes, wide = self.target.lanes, self.target.wide
-        if (self.target.by_lane or wide) and by_rows.vectors(lanes, wide=wide) <= window.vectors(lanes) * _ROWS_PAY:
-            window = by_rows
+        rows, lanes, wide = window.by_rows, self.target.lanes, self.target.wide
+        alike = (self.target.by_lane or wide) and rows.vectors(lanes, wide=wide) <= window.vectors(lanes) * _ROWS_PAY
+        if alike or self.target.few:
+            window = rows
         spec = Depthwise(
             window,
             op.epilogue,
@@ -241,6 +243,7 @@ class _Lowering(Emitter):
             self.target.by_lane,
             wide,
             self.target.barrier,
+            self.target.few,
         )
         weight = self.constant(f"{op.name}/w", lambda: np.ascontiguousarray(op.weight.reshape(-1), np.float32))
         bias = self.constant(f"{op.name}/bias", lambda: np.ascontiguousarray(op.bias, np.float32))
@@ -263,7 +266,8 @@ class _Lowering(Emitter):
                 top = window.first_row(row)
                 taps = [top + tap * window.dilation[0] for tap in range(window.kernel[0])]
                 args.append(sum(0 <= at < source.height for at in taps))
-        spec = Pool(window, op.mode, self.target.lanes, accumulators(self.target), self.target.barrier)
+        target = self.target
+        spec = Pool(window, op.mode, target.lanes, accumulators(target), target.barrier, target.few)
         self.call(spec, [Ref(ARENA), y[0]], args, source.channels)
 
     def elementwise(self, op: Elementwise, step: Step) -> None:

@@ -40,7 +40,7 @@ def lower_winograd(emitter: Emitter, op: Conv, step: Step, product: Product, y: 
     for number, part in enumerate(emitter.packs[key]):
         place = number // each
         vectors = max(1, min(product.vectors, accumulators(target) // part.group))
-        spec = Spmm(part.group, tiles, vectors, target.lanes, True, Epilogue(), target.by_lane)
+        spec = Spmm(part.group, tiles, vectors, target.lanes, True, Epilogue(), target.by_lane, few=target.few)
         refs = [
             Ref(spread, 4 * place * inputs * pitch),
             emitter.constant(f"{key}/values{number}", lambda part=part: part.values),  # type: ignore[misc]

@@ -157,7 +157,17 @@ def kernel_of(
     tiles = pixels / (vectors * target.lanes)
     outer = deep and (1 < tiles < 2 if columns_ahead else tiles > 1)
     spec = Spmm(
-        group, pixels, vectors, target.lanes, product.dense, epilogue, target.by_lane, outer, ahead, columns_ahead
+        group,
+        pixels,
+        vectors,
+        target.lanes,
+        product.dense,
+        epilogue,
+        target.by_lane,
+        outer,
+        ahead,
+        columns_ahead,
+        few=target.few,
     )
     joined = replace(spec, joined=True)
     # Not on ARM: LLVM there has sums and pointers of such a tile on the stack.

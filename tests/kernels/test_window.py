@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -85,7 +85,7 @@ BARRIER = "llvm.sideeffect"
 @cache
 def specs(lanes: int, registers: int) -> tuple[tuple[KernelSpec, ...], ...]:
     """For each case: depthwise with a multiplier of 1 or 2 and panels, ordered by LLVM or held to an order by fences,
-    depthwise with weights held or not, and three poolings of both kinds.
+    depthwise with weights held or not, all for few registers, and three poolings of each kind.
     """
     found: list[tuple[KernelSpec, ...]] = []
     for index, case in enumerate(CASES):
@@ -98,10 +98,13 @@ def specs(lanes: int, registers: int) -> tuple[tuple[KernelSpec, ...], ...]:
             Depthwise(window, epilogue, lanes, registers, 1 + index % 2, True, barrier=BARRIER),
             Panel(window, lanes, ahead=not window.flat and index % 2 == 0),
             Panel(window, lanes, False, BARRIER, window.rows * window.width_out + PITCH),
+            Depthwise(window.by_rows, epilogue, lanes, registers, 1 + index % 2, True, False, BARRIER, True),
+            Panel(window.by_rows, lanes, False, BARRIER, window.rows * window.width_out + PITCH, True),
         ]
         if not window.flat:
             modes = ("max", "avg", "avg_valid") if window.dilation == (1, 1) else ("max", "avg")
-            kernels += [Pool(window, mode, lanes, registers, barrier) for mode in modes for barrier in ("", BARRIER)]
+            forms = [("", False), (BARRIER, False), (BARRIER, True)]
+            kernels += [Pool(window, mode, lanes, registers, *form) for mode in modes for form in forms]
         found.append(tuple(kernels))
     return tuple(found)
 
@@ -180,14 +183,14 @@ def run(
     return memory["y"][:, :pixels]
 
 
-@pytest.mark.parametrize("form", range(4), ids=["plain", "by lane", "wide", "fenced"])
+@pytest.mark.parametrize("form", [0, 1, 2, 3, 6], ids=["plain", "by lane", "wide", "fenced", "few"])
 @pytest.mark.parametrize("index", range(len(CASES)))
 def test_depthwise(library: tuple[Target, ctypes.CDLL], index: int, form: int) -> None:
     target, code = library
     spec = of_target(target)[index][form]
     assert isinstance(spec, Depthwise)
     rng = np.random.default_rng(index)
-    image = Image(CASES[index], rng)
+    image = Image(replace(CASES[index], window=spec.window), rng)
     seen, _ = image.windows()
     rows, taps, pixels = CHANNELS * spec.multiplier, seen.shape[1], seen.shape[2] * seen.shape[3]
     arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in (("w", (rows, taps)), ("b", rows))}
@@ -203,13 +206,15 @@ def test_depthwise(library: tuple[Target, ctypes.CDLL], index: int, form: int) -
     assert (np.abs(found - expected) <= EPS * (taps + 8) * 1.1 * size).all()
 
 
-@pytest.mark.parametrize("kind", [4, 5], ids=["panel", "fenced"])
+@pytest.mark.parametrize("kind", [4, 5, 7], ids=["panel", "fenced", "few"])
 @pytest.mark.parametrize("index", range(len(CASES)))
 def test_panels_are_exact(library: tuple[Target, ctypes.CDLL], index: int, kind: int) -> None:
     target, code = library
-    image = Image(CASES[index], np.random.default_rng(index))
+    spec = of_target(target)[index][kind]
+    assert isinstance(spec, Panel)
+    image = Image(replace(CASES[index], window=spec.window), np.random.default_rng(index))
     seen, _ = image.windows()
-    found = run(code, of_target(target)[index][kind], image, CHANNELS * seen.shape[1], {}, image.rows())
+    found = run(code, spec, image, CHANNELS * seen.shape[1], {}, image.rows())
     np.testing.assert_array_equal(found, seen.reshape(found.shape).astype(np.float32))
 
 
@@ -219,7 +224,7 @@ def test_pooling(library: tuple[Target, ctypes.CDLL], index: int) -> None:
     image = Image(CASES[index], np.random.default_rng(index))
     window = CASES[index].window
     seen, inside = image.windows()
-    for spec in of_target(target)[index][6:]:
+    for spec in of_target(target)[index][8:]:
         assert isinstance(spec, Pool)
         tables = image.rows(nearest=spec.mode == "max")
         if spec.mode == "max":
