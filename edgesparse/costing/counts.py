@@ -275,8 +275,9 @@ def _window(spec: Depthwise | Panel | Pool) -> Terms:
                 row = at[0] * window.stride[0] + tap[0] * window.dilation[0]
                 if slides:
                     shift, phase = divmod(tap[1] * window.dilation[1] - window.left, window.stride[1])
-                    loads[row, at[1], phase] = int(window.stride[1] == 2)
-                    if shift:
+                    again = shift < 0 and window.stride[1] == 1
+                    loads[row, at[1], shift if again else phase] = int(window.stride[1] == 2)
+                    if shift and not again:
                         slid.add((row, at[1], tap[1]))
                 else:
                     column = at[1] * window.stride[1] + tap[1] * window.dilation[1]

@@ -29,8 +29,7 @@ class Depthwise:
     channel, both in elements, and the epilogue's scale and shift. Range: output channels; output channel c reads input
     channel ``c // multiplier``.
     `by_lane`: a channel's weights are held as vectors and multiplied by their lanes. `wide`: a vector may be wider than
-    a row, blocks have more rows, and what a tap sees is slid together from the row's vectors where that is faster than
-    to load it again: with a stride of two, and where a block is the whole band, a vector a row.
+    a row, blocks have more rows, and what a tap sees is slid together from the row's vectors (see `rows.Chunk.inputs`).
     `barrier`: see `Body.fence`. `few`: see `Target.few` and `narrow`.
     """
 
@@ -68,9 +67,7 @@ class Depthwise:
     @property
     def slides(self) -> bool:
         """Whether taps see vectors that were slid, not loaded."""
-        if not self.wide or self.window.flat or self.window.stride[1] > 2:
-            return False
-        return self.window.stride[1] == 2 or (len(self.cut) == 1 and self.width >= self.window.width_out)
+        return self.wide and not self.window.flat and self.window.stride[1] <= 2
 
     @property
     def width(self) -> int:

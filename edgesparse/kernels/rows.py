@@ -183,14 +183,15 @@ class _Rows:
     def slid(self, at: int, n: int, starts: tuple[int, ...], base: Any, kx: int, columns: dict[Any, Any]) -> Any | None:
         """As `vector` with zeros outside, for vector `n` of a chunk: out of what was loaded of the row, if it can be.
 
-        Every pixel is loaded once. What a tap sees is lanes of two neighbouring vectors, or of one and zeros.
+        What a tap sees is lanes of two neighbouring vectors, or of one and zeros. With stride 1, taps left of their
+        output are loaded all the same: a core shuffles and loads at the same time, and would wait for either alone.
         """
         window, lanes, start, step = self.window, self.lanes, starts[n], self.window.stride[1]
         if not any(window.valid((0, start), (0, kx), lanes)):
             return None
         shift, phase = divmod(kx * window.dilation[1] - window.left, step)
         beside = self._beside(n, starts, base, shift, phase)
-        if lanes == 1 or (shift and beside is None):
+        if lanes == 1 or (shift and beside is None) or (shift < 0 and step == 1):
             return self.vector(at, start, base, kx, 0.0, columns)
         here = self._phase(at, start, base, phase, columns)
         if beside is None:
