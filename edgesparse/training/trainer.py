@@ -33,6 +33,8 @@ RATE, REPAIR_RATE = 5e-3, 2e-3
 """Of training that prunes, and of what is pruned and repaired already."""
 AVERAGED = 1 / 30
 """Share of the steps that the moving average of the weights reaches back; `optim.Average` has the least."""
+MEASURED, SLACK = 8, 0.95
+"""Steps after which their pace is known, and the share of the steps planned below which they are planned anew."""
 TEACHINGS = ("features", "both")
 """What the dense model teaches: its values at every sparse layer, or those and its outputs."""
 
@@ -155,7 +157,6 @@ class Trainer:
     def run(self, tick: Callable[[float, str], None]) -> tuple[float, float]:
         """Train to the end; the best agreement, and the seconds it took over all processes."""
         began, saved = time.monotonic() - self.seconds, time.monotonic()
-        every = max(int(self.steps * (1.0 - self.final_from) / EVALUATIONS), 1)
         self.student.train()
         if self.done == 0 and self.final_from == 0.0:
             self.sparsifier.finalize()
@@ -165,6 +166,8 @@ class Trainer:
         while self.done < self.steps and self._spent() < 1.0 and self.stale < self.settings.patience:
             loss = self._step()
             self.seconds = time.monotonic() - began
+            self._fit_budget()
+            every = max(int(self.steps * (1.0 - self.final_from) / EVALUATIONS), 1)
             if max(self.done / self.steps, self._spent()) >= self.final_from and not self.sparsifier.finalized:
                 self.sparsifier.finalize()
             left = self.seconds / self.done * (self.steps - self.done)
@@ -221,6 +224,12 @@ class Trainer:
     def _spent(self) -> float:
         """Share of the time budget that is spent; 0 where steps are given instead."""
         return 0.0 if self.settings.steps is not None else self.seconds / (60 * self.settings.minutes)
+
+    def _fit_budget(self) -> None:
+        """Plan fewer steps where they take longer than was measured, so that masks and rates come to their ends."""
+        fit = int(self.done / self._spent()) if self._spent() > 0.0 and self.done >= MEASURED else self.steps
+        if fit < SLACK * self.steps:
+            self.steps = self.sparsifier.run.steps = max(fit, self.done + 1)
 
     def _evaluate(self) -> None:
         """Look at the held-back inputs; keep the mean of the weights unless an earlier one was better beyond chance.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -216,6 +218,30 @@ def test_the_time_budget_holds_on_a_machine_that_gets_busier(
     assert made.seconds < 5
     kept = sum(one.density * one.weights for one in made.layers) / sum(one.weights for one in made.layers)
     assert kept == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_plan_that_takes_too_long_is_shortened(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = Recipe.from_dict({"pattern": "unstructured", "sparsity": 0.5, "targets": ["Conv"]})
+    clock, seen = [0.0], []
+    right = trainer.Trainer._step
+
+    def step(self: trainer.Trainer) -> float:
+        seen.append((self.optimizer.param_groups[0]["lr"], self.sparsifier.sparsity))
+        clock[0] += 1.0
+        return right(self)
+
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(trainer.Trainer, "_steps_in", lambda self, seconds: 400)
+    monkeypatch.setattr(trainer.Trainer, "_step", step)
+    where = (trained / "digits.onnx", trained / "inputs", tmp_path / "out.onnx", targets)
+    made = finetune(*where, Settings(minutes=1.0, batch=4))
+    assert made.steps == pytest.approx(60, abs=1)
+    rates, sparsity = zip(*seen, strict=True)
+    assert rates[-1] < 0.05 * max(rates), "the rate has come down"
+    assert sparsity[40] == pytest.approx(0.5, abs=0.02), "the schedule of pruning has come to its end in time"
+    assert max(b - a for a, b in pairwise(sparsity[9:])) < 0.1, "and not in one jump"
 
 
 def test_fewer_inputs_than_classes_teach_by_features(trained: Path, tmp_path: Path) -> None:
