@@ -33,7 +33,7 @@ from edgesparse.artifacts.artifact import Artifact, open_artifact
 from edgesparse.costing.caches import Caches
 from edgesparse.costing.costs import SCHEMA, counted
 from edgesparse.costing.counts import GROUPS, shape_of
-from edgesparse.costing.forecast import layer_terms, lowered, placed_as
+from edgesparse.costing.forecast import gathered_shapes, layer_terms, lowered, placed_as
 from edgesparse.graph.ops import Fallback, Graph
 from edgesparse.graph.recognise import recognise
 from edgesparse.lowering.lower import Lowered
@@ -178,7 +178,7 @@ def _profiled(artifact: Artifact) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Table:
     """Layers: network, variant, what they are, counts of `TERMS`, nanoseconds, how far their rounds lie apart; and of
-    window kernels their shape.
+    layers with windows their shape.
     """
 
     names: list[str]
@@ -211,8 +211,11 @@ def fit(samples: Path, write: bool, show: int, vary: bool) -> None:
     table = _table(rows, programs, target, _CACHES)
     prices, factors = fitted(table)
     missed = left_out(table)
-    click.echo("fitted to all: " + _summary(told(table, prices, factors) / table.ns - 1))
+    own = told(table, prices, factors) / table.ns - 1
+    click.echo("fitted to all: " + _summary(own))
+    report(table, own)
     click.echo("the rounds of a layer lie apart by: " + _summary(table.spread / table.ns))
+    click.echo("each network by prices fitted to the others:")
     errors = report(table, missed)
     if show:
         _show(table, prices, missed, show)
@@ -233,7 +236,7 @@ def left_out(table: Table) -> np.ndarray:
 
 
 def fitted(table: Table, taught: np.ndarray | None = None) -> tuple[np.ndarray, dict[str, float]]:
-    """Prices, and factors of window kernels' shapes, from the layers that are `taught` (all).
+    """Prices, and factors of the shapes of windows, from the layers that are `taught` (all).
 
     In turn: prices of the counts as they are multiplied; then for each shape the middle, over networks, of what its
     layers take against their forecast.
@@ -348,7 +351,7 @@ def _summary(missed: np.ndarray) -> str:
 
 
 def report(table: Table, missed: np.ndarray) -> dict[str, Any]:
-    """Print and return the errors by network, each from prices fitted to the others."""
+    """Print and return the errors by network."""
     errors = {}
     for network in dict.fromkeys(table.names):
         mine = np.array([name == network for name in table.names])
@@ -397,13 +400,13 @@ def _program(row: dict[str, Any], target: Target) -> Placed:
 
 
 def _shapes_of(made: Lowered, placements: Mapping[str, Placement]) -> dict[str, str]:
-    """Of the layers that are window kernels and nothing else: the shape that most of their calls have."""
+    """Of layers that are window kernels and nothing else the shape that most calls have; of others what they gather."""
     found: dict[str, Counter[str]] = {}
     for call in made.program.calls:
         name, spec = made.program.layers[call.layer], made.kernels.get(call.kernel)
         if spec is not None and name in placements and placements[name].kind in ("depthwise", "pooling"):
             found.setdefault(name, Counter())[shape_of(spec)] += call.end - call.begin
-    return {name: shapes.most_common(1)[0][0] for name, shapes in found.items()}
+    return gathered_shapes(made) | {name: shapes.most_common(1)[0][0] for name, shapes in found.items()}
 
 
 def _table(rows: list[dict[str, Any]], programs: list[Placed], target: Target, caches: Caches) -> Table:

@@ -105,23 +105,24 @@ def spread(ratios: list[float]) -> float:
 @click.option("--seconds", default=4.0, show_default=True, help="For each contender in each run.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--aa", default=20, show_default=True, help="Runs of the artifact against itself.")
-@click.option("--plain/--no-plain", default=True, show_default=True, help="One after the other as well.")
+@click.option("--plain", type=int, help="Runs one after the other as well.  [default: as many]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write all figures as JSON.")
 def main(
-    artifact: Path, against: Path | None, seconds: float, rounds: int, aa: int, plain: bool, output: Path | None
+    artifact: Path, against: Path | None, seconds: float, rounds: int, aa: int, plain: int | None, output: Path | None
 ) -> None:
     """Measure and print."""
     opened = open_artifact(artifact)
     plan = Plan(seconds=seconds, runs=20, warm_up=1.0)
     found: dict[str, Any] = {"artifact": artifact.name, "against": against.name if against else "onnxruntime"}
     found |= {"environment": environment.record(), "seconds": seconds}
+    wanted = rounds if plain is None else plain
     if rounds:
         allowed = os.sched_getaffinity(0)
         other = (set(allowed) - set(quietest_cores(allowed, 1))) or allowed
         paired: list[dict[str, float]] = []
         in_turn: list[float] = []
         with disturbed(min(other), 1):
-            for _ in range(rounds):
+            for number in range(rounds):
                 with loaded(artifact, against) as contenders:
                     outcome = measure(contenders, plan)
                 one = outcome.comparisons[0]
@@ -129,7 +130,7 @@ def main(
                 paired.append({"ratio": one.ratio, "low": one.low, "high": one.high, "all_blocks": everything.ratio})
                 told = f"calm in {one.calm} of {one.blocks} blocks; {everything.ratio:.3f} over all"
                 click.echo(f"paired {one.ratio:.3f} [{one.low:.3f}, {one.high:.3f}], {told}")
-                if plain:
+                if number < wanted:
                     with loaded(artifact, against) as contenders, pinned(1):
                         in_turn.append(sequential(contenders, seconds))
                     click.echo(f"sequential {in_turn[-1]:.3f}")
@@ -137,7 +138,7 @@ def main(
         found |= {"paired": paired, "paired_spread": spread(ratios)}
         every = spread([one["all_blocks"] for one in paired])
         click.echo(f"paired differ by {100 * spread(ratios):.1f} %, over all blocks by {100 * every:.1f} %")
-        if plain:
+        if in_turn:
             found |= {"sequential": in_turn, "sequential_spread": spread(in_turn)}
             click.echo(f"sequential differ by {100 * spread(in_turn):.1f} %")
     itself = []

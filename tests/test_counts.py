@@ -13,7 +13,7 @@ from networks import Net
 from edgesparse.costing.caches import Caches, mixed, reused, shares
 from edgesparse.costing.costs import CostTable, cost_table, counted, parse, table_for
 from edgesparse.costing.counts import GROUPS, Terms, count, fetched, shape_of, total
-from edgesparse.costing.forecast import forecast, layer_terms, lowered, placed_as, price, read_product
+from edgesparse.costing.forecast import forecast, gathered_shapes, layer_terms, lowered, placed_as, price, read_product
 from edgesparse.errors import CompileError
 from edgesparse.graph.recognise import recognise
 from edgesparse.kernels import Depthwise, Epilogue, GlobalPool, Largest, Panel, Pointwise, Pool, Spmm, Window
@@ -145,6 +145,21 @@ def test_factors_multiply_what_is_priced() -> None:
         for term, value in before.items():
             assert after[term] == pytest.approx(value * (by if term in GROUPS else 1))
     assert shape_of(Spmm(8, 96, 3, 16, False, RELU)) == ""
+
+
+def test_the_product_of_gathered_windows_goes_by_their_factor() -> None:
+    graph = network()
+    layout = plan(graph, V4)
+    made = lowered(graph, layout, place(graph, layout, V4), V4)
+    ((layer, shape),) = gathered_shapes(made).items()
+    assert shape.startswith("panel 3x3 stride ")
+    plain = layer_terms(made, graph, layout, V4, Caches())
+    thrice = layer_terms(made, graph, layout, V4, Caches(), {shape: 3.0})
+    assert plain[layer]["product.issue"] > 0
+    assert plain[layer]["panel.tap"] > 0
+    for name, before in plain.items():
+        for term, value in before.items():
+            assert thrice[name][term] == pytest.approx(value * (3 if name == layer and term in GROUPS else 1))
 
 
 def test_the_small_families() -> None:

@@ -10,7 +10,7 @@ import onnx.numpy_helper
 import pytest
 from networks import Net
 
-from edgesparse.advice.explain import CAUSES, Explanation, explain
+from edgesparse.advice.explain import CAUSES, Explanation, explain, padded_share
 from edgesparse.costing.costs import cost_table
 from edgesparse.costing.virtual import best_sparse, break_even, stored_share, virtual_cost
 from edgesparse.graph.ops import Graph
@@ -18,6 +18,7 @@ from edgesparse.graph.recognise import recognise
 from edgesparse.kernels import Epilogue
 from edgesparse.passes import SIMPLIFY, model_from_proto, run_passes
 from edgesparse.pattern import SparsePattern, best_mask
+from edgesparse.planning.place import Placement
 from edgesparse.planning.products import Job, Product, candidates, cost
 from edgesparse.target import Target
 
@@ -156,6 +157,32 @@ def test_kernels_of_an_artifact_are_taken_as_they_are() -> None:
     assert {layer.kernel for layer in products} == {"dense:4 tile 2"}
     assert {layer.cause for layer in products if layer.pruned} == {"above-break-even"}
     assert found.cause == "above-break-even"
+
+
+@pytest.mark.parametrize(
+    ("pixels", "share"),
+    [
+        (48, 0.0),
+        (49, 0.0),  # three vectors, and a pixel that is done with them
+        (56, 8 / 64),  # the fourth vector begins with eight pixels that the third has
+        (196, 0.0),  # four pixels are spread over the tiles
+        (1, 0.0),
+    ],
+)
+def test_padding_is_what_the_kernels_own_cut_does_twice(pixels: int, share: float) -> None:
+    target, job = Target.parse("x86-64-v4"), Job(np.ones((64, 96), np.float32), pixels, 1, Epilogue("relu"))
+    product = Product(8, 3, False)
+    placement = Placement("a", (), "conv1x1", product=product)
+    assert padded_share(job, target, placement) == pytest.approx(share)
+    covered = [
+        pixel
+        for run in job.spec(product, 8, target).cut.runs
+        for tile in range(run.repeat)
+        for first in run.offsets
+        for pixel in range(first + tile * run.step, first + tile * run.step + 16)
+    ]
+    again = len(covered) - len(set(covered))
+    assert again == pytest.approx(share * len(covered))
 
 
 JOB = Job(np.ones((64, 96), np.float32), 112, 7, Epilogue("relu"))

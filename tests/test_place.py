@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import text_model
 
+from edgesparse.costing.costs import table_for
+from edgesparse.costing.counts import shape_of
 from edgesparse.graph.ops import Graph
 from edgesparse.graph.recognise import recognise
-from edgesparse.kernels import Epilogue
+from edgesparse.kernels import Epilogue, Panel, Window
 from edgesparse.passes import model_from_proto
+from edgesparse.planning import products
 from edgesparse.planning.place import Placement, place
 from edgesparse.planning.plan import plan
 from edgesparse.planning.products import Job, Product, accumulators, candidates, cost
@@ -46,8 +50,9 @@ def test_candidates(target: Target, rows: int, columns: int, pixels: int, densit
     assert all(product.dense for product in candidates(job, target, dense_only=True))
 
 
-@given(targets, st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 20, 49, 112]))
-@settings(max_examples=30, deadline=None)
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("group", [1, 2, 4, 8])
+@pytest.mark.parametrize("pixels", [1, 20, 49, 112])
 def test_cost_grows_with_density_bands_and_rows(target: Target, group: int, pixels: int) -> None:
     product = Product(group, 1, False)
     full = matrix(32, 64, 1.0)
@@ -60,6 +65,18 @@ def test_cost_grows_with_density_bands_and_rows(target: Target, group: int, pixe
     assert 0 < next_band <= by_bands[0] * (1 + 1e-9)  # the first one fetches the weights from farther away
     assert by_bands[2] == pytest.approx(by_bands[0] + 4 * next_band)
     assert cost(Job(full[:16], pixels, 1, Epilogue()), product, target) < by_bands[0]
+
+
+@pytest.mark.parametrize("form", ["", "shifted", "padded"])
+def test_measured_factors_of_windows_price_their_products(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(matrix(32, 27, 0.3), 448, 4, Epilogue(), Window((3, 3), (2, 2), (1, 1), 1, 1, 224, 112, 4))
+    product, plain = Product(8, 3, False, form), replace(table_for(V4), factors={})
+    shape = shape_of(Panel(job.gathering(form).copied, V4.lanes))
+    found = []
+    for factors in ({}, {shape: 2.0}):
+        monkeypatch.setattr(products, "table_for", lambda target, told=factors: replace(plain, factors=told))
+        found.append((cost(job, product, V4), products.gather_cost(job, form, V4)))
+    assert found[1] == pytest.approx([2 * value for value in found[0]])
 
 
 def graph_of(weight: np.ndarray) -> Graph:

@@ -80,8 +80,9 @@ class CostTable:
         Of a fitted table, by network: "median", "p90" and "worst" share by which a layer's time was missed by prices
         fitted to the other networks, of how many "layers", and how many "over_30" per cent.
     factors:
-        What the counts of a class of window kernels (`counts.shape_of`) are to be multiplied by, as measured: for what
-        they do not tell, such as sums that wait for each other and rows that share the sets of a cache. 1 for others.
+        What the counts of a class of window kernels (`counts.shape_of`), and of the product of what they gather, are to
+        be multiplied by, as measured: for what they do not tell, such as sums that wait for each other and rows that
+        share the sets of a cache. 1 for others.
     """
 
     unit: str

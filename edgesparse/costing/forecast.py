@@ -94,6 +94,7 @@ def layer_terms(
     program = made.program
     found = {op.name: Terms() for op in graph.ops}
     distances = Distances(program, made.kernels, plan.layouts, target, caches.l3)
+    shapes = gathered_shapes(made)
     for index, call in enumerate(program.calls):
         levels = distances.levels(index)
         spec = made.kernels.get(call.kernel)
@@ -108,13 +109,23 @@ def layer_terms(
         counted = count(spec, target, extent, pairs, weights, inputs=inputs, caches=caches)
         _by_arguments(counted, spec, call, extent)
         _moved(counted, spec, levels, caches)
-        factor: Any = factors.get(shape_of(spec), 1.0)
+        factor: Any = factors.get(shape_of(spec) or shapes.get(program.layers[call.layer], ""), 1.0)
         for term, value in counted.items():
             terms[term] += value * factor if term in GROUPS else value
     for op in graph.ops:
         if isinstance(op, Fallback):
             values = sum(graph.values[name].elements for name in (*op.inputs, *op.outputs) if name in graph.values)
             found[op.name]["relax.value"] += values
+    return found
+
+
+def gathered_shapes(made: Lowered) -> dict[str, str]:
+    """Of every layer that gathers windows: their class (`counts.shape_of`), which its product goes by as well."""
+    found = {}
+    for call in made.program.calls:
+        spec = made.kernels.get(call.kernel)
+        if isinstance(spec, Panel):
+            found[made.program.layers[call.layer]] = shape_of(spec)
     return found
 
 

@@ -10,7 +10,16 @@ from edgesparse.costing.costs import table_for
 from edgesparse.costing.counts import Terms, count
 from edgesparse.pattern import SparsePattern
 from edgesparse.planning.gathering import PANEL, forms
-from edgesparse.planning.products import GROUPS, Job, Product, accumulators, cost, gather_cost, tile_widths
+from edgesparse.planning.products import (
+    GROUPS,
+    Job,
+    Product,
+    accumulators,
+    cost,
+    gather_cost,
+    gather_factor,
+    tile_widths,
+)
 from edgesparse.target import Target
 
 #: The patterns that are worth comparing: those that kernels exist for, and what most tools make.
@@ -48,7 +57,7 @@ def virtual_cost(job: Job, product: Product, target: Target, pattern: SparsePatt
             for level, times in job.calls_from(product.form):
                 one = count(spec, target, groups, pairs, {level: 1.0}, inputs=inputs, caches=caches)
                 terms.update({term: times * value for term, value in one.items()})
-    return table_for(target).price(terms) + more
+    return table_for(target).price(terms) * gather_factor(job, product.form, target) + more
 
 
 def sparse_products(job: Job, target: Target) -> list[Product]:

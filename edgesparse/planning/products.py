@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from edgesparse.costing.costs import table_for
-from edgesparse.costing.counts import Terms, count
+from edgesparse.costing.counts import Terms, count, shape_of
 from edgesparse.graph.ops import Conv, Linear, Op, Recurrence
 from edgesparse.kernels import Epilogue, Panel, Spmm, Window
 from edgesparse.planning.gathering import PANEL, Gathering, forms, window_of
@@ -200,7 +200,15 @@ def cost(job: Job, product: Product, target: Target) -> float:
         for level, times in job.calls_from(product.form):
             one = count(spec, target, part.groups, part.nnz, {level: 1.0}, inputs=inputs, caches=caches)
             terms.update({term: times * value for term, value in one.items()})
-    return table_for(target).price(terms)
+    return table_for(target).price(terms) * gather_factor(job, product.form, target)
+
+
+def gather_factor(job: Job, form: str, target: Target) -> float:
+    """What a k x k convolution was measured to take of what its counts tell: the table's factor for its windows."""
+    factors = table_for(target).factors
+    if job.window is None or not factors:
+        return 1.0
+    return factors.get(shape_of(Panel(job.gathering(form).copied, target.lanes)), 1.0)
 
 
 def gather_cost(job: Job, form: str, target: Target) -> float:
@@ -208,4 +216,4 @@ def gather_cost(job: Job, form: str, target: Target) -> float:
     where = job.gathering(form)
     channels = job.weight.shape[1] // len(where.window.taps)
     terms = count(Panel(where.copied, target.lanes), target, channels)
-    return job.bands * table_for(target).price(terms)
+    return job.bands * table_for(target).price(terms) * gather_factor(job, form, target)
