@@ -326,9 +326,10 @@ class Trainer:
 
     def _compare(self) -> None:
         """Raise CheckpointError unless the checkpoint is of a run like this one."""
-        stored = load_checkpoint(self.checkpoint, {}).get("identity")
-        if not isinstance(stored, dict) or stored.keys() != self.identity.keys():
-            raise CheckpointError(f"{self.checkpoint} is not a checkpoint of finetune")
+        plain = load_checkpoint(self.checkpoint, {})
+        stored = plain.get("identity")
+        if not isinstance(stored, dict) or stored.keys() != self.identity.keys() or "each" not in plain["best"]:
+            raise CheckpointError(f"{self.checkpoint} is not a checkpoint of finetune, or of an earlier version of it")
         for key, value in self.identity.items():
             if stored[key] != value:
                 raise CheckpointError(

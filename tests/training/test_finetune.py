@@ -298,6 +298,11 @@ def test_nothing_to_resume_and_other_runs(trained: Path, tmp_path: Path) -> None
         with pytest.raises(CheckpointError, match=f"is of another {what}"):
             finetune(*arguments, settings, resume=True)
         assert checkpoint.read_bytes() == kept
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save(state | {"best": {"loss": 0.1}}, checkpoint)
+    with pytest.raises(CheckpointError, match="not a checkpoint of finetune"):
+        finetune(*where, Settings(steps=4), resume=True)
+    checkpoint.write_bytes(kept)
     assert finetune(*where, Settings(steps=4), resume=True).steps == 4
 
 
