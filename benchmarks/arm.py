@@ -28,7 +28,16 @@ PEAK = {"neoverse-n1": 2.0, "cortex-a55": 1.0}
 
 def widest_loop(target: Target, group: int, vectors: int, dense: bool) -> Loop:
     """The inner loop of a product's full tile."""
-    spec = Spmm(group, 4 * vectors * target.lanes, vectors, target.lanes, dense, Epilogue("relu"), target.by_lane)
+    spec = Spmm(
+        group,
+        4 * vectors * target.lanes,
+        vectors,
+        target.lanes,
+        dense,
+        Epilogue("relu"),
+        target.by_lane,
+        few=target.few,
+    )
     loops = inner_loops(compile_asm({spec.symbol: spec.build()}, target.tvm_target()), least=4)
     return max(loops, key=lambda loop: loop.multiply_adds)
 

@@ -7,6 +7,7 @@ loaded where it does not, and slid. `Body.hold` keeps LLVM to the order written 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,17 +20,17 @@ from edgesparse.kernels.window import FIXED, Block, Window, cut_row, row_starts
 _SUMS, _LOADED = 8, 2
 #: Output rows that are summed at a time, at most: each of their inputs has an address.
 _ROWS = 2
-#: Columns of a window from which so many rows need fewer vectors each.
-_WIDE = 4
-#: Vectors of a panel that are on their way.
-_COPIED = 4
+#: Columns of a window from which there are rows beside each other, and inputs that are kept, for so few vectors only.
+_WIDE, _FEW = 4, 2
+#: Vectors of a panel that are on their way, and columns of the window that are written together (pairs, as `_groups`).
+_COPIED, _PLANES = 4, 3
 
 
 @lru_cache(maxsize=4096)
 def blocks(window: Window, lanes: int) -> tuple[Block, ...]:
     """The cut of a band: of rows that fill no chunk, several are one."""
     starts = row_starts(window.width_out, lanes)
-    most = _SUMS if len(_groups(window)) < _WIDE else _SUMS - 2
+    most = _SUMS if window.kernel[1] < _WIDE else _ROWS * _FEW
     rows = max(1, min(window.rows, most // len(starts), _ROWS))
     repeat, rest = divmod(window.rows, rows)
     found = [Block(rows, 0, repeat, cut_row(window, starts, lanes, _SUMS // rows))]
@@ -98,8 +99,8 @@ def sums(
 
 
 def _rounds(body: Body, count: int) -> Any:
-    """A number of rounds of which LLVM knows nothing: it would unroll the loop."""
-    return body.let(body.const(count) + body.T.shift_right(body.begin, body.const(24)))
+    """A number of rounds of which LLVM knows only that there is one: it would unroll the loop, or make one for none."""
+    return body.let(body.T.max(body.const(count) + body.T.shift_right(body.begin, body.const(24)), body.const(1)))
 
 
 def _row(
@@ -155,10 +156,9 @@ class _Load:
 
 def _load(window: Window, start: int, kx: int, lanes: int, *, near: bool) -> _Load | None:
     """What the outputs from column `start` on see under column `kx` of the window; None if that is nothing."""
-    mask, step = window.valid((0, start), (0, kx), lanes), window.stride[1]
-    if not any(mask):
+    slide, step = _slide(window, start, kx, lanes), window.stride[1]
+    if slide is None:
         return None
-    slide = mask.index(True) or -mask[::-1].index(True)
     first = start * step + kx * window.dilation[1] - window.left
     column = first + slide * step
     across = column < 0 or column + (lanes - 1) * step >= window.width_in
@@ -168,9 +168,16 @@ def _load(window: Window, start: int, kx: int, lanes: int, *, near: bool) -> _Lo
         return _Load(column, slide)
     # Pixels that are wanted without their neighbours are the second ones of pairs: LLVM takes a load apart whose last
     # pixel nobody wants.
-    alone = [kx] in _groups(window)
+    beside = next(group for group in _groups(window) if kx in group)
+    alone = all(other == kx or _slide(window, start, other, lanes) != slide for other in beside)
     lane = 1 if alone and column else column % 2
     return _Load(column - lane, slide, lane)
+
+
+def _slide(window: Window, start: int, kx: int, lanes: int) -> int | None:
+    """By how many lanes the input of a vector of outputs must be slid right to be inside; None if all are outside."""
+    mask = window.valid((0, start), (0, kx), lanes)
+    return mask.index(True) or -mask[::-1].index(True) if any(mask) else None
 
 
 def _groups(window: Window) -> list[list[int]]:
@@ -186,10 +193,11 @@ def _groups(window: Window) -> list[list[int]]:
 def _columns(window: Window, starts: tuple[int, ...], lanes: int, near: bool) -> list[tuple[list[int], bool]]:
     """`_groups`, and whether each loads much of what was loaded before: LLVM must not know that, or it keeps it."""
     found, known = [], set[int]()
+    room = window.stride[1] == 1 and (window.kernel[1] < _WIDE or len(starts) <= _FEW)
     for group in _groups(window):
         loads = [_load(window, start, kx, lanes, near=near) for start in starts for kx in group]
         columns = {load.column for load in loads if load}
-        again = len(columns & known) > (2 if window.stride[1] == 1 else 0)
+        again = len(columns & known) > (2 if room else 0)
         known = columns if again else known | columns
         found.append((group, again))
     return found
@@ -235,21 +243,25 @@ LOWEST = float("-inf")
 
 
 def panel(body: Body, window: Window, pitch: int, channel: Any, lanes: int) -> None:
-    """A channel's windows, written row by row of the window and of the output: its vectors lie side by side in both."""
+    """A channel's windows, written row by row of the window and of the output: its vectors lie side by side in both.
+
+    A few columns of the window at a time, as each has an address.
+    """
     (high, wide), starts = window.kernel, row_starts(window.width_out, lanes)
     first = body.let(channel * (high * wide * pitch))
-    with body.loop(0, high) as ky, body.loop(0, _rounds(body, window.rows)) as row:
-        source = start_of(body, window, body.let(row * window.stride[0] + ky * window.dilation[0]), channel)
-        target = body.let(first + ky * (wide * pitch) + row * window.width_out)
-        copied = 0
-        for columns, again in _columns(window, starts, lanes, near=False):
-            if again:
-                source = _anew(body, source)
-            for start in starts:
-                for kx in columns:
+    columns = _columns(window, starts, lanes, near=False)
+    for at in range(0, len(columns), _PLANES):
+        with body.loop(0, high) as ky, body.loop(0, _rounds(body, window.rows)) as row:
+            source = start_of(body, window, body.let(row * window.stride[0] + ky * window.dilation[0]), channel)
+            target = body.let(first + ky * (wide * pitch) + row * window.width_out)
+            copied = 0
+            for group, again in columns[at : at + _PLANES]:
+                if again:
+                    source = _anew(body, source)
+                for start, kx in itertools.product(starts, group):
                     x = seen(body, window, source, start, 0, kx, lanes)
                     x = body.let(body.number(0.0, lanes) if x is None else x)
                     body.store("y", target + (kx * pitch + start), x, lanes)
-                copied += len(columns)
-                if copied % _COPIED < len(columns):
-                    body.hold(x)
+                    copied += 1
+                    if copied % _COPIED == 0:
+                        body.hold(x)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -131,6 +132,23 @@ def test_percentiles_profile_and_errors_are_told(made: Artifact, folder: Path) -
     assert all(form["error"] > 0.5 for form in told["forms"].values())
 
 
-def test_the_program_is_small_beside_its_weights(made: Artifact) -> None:
+def test_the_program_is_static_and_small_beside_its_weights(made: Artifact) -> None:
+    read = ["readelf", "-lW", str(made.module)]
+    parts = subprocess.run(read, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"^Elf file type is (EXEC|DYN)", parts, re.MULTILINE)
+    assert "LOAD" in parts
+    assert not re.search(r"INTERP|NEEDED", parts)
     assert made.module.stat().st_size < 100_000
-    assert made.file("weights.bin").stat().st_size > 0
+    assert made.weights.stat().st_size > 0
+
+
+def test_weights_are_mapped(made: Artifact, folder: Path) -> None:
+    """Not read: as the emulator tells the program's calls."""
+    command = [EMULATORS[str(made.manifest.target["machine"])], "-strace", "./bench", "count", "--runs", "1"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=True)
+    opened = re.search(r'"weights\.bin".* = (\d+)$', done.stderr, re.MULTILINE)
+    assert opened
+    calls = done.stderr[opened.end() :]
+    size, file = made.weights.stat().st_size, opened[1]
+    assert re.search(rf"mmap2?\(\S*,{size},PROT_READ,[^)]*,{file},0", calls)
+    assert not re.search(rf"\b(read|pread64|readv)\({file},", calls.partition(f"close({file})")[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ from edgesparse.artifacts.verify import compare
 from edgesparse.errors import DeviceError, EdgesparseError, UnsupportedError, UsageError
 from edgesparse.measuring.devicebench import bench_device
 from edgesparse.runtimes import links
-from edgesparse.runtimes.device import Description, Device, DeviceRunner, check_device, files_of, open_device
+from edgesparse.runtimes.device import Description, Device, DeviceRunner, check_device, describe, files_of, open_device
 from edgesparse.runtimes.emulated import count_instructions
 
 
@@ -265,6 +266,57 @@ def test_devices_describes_this_machine(capsys: pytest.CaptureFixture[str]) -> N
 
     assert main(["devices", "local", "--json", "-"]) == 0
     assert os.uname().machine in capsys.readouterr().out
+
+
+SAID = b"""machine=aarch64
+system=Linux 6.6.31
+cores=8
+features= fp asimd asimddp
+cpu= Cortex-A76
+memory_kb=3884000
+governor=schedutil
+temperature=54321
+onnxruntime=1.20.1
+emulators=
+"""
+
+
+def test_all_that_a_device_says_of_itself_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgesparse.cli import main
+
+    class Board(FakeLink):
+        def shell(self, line: str, *, stdin: bytes | Path = b"", timeout: float = 60) -> links.Done:
+            return links.Done(0, SAID, "")
+
+    board = Board(links.Done(0, b"", ""))
+    said = describe(board)
+    assert said == Description(
+        *("fake", "aarch64", "Linux 6.6.31", "Cortex-A76", 8, ("fp", "asimd", "asimddp"), 3792, "schedutil", 54.321),
+        onnxruntime="1.20.1",
+    )
+    monkeypatch.setattr(links, "parse", lambda _text: board)
+    assert main(["devices", "ssh://board", "--json", "-"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["devices"]
+    wanted = {"cores": 8, "memory_mb": 3792, "governor": "schedutil", "temperature": 54.321, "machine": "aarch64"}
+    assert {key: found[key] for key in wanted} == wanted
+    assert found["features"] == ["fp", "asimd", "asimddp"]
+    assert main(["devices", "ssh://board"]) == 0
+    told = capsys.readouterr().out
+    assert all(text in told for text in ("Cortex-A76", "3792", "schedutil", "54", "asimddp"))
+
+
+@needs_sshd
+def test_all_commands_go_over_one_connection(server: Any) -> None:
+    """The client's port, as the server sees it, is the same: a master connection is shared, and ends with the link."""
+    link = links.parse(f"ssh://{server[0]}")
+    ports = {link.shell("echo $SSH_CONNECTION").out.split()[1] for _ in range(3)}
+    other = links.parse(f"ssh://{server[0]}")
+    ports_of_other = {other.shell("echo $SSH_CONNECTION").out.split()[1] for _ in range(2)}
+    link.close()
+    other.close()
+    assert (len(ports), len(ports_of_other), len(ports | ports_of_other)) == (1, 1, 2)
 
 
 @needs_qemu
