@@ -66,6 +66,20 @@ def test_a_small_change_needs_a_tolerance() -> None:
     assert compare_reports(before, after, tolerance=0.0).rows[0].speed < 1
 
 
+def test_a_busy_neighbour_is_no_regression() -> None:
+    """In two thirds of the second report's blocks it slows the artifact by 16 % and the reference by 5 %."""
+    reports = []
+    for busy in (np.zeros(30, bool), np.arange(30) % 3 > 0):
+        data = plain_base()
+        for item, seconds, slow in zip(data["contenders"], (1e-3, 5e-3), (1.16, 1.05), strict=True):
+            item["block_seconds"] = list(np.where(busy, seconds * slow, seconds))
+        reports.append(data)
+    assert compare_reports(*reports).rows[0].speed == pytest.approx(1.0)
+    for data in reports:
+        data["settings"]["keep_all"] = True
+    assert compare_reports(*reports).regressed
+
+
 def test_false_alarms_are_rare() -> None:
     """200 pairs of the same bench: the verdict's intervals hold 1 in at least 95 % of them."""
     hits = 0
