@@ -84,7 +84,7 @@ def test_every_tap_is_found_where_its_offset_says(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("target", [HOST_TARGETS[0], HOST_TARGETS[-1]], ids=lambda target: target.name)
-@pytest.mark.parametrize(("form", "threads"), [(SHIFTED, 2), (PADDED, 3)])
+@pytest.mark.parametrize(("form", "threads"), [(PANEL, 1), (SHIFTED, 1), (SHIFTED, 2), (PADDED, 1), (PADDED, 3)])
 def test_a_network_in_each_form(form: str, threads: int, target: Target, tmp_path: Path) -> None:
     check_against_onnx(windows_network(), tmp_path, target, 2e-6, measure=taking_form(form), threads=threads)
     layers = open_artifact(tmp_path / "artifact").manifest.layers

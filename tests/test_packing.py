@@ -98,16 +98,18 @@ def test_the_order_of_additions_is_that_of_the_weights() -> None:
         assert directions(weight, group, 20) == known
 
 
-@pytest.mark.parametrize("lengths", [(128,) * 16, (200, 56) * 8], ids=["alike", "long and short"])
+@pytest.mark.parametrize("lengths", [(128,) * 32, (200, 56) * 16], ids=["alike", "long and short"])
 def test_turned_groups_meet_what_was_read_last(lengths: tuple[int, ...]) -> None:
-    """Groups of 8, 256 channels, of which 120 are held: in one direction next to none of them are met again."""
+    """Groups of 8, 256 channels, of which 120 are held: in one direction next to none of them are met
+    again, turned almost a third are.
+    """
     rng = np.random.default_rng(0)
     weight = np.zeros((8 * len(lengths), 256), np.float32)
     for row, length in enumerate(lengths):
         weight[8 * row : 8 * row + 8, rng.permutation(256)[:length]] = 1
     (plain,), (turned,) = pack(weight, 8), pack(weight, 8, near=120)
     assert hits(plain, 120) < 0.2
-    assert hits(turned, 120) > 0.25
+    assert hits(turned, 120) > 0.3
 
 
 @given(matrices, groups)

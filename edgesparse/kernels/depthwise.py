@@ -29,7 +29,7 @@ class Depthwise:
     channel, both in elements, and the epilogue's scale and shift. Range: output channels; output channel c reads input
     channel ``c // multiplier``.
     `by_lane`: a channel's weights are held as vectors and multiplied by their lanes. `wide`: a vector may be wider than
-    a row, blocks have more rows, and what a tap sees is slid together from the row's vectors (see `rows.Chunk.inputs`).
+    a row, blocks have more rows, and what a tap sees is slid together from the row's vectors (see `rows`).
     `barrier`: see `Body.fence`. `few`: see `Target.few` and `narrow`.
     """
 

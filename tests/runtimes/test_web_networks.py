@@ -73,7 +73,7 @@ def test_a_page(chromium: Engine, network: Bundle, variant: str) -> None:
         loaded.close()
 
 
-@pytest.mark.parametrize("form", [PADDED, pytest.param(SHIFTED, marks=pytest.mark.long)])
+@pytest.mark.parametrize("form", [SHIFTED, PADDED])
 def test_windows_in_each_form(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = placing.candidates
 
