@@ -83,7 +83,7 @@ def _no_model(path: Path, why: str) -> ModelError:
 
 
 def check_proto(proto: onnx.ModelProto) -> None:
-    """Opset, names, types and extents of the whole message. Raises ModelError or UnsupportedError."""
+    """Opset, names, types, extents and groups of the whole message. Raises ModelError or UnsupportedError."""
     _check_opset(proto)
     if proto.graph.sparse_initializer:
         raise UnsupportedError(
@@ -152,7 +152,7 @@ def _dtype(kind: int) -> str:
 
 
 def _check_names(graph: onnx.GraphProto, outer: frozenset[str], where: str) -> None:
-    """Every name is made once, and every name that is read is made somewhere in scope."""
+    """Every name is made once, every name that is read is made somewhere in scope, and groups are counts."""
     inputs = [value.name for value in graph.input]
     # an initializer may repeat an input's name: it is that input's default
     stored = [tensor.name for tensor in graph.initializer]
@@ -174,6 +174,12 @@ def _check_names(graph: onnx.GraphProto, outer: frozenset[str], where: str) -> N
                     fix="export the model again, with its weights",
                 )
         for attribute in node.attribute:
+            if attribute.name == "group" and node.domain in ("", "ai.onnx") and not 1 <= attribute.i <= MAX_DIM:
+                raise ModelError(
+                    f"node {node.name or number} ({node.op_type}) has {attribute.i} groups",
+                    why="channels are in one group at least",
+                    fix="export the model again",
+                )
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 _check_names(inner, scope, f"a branch of {node.name or node.op_type}")
     for value in graph.output:

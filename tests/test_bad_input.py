@@ -132,9 +132,22 @@ def huge() -> onnx.ModelProto:
     return text_model("g (float[1,3,9999999,9999999] x) => (float[1,3,9999999,9999999] y) { y = Relu(x) }")
 
 
+def no_groups() -> onnx.ModelProto:
+    return text_model("g (float[1,3,9,9] x) => (float[1,4,9,9] y) { y = Conv <group: int = 0> (x, w) }", {"w": W})
+
+
+def endless() -> onnx.ModelProto:
+    return text_model(
+        "g (float[1,3,4194304,9] x) => (float[1,3,4194304,9] y) { h = MaxPool <kernel_shape: ints = [1, 3], "
+        "pads: ints = [0, 1, 0, 1]> (x) y = Relu(h) }"
+    )
+
+
 @pytest.mark.parametrize(
     ("make", "codes", "message"),
     [
+        (no_groups, {1}, "0 groups"),
+        (endless, {4}, "bands"),
         (truncated, {1}, "model.onnx"),
         (random_bytes, {1}, "model.onnx"),
         (lambda: b"", {1}, "model.onnx"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from edgesparse.errors import UnsupportedError
 from edgesparse.graph.ops import GlobalPooling, Graph, Value
 from edgesparse.lowering.program import Layout
 from edgesparse.planning.order import Stage, order, rings, rowwise, waiting
@@ -25,6 +26,8 @@ _PLANE_PIXELS = 256
 _STRIP_VECTORS = 5
 #: Elements per cache line.
 _LINE = 16
+#: Most bands of all maps of a network: a program lists what is done to each. 4K pictures have some hundred thousand.
+_MOST_BANDS = 2**20
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,29 @@ def plan(
         Parts of each stage that may run on threads of their own; results are bitwise the same for any number.
     band_pixels:
         Pixels that a band should have about.
+
+    Raises UnsupportedError for maps of more bands than a program can list.
     """
     layouts = _layouts(graph, target, strips, band_pixels)
+    _check_bands(layouts)
     lazy = waiting(graph, layouts) if depth_first else frozenset()
     lazy = waiting_in_strips(graph, layouts, lazy, strips, target)
     stages = order(graph, layouts, lazy, strips)
     resident = rings(graph, layouts, stages, lazy)
     final = {name: replace(layout, ring=resident.get(name, layout.ring)) for name, layout in layouts.items()}
     return Plan(final, stages, lazy, depth_first, strips, band_pixels)
+
+
+def _check_bands(layouts: Mapping[str, Layout]) -> None:
+    bands = {name: layout.bands * layout.images for name, layout in layouts.items()}
+    total = sum(bands.values())
+    if total > _MOST_BANDS:
+        most = max(bands, key=lambda name: bands[name])
+        raise UnsupportedError(
+            f"{most!r} is {layouts[most].images} maps of {layouts[most].height} x {layouts[most].width}",
+            why=f"all maps together have {total} bands of rows, and a program lists at most {_MOST_BANDS}",
+            fix="give the model smaller inputs, or fewer at a time",
+        )
 
 
 def band_rows(height: int, width: int, lanes: int, pixels: int = BAND_PIXELS) -> int:
