@@ -8,6 +8,7 @@ that a pass that fails half-way harms nobody.
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -130,7 +131,13 @@ def infer_shapes(model: ir.Model) -> None:
     Without data propagation: it holds every element of a ConstantOfShape as an object of its own, so that a file of
     100 bytes can fill the memory. Folding computes shapes that are data, with bounds.
     """
-    ShapeInferencePass(check_type=True, strict_mode=False, data_prop=False)(model)
+    logger = logging.getLogger(ShapeInferencePass.__module__)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # a model that is refused in words later would be a traceback in the log first
+    try:
+        ShapeInferencePass(check_type=True, strict_mode=False, data_prop=False)(model)
+    finally:
+        logger.setLevel(level)
 
 
 def first_line(error: BaseException) -> str:

@@ -28,7 +28,12 @@ W = np.ones((4, 3, 1, 1), np.float32)
 
 
 @pytest.fixture
-def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+def run(
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Run:
     """Run a command that must fail, in an empty folder: its exit code and its one error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -41,6 +46,8 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_
         assert "Traceback" not in err
         assert "bug" not in err, err
         assert err.count("error:") == 1, err
+        # Python prints what no handler takes; in a test, one takes all.
+        assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
         return code, err
 
     return call
@@ -116,6 +123,12 @@ def foreign_operator() -> onnx.ModelProto:
     return model
 
 
+def undeclared_domain() -> onnx.ModelProto:
+    model = good()
+    model.graph.node[1].domain = "com.acme"
+    return model
+
+
 def strings() -> onnx.ModelProto:
     return text_model("g (string[4] x) => (string[4] y) { y = Identity(x) }")
 
@@ -157,6 +170,7 @@ def endless() -> onnx.ModelProto:
         (nan_weights, {1}, "NaN|nan|finite"),
         (unsupported_operator, {4}, "NonZero|looker|'y'"),
         (foreign_operator, {1, 4}, "Magic|com.acme"),
+        (undeclared_domain, {1}, "com.acme"),
         (strings, {4}, "string|STRING"),
         (open_shapes, {2}, "--shape"),
         (zero_size, {1, 2, 4}, "0"),

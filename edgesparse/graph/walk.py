@@ -41,7 +41,7 @@ class Walk:
         """Note what a node makes."""
         for value in node.outputs:
             if value.name:
-                self.declare(value, f"node {node.name!r} ({node.op_type})")
+                self.declare(value, f"node {node.name!r} ({'.'.join(filter(None, (node.domain, node.op_type)))})")
 
     def image(self, value: ir.Value | None) -> tuple[int, int, int, int] | None:
         """Shape of a float image that is computed (not constant)."""
