@@ -20,7 +20,6 @@ something.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -269,8 +268,8 @@ def _pattern_density(
 def _share(value: object, path: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         _refuse(path, _kind(value), "it takes a number from 0 to 1")
-    if not (math.isfinite(value) and 0.0 <= value <= 1.0):
-        _refuse(path, f"it is {value:g}", "it takes a number from 0 to 1")
+    if not 0.0 <= value <= 1.0:  # nor is NaN
+        _refuse(path, f"it is {str(value)[:40]}", "it takes a number from 0 to 1")
     return float(value)
 
 

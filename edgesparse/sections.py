@@ -10,7 +10,6 @@ rearrangement: {method: search}                                # search, norm, c
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -106,8 +105,8 @@ def _choice(options: tuple[str, ...]) -> Callable[[str, Any], str]:
 
 def _number(low: float, high: float) -> Callable[[str, Any], float]:
     def read(path: str, value: Any) -> float:
-        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not good or not low <= value <= high:
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        if not good or not low <= value <= high:  # nor is NaN
             _refuse(path, f"it is {str(value)[:40]}", f"it takes a number from {low:g} to {high:g}")
         return float(value)
 

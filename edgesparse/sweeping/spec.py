@@ -18,6 +18,7 @@ a .npy, as in `edgesparse.advice.labels`.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -224,7 +225,7 @@ def _path(value: Any, where: str, folder: Path) -> Path:
     if not isinstance(value, str) or not value:
         _refuse(where, "it is missing" if value is None else kind(value), "it takes a path")
     path = folder / value
-    if not path.exists():
+    if "\0" in value or not os.path.exists(path):  # Path.exists raises for names that no file can have
         _refuse(where, f"there is no {path}", "paths are relative to the sweep's own folder")
     return path
 
