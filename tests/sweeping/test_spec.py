@@ -55,6 +55,7 @@ def test_a_whole_sweep(folder: Path) -> None:
             "models: [{path: small.onnx, shape: {}}]\nrecipes: [dense]",
             "sweep key models[0].shape: there is no such key",
         ),
+        (f"models: [{'m' * 300}]\nrecipes: [dense]", "sweep key models[0].path: there is no "),
         ("models: [{path: small.onnx, shapes: {x: [0]}}]\nrecipes: [dense]", "sweep key models[0].shapes.x[0]: it is"),
         ("models: [{path: small.onnx, eval: {}}]\nrecipes: [dense]", "sweep key models[0].eval.inputs: it is missing"),
         (HEAD + "recipes: [{name: a, pattern: group:4x1}]", "sweep key recipes[0]: recipe key density"),
