@@ -38,8 +38,8 @@ GROUP_SIZES = (16, 8, 4, 2)
 class PatternKind:
     """One row of the table of patterns: the source of parser, help text and checks.
 
-    `fixed` patterns say their density themselves (2 of 4 is 0.5); `available` ones can be pruned to. What the
-    compiler makes of the zeros is the placement's to say: it has kernels of their own for Nx1 groups.
+    `fixed` patterns say their density themselves (2 of 4 is 0.5). What the compiler makes of the zeros is the
+    placement's to say: it has kernels of their own for Nx1 groups.
     """
 
     name: str
@@ -47,20 +47,19 @@ class PatternKind:
     regex: str
     meaning: str
     fixed: bool
-    available: bool
 
 
 _GROUP = "N output channels in a row keep or drop M input channels together, tap by tap"
 _BLOCK = "R output by C input channels are kept or dropped together, all taps"
 PATTERNS: tuple[PatternKind, ...] = (
-    PatternKind("dense", "dense", "dense", "every weight is kept", True, True),
-    PatternKind("unstructured", "unstructured", "unstructured", "any weight may be zero", False, True),
-    PatternKind("group", "group:NxM", r"group:(\d+)x(\d+)", _GROUP, False, True),
-    PatternKind("nm", "nm:N:M", r"nm:(\d+):(\d+)", "N of M input channels in a row are kept", True, True),
-    PatternKind("fanin", "fanin", "fanin", "every output channel keeps equally many weights", False, True),
-    PatternKind("kernel", "kernel:K", r"kernel:(\d+)", "K taps of every k x k kernel are kept", True, True),
-    PatternKind("block", "block:RxC", r"block:(\d+)x(\d+)", _BLOCK, False, True),
-    PatternKind("channel", "channel", "channel", "whole output channels are kept or dropped", False, True),
+    PatternKind("dense", "dense", "dense", "every weight is kept", True),
+    PatternKind("unstructured", "unstructured", "unstructured", "any weight may be zero", False),
+    PatternKind("group", "group:NxM", r"group:(\d+)x(\d+)", _GROUP, False),
+    PatternKind("nm", "nm:N:M", r"nm:(\d+):(\d+)", "N of M input channels in a row are kept", True),
+    PatternKind("fanin", "fanin", "fanin", "every output channel keeps equally many weights", False),
+    PatternKind("kernel", "kernel:K", r"kernel:(\d+)", "K taps of every k x k kernel are kept", True),
+    PatternKind("block", "block:RxC", r"block:(\d+)x(\d+)", _BLOCK, False),
+    PatternKind("channel", "channel", "channel", "whole output channels are kept or dropped", False),
 )
 _BY_NAME = {kind.name: kind for kind in PATTERNS}
 
@@ -118,11 +117,6 @@ class SparsePattern:
         """Whether the pattern itself says the density (`dense`, `nm`, `kernel`)."""
         return _BY_NAME[self.kind].fixed
 
-    @property
-    def available(self) -> bool:
-        """Whether a model can be pruned to this pattern and compiled, now."""
-        return _BY_NAME[self.kind].available
-
 
 DENSE = SparsePattern("dense")
 UNSTRUCTURED = SparsePattern("unstructured")
@@ -136,13 +130,6 @@ def _unknown(text: object) -> PatternError:
     return PatternError(
         f"unknown pattern {shown!r}", why="it fits no pattern's grammar", fix=f"{hint}patterns are {grammars}"
     )
-
-
-def check_available(pattern: SparsePattern) -> None:
-    """Raise PatternError if models cannot be pruned to `pattern` and compiled yet."""
-    if not pattern.available:
-        can = ", ".join(kind.grammar for kind in PATTERNS if kind.available)
-        raise PatternError(f"pattern {pattern} is not there yet", fix=f"available now: {can}")
 
 
 # --- masks

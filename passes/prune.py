@@ -17,7 +17,7 @@ from edgesparse.errors import Reason
 from edgesparse.passes.base import Pass, PassResult
 from edgesparse.passes.layers import LayerInfo, canonical_weight, set_canonical_weight, weight_layers
 from edgesparse.passes.score import saliency
-from edgesparse.pattern import Mask, best_mask, check_available, density, fixed_density, kept_units, misfit
+from edgesparse.pattern import Mask, best_mask, density, fixed_density, kept_units, misfit
 from edgesparse.recipe import Choice, Recipe
 
 RECIPE_KEY = "edgesparse.recipe"
@@ -36,12 +36,10 @@ def prune_pass(recipe: Recipe) -> Pass:
 def prune(model: ir.Model, recipe: Recipe) -> PassResult:
     """Prune in place. Every layer that is left as it was has a Reason.
 
-    Raises RecipeError for targets that match nothing, PatternError for patterns that are not there yet.
+    Raises RecipeError for targets that match nothing.
     """
     layers = weight_layers(model)
     choices = recipe.resolve([layer.candidate() for layer in layers])
-    for choice in choices.values():
-        check_available(choice.pattern)
     reasons: list[Reason] = []
     done: dict[str, dict[str, object]] = {}
     for layer in layers:

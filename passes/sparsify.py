@@ -29,7 +29,7 @@ from edgesparse.passes.prune import LAYERS_KEY, RECIPE_KEY, VERSION_KEY, keep_re
 from edgesparse.passes.rearrange import SetReport, rearrange
 from edgesparse.passes.reconstruct import Repair, can_observe, repair_in_order, scores
 from edgesparse.passes.score import CRITERIA
-from edgesparse.pattern import SparsePattern, check_available, density, kept_units
+from edgesparse.pattern import SparsePattern, density, kept_units
 from edgesparse.recipe import AUTO, Choice, Recipe
 from edgesparse.sections import Fitting, Rearrangement, Recalibration, Reconstruction
 
@@ -285,8 +285,6 @@ def repair_of(
 
 def _choices(layers: list[LayerInfo], recipe: Recipe) -> tuple[dict[str, Choice], list[Reason]]:
     choices = recipe.resolve([layer.candidate() for layer in layers])
-    for choice in choices.values():
-        check_available(choice.pattern)
     reasons = []
     for layer in layers:
         reason = keep_reason(layer, choices.get(layer.name))

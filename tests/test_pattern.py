@@ -61,21 +61,6 @@ def test_a_near_miss_is_suggested() -> None:
         SparsePattern.parse("grop:8x1")
 
 
-def test_all_patterns_are_available() -> None:
-    for text in (
-        "dense",
-        "unstructured",
-        "group:8x1",
-        "group:4x2",
-        "nm:2:4",
-        "fanin",
-        "kernel:4",
-        "block:4x4",
-        "channel",
-    ):
-        P.check_available(SparsePattern.parse(text))
-
-
 def _saliency(shape: tuple[int, int, int], seed: int) -> np.ndarray:
     # few distinct values: ties must be as deterministic as the rest
     return np.random.default_rng(seed).integers(0, 20, shape).astype(np.float64)

@@ -58,7 +58,7 @@ def targets(console: Console, json_to: str | None) -> None:
 @verbosity_options
 @click.pass_obj
 def patterns(console: Console, json_to: str | None) -> None:
-    """List the sparsity patterns, and which can be pruned to."""
+    """List the sparsity patterns that layers can be pruned to."""
     from edgesparse.pattern import PATTERNS
 
     if json_to:
@@ -68,7 +68,6 @@ def patterns(console: Console, json_to: str | None) -> None:
                 "grammar": kind.grammar,
                 "meaning": kind.meaning,
                 "fixed_density": kind.fixed,
-                "available": kind.available,
             }
             for kind in PATTERNS
         ]
@@ -79,11 +78,10 @@ def patterns(console: Console, json_to: str | None) -> None:
             kind.grammar,
             kind.meaning,
             "its own" if kind.fixed else "--density",
-            "yes" if kind.available else "not yet",
         )
         for kind in PATTERNS
     ]
-    columns = ("pattern", "meaning", "density", "available")
+    columns = ("pattern", "meaning", "density")
     console.table(columns, cells, text_columns=columns)
 
 

@@ -27,9 +27,10 @@ def test_targets_and_patterns(run: Run) -> None:
     names = [row["name"] for row in json.loads(run("targets", "--json")[1])["targets"]]
     assert "x86-64-v3" in names
     assert all(name in run("targets")[1] for name in names)
-    rows = {row["grammar"]: row["available"] for row in json.loads(run("patterns", "--json=-")[1])["patterns"]}
-    assert rows["group:NxM"] is True
-    assert rows["fanin"] is True
+    rows = {row["grammar"]: row["fixed_density"] for row in json.loads(run("patterns", "--json=-")[1])["patterns"]}
+    assert rows["group:NxM"] is False
+    assert rows["nm:N:M"] is True
+    assert all(grammar in run("patterns")[1] for grammar in rows)
 
 
 def test_cache(run: Run, own_cache: Path) -> None:
