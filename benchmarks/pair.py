@@ -20,14 +20,16 @@ from edgesparse.measuring.contenders import ArtifactContender
 @click.option("--seconds", default=10.0, show_default=True, help="For each.")
 def main(before: Path, after: Path, seconds: float) -> None:
     """Print the ratio of the times, with its interval of 95 %."""
-    both = [ArtifactContender(str(path), open_artifact(path)) for path in (after, before)]
-    outcome = measure(both, Plan(seconds=seconds, runs=20, warm_up=1.0))
+    opened = [open_artifact(path) for path in (after, before)]
+
+    def load() -> list[ArtifactContender]:
+        return [ArtifactContender(str(artifact.path), artifact) for artifact in opened]
+
+    outcome = measure(load(), Plan(seconds=seconds, runs=20, warm_up=1.0), again=load)
     found = outcome.comparisons[0]
     click.echo(f"{after} is {found.ratio:.4f} [{found.low:.4f}, {found.high:.4f}] times as fast as {before}")
     for one in outcome.measured:
         click.echo(f"{one.name}: median {1e3 * one.stats.p50:.3f} ms, least {1e3 * one.stats.min:.3f} ms")
-    for contender in both:
-        contender.close()
 
 
 if __name__ == "__main__":

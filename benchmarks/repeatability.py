@@ -4,9 +4,9 @@
 
 Five runs of each of two ways to find the ratio of ARTIFACT to another one, or to onnxruntime on its model, alternating,
 while a child process multiplies matrices in spells on the other core. *Paired* is the protocol of `edgesparse bench`;
-*sequential* times first one, then the other, each as long, with its median by the clock on the wall, as is usual. Both
-are loaded anew for every run, as by another call of `bench`. Then the A/A test: ARTIFACT against itself, loaded twice,
-in twenty runs, without the child.
+*sequential* times first one, then the other, each as long, with its median by the clock on the wall, as is usual. All
+is loaded anew for every run, as by another call of `bench`. Then the A/A test: ARTIFACT against itself, in twenty runs,
+without the child.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ import click
 import numpy as np
 
 from edgesparse import environment
-from edgesparse.artifacts.artifact import open_artifact
+from edgesparse.artifacts.artifact import Artifact, open_artifact
 from edgesparse.artifacts.verify import PORTABLE
-from edgesparse.measuring.bench import Contender, Plan, measure
+from edgesparse.measuring.bench import Contender, Outcome, Plan, measure
 from edgesparse.measuring.contenders import ArtifactContender, OrtContender
 from edgesparse.measuring.cores import pinned, quietest_cores
+from edgesparse.measuring.loads import close_all
 from edgesparse.measuring.stats import compare
 
 SPELL = 1.5
@@ -65,18 +67,18 @@ def disturbed(core: int, seed: int) -> Iterator[None]:
         child.join(10)
 
 
-@contextmanager
-def loaded(artifact: Path, against: Path | None) -> Iterator[list[Contender]]:
+def loaded(mine: Artifact, other: Artifact | None) -> list[Contender]:
     """The two that are compared, loaded anew."""
-    opened = open_artifact(artifact)
-    mine = ArtifactContender("a", opened)
-    other = ArtifactContender("b", against) if against else OrtContender("b", opened.file(PORTABLE))
-    try:
-        yield [mine, other]
-    finally:
-        for each in (mine, other):
-            if isinstance(each, ArtifactContender):
-                each.close()
+    rival = ArtifactContender("b", other) if other else OrtContender("b", mine.file(PORTABLE))
+    return [ArtifactContender("a", mine), rival]
+
+
+def measured(load: Callable[[], Sequence[Contender]], plan: Plan) -> Outcome:
+    """What `bench` would find."""
+    contenders = load()
+    outcome = measure(contenders, plan, again=load)
+    close_all([contenders])
+    return outcome
 
 
 def sequential(contenders: list[Contender], seconds: float) -> float:
@@ -111,7 +113,7 @@ def main(
     artifact: Path, against: Path | None, seconds: float, rounds: int, aa: int, plain: int | None, output: Path | None
 ) -> None:
     """Measure and print."""
-    opened = open_artifact(artifact)
+    opened, rival = open_artifact(artifact), open_artifact(against) if against else None
     plan = Plan(seconds=seconds, runs=20, warm_up=1.0)
     found: dict[str, Any] = {"artifact": artifact.name, "against": against.name if against else "onnxruntime"}
     found |= {"environment": environment.record(), "seconds": seconds}
@@ -123,16 +125,17 @@ def main(
         in_turn: list[float] = []
         with disturbed(min(other), 1):
             for number in range(rounds):
-                with loaded(artifact, against) as contenders:
-                    outcome = measure(contenders, plan)
+                outcome = measured(partial(loaded, opened, rival), plan)
                 one = outcome.comparisons[0]
                 everything = compare(*(item.samples for item in outcome.measured), keep_all=True)
                 paired.append({"ratio": one.ratio, "low": one.low, "high": one.high, "all_blocks": everything.ratio})
                 told = f"calm in {one.calm} of {one.blocks} blocks; {everything.ratio:.3f} over all"
                 click.echo(f"paired {one.ratio:.3f} [{one.low:.3f}, {one.high:.3f}], {told}")
                 if number < wanted:
-                    with loaded(artifact, against) as contenders, pinned(1):
+                    contenders = loaded(opened, rival)
+                    with pinned(1):
                         in_turn.append(sequential(contenders, seconds))
+                    close_all([contenders])
                     click.echo(f"sequential {in_turn[-1]:.3f}")
         ratios = [one["ratio"] for one in paired]
         found |= {"paired": paired, "paired_spread": spread(ratios)}
@@ -143,12 +146,9 @@ def main(
             click.echo(f"sequential differ by {100 * spread(in_turn):.1f} %")
     itself = []
     for _ in range(aa):
-        twins: list[ArtifactContender] = [ArtifactContender(name, opened) for name in ("a", "b")]
-        one = measure(twins, plan).comparisons[0]
+        one = measured(lambda: [ArtifactContender(name, opened) for name in ("a", "b")], plan).comparisons[0]
         itself.append({"ratio": one.ratio, "low": one.low, "high": one.high})
         click.echo(f"against itself: {one.ratio:.4f} [{one.low:.4f}, {one.high:.4f}]")
-        for twin in twins:
-            twin.close()
     held = sum(one["low"] <= 1 <= one["high"] for one in itself)
     found |= {"itself": itself, "held": held}
     if aa:

@@ -9,18 +9,32 @@ many threads, and on one.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import click
+import numpy as np
 from density import recipe_for
 
 from edgesparse.artifacts import samples
-from edgesparse.measuring.bench import Plan, measure
+from edgesparse.artifacts.artifact import Artifact
+from edgesparse.measuring.bench import Contender, Plan, measure
 from edgesparse.measuring.contenders import ArtifactContender, OrtContender
 from edgesparse.measuring.stats import compare
 from edgesparse.models import model_path
 from edgesparse.pipeline import compile_model
 from edgesparse.target import Target
+
+
+def contenders(artifact: Artifact, feeds: Mapping[str, np.ndarray], threads: int) -> list[Contender]:
+    """Both programs on one thread and on several."""
+    return [
+        ArtifactContender("one", artifact.path, feeds, threads=1),
+        ArtifactContender("several", artifact.path, feeds, threads=threads),
+        OrtContender("their one", artifact.file("model.onnx"), feeds, threads=1),
+        OrtContender("their several", artifact.file("model.onnx"), feeds, threads=threads),
+    ]
 
 
 @click.command()
@@ -46,13 +60,8 @@ def main(model: str, pattern: str, densities: str, threads: int, seconds: float)
             )
             assert artifact is not None
             feeds = samples.load(artifact.file(samples.NAME), artifact.manifest)[0].inputs
-            contenders = [
-                ArtifactContender("one", artifact.path, feeds, threads=1),
-                ArtifactContender("several", artifact.path, feeds, threads=threads),
-                OrtContender("their one", artifact.file("model.onnx"), feeds, threads=1),
-                OrtContender("their several", artifact.file("model.onnx"), feeds, threads=threads),
-            ]
-            outcome = measure(contenders, Plan(seconds=seconds, threads=threads))
+            load = partial(contenders, artifact, feeds, threads)
+            outcome = measure(load(), Plan(seconds=seconds, threads=threads), again=load)
         one, several = outcome["one"], outcome["several"]
         ours = compare(several.samples, one.samples)
         theirs = compare(outcome["their several"].samples, outcome["their one"].samples)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesparse.measuring.bench import Outcome, Plan, Progress, measure
+from edgesparse.measuring.bench import Contender, Outcome, Plan, Progress, measure
 from edgesparse.measuring.contenders import ArtifactContender, OrtContender
+from edgesparse.measuring.loads import close_all
 from edgesparse.measuring.stats import Comparison, compare
 
 if TYPE_CHECKING:
@@ -197,13 +198,14 @@ def _time(
 ) -> tuple[Outcome, tuple[LayerTime, ...]]:
     from edgesparse.measuring.session import profile
 
-    made = {}
-    for name, artifact in artifacts.items():
-        made[name] = ArtifactContender(name, artifact, {artifact.manifest.inputs[0].name: page})
-    feeds = {artifacts[DENSE].manifest.inputs[0].name: page}
-    rival = OrtContender(ORT, model, feeds, threads=plan.threads)
-    outcome = measure([made[PRUNED], made[EXTREME], made[DENSE], rival], plan, progress=progress)
-    layers = profile(made[PRUNED], artifacts[PRUNED])
-    for contender in made.values():
-        contender.close()
+    feeds = {name: {artifact.manifest.inputs[0].name: page} for name, artifact in artifacts.items()}
+
+    def load() -> list[Contender]:
+        ours = [ArtifactContender(name, artifacts[name], feeds[name]) for name in (PRUNED, EXTREME, DENSE)]
+        return [*ours, OrtContender(ORT, model, feeds[DENSE], threads=plan.threads)]
+
+    contenders = load()
+    outcome = measure(contenders, plan, again=load, progress=progress)
+    layers = profile(contenders[0], artifacts[PRUNED])
+    close_all([contenders])
     return outcome, layers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 
 from edgesparse import environment
-from edgesparse.errors import UsageError
-from edgesparse.measuring import bench, cores
+from edgesparse.errors import EdgesparseError, UsageError
+from edgesparse.measuring import bench, cores, loads
 from edgesparse.measuring.bench import MLPERF, QUICK, Plan, measure, portion
 from edgesparse.measuring.conditions import Look
 from edgesparse.measuring.cores import pinned, quietest_cores
@@ -196,9 +197,104 @@ def test_times_that_never_settle_are_called_unstable() -> None:
     assert outcome["a"].unstable[0].startswith("warm-up")
 
 
+def test_blocks_go_through_several_loads() -> None:
+    """Each is made once, warmed up, has its block in every round, and is closed; who comes last changes."""
+    log: list[str] = []
+    made: list[Loaded] = []
+
+    class Loaded(Fake):
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    def load() -> list[Loaded]:
+        number = len(made) // 2
+        made.extend(Loaded(name, seconds, log) for name, seconds in (("a", 1e-3), ("b", 2e-3 * (1 + number / 50))))
+        return made[-2:]
+
+    plan = Plan(seconds=0.7, runs=100, loads=3, warm_up=0.3)
+    outcome = measure(load(), plan, again=load)
+    assert len(made) == 6
+    assert [each.closed for each in made] == [False, False, True, True, True, True]
+    assert all(each.calls > 40 for each in made)
+    assert "abba" + "baab" + "abba" + "baab" + "abba" + "baab" in "".join(alternating(log))
+    [found] = outcome.comparisons
+    assert found.load_ratios == pytest.approx([2.0, 2.04, 2.08], rel=0.005)
+    assert found.ratio == pytest.approx((2.0 * 2.04 * 2.08) ** (1 / 3), rel=0.005)
+    assert found.low < 2.0
+    assert found.high > 2.08
+    assert {item.samples.loads for item in outcome.measured} == {3}
+    assert {item.samples.loads for item in measure(load(), plan).measured} == {1}
+
+
+def alternating(log: list[str]) -> list[str]:
+    """The turns: 51 or 26 runs are one, twice as many two."""
+    found: list[str] = []
+    for name, group in itertools.groupby(log):
+        count = len(list(group)) / {"a": 51, "b": 26}[name]
+        found += [name] * max(round(count), 1)
+    return found
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_every_contender_turns_as_often(count: int) -> None:
+    loads: Any = ["abcd"[:count]] * 8
+    orders = [bench.in_order(loads, block) for block in range(8 * 4 * 3)]
+    lasts = [order[-1] for order in orders]
+    assert {lasts.count(name) for name in loads[0]} == {len(lasts) // count}
+    assert len({orders[8 * turn][-1] for turn in range(count)}) == count, "on one load too"
+    assert bench.in_order(loads[:1], 5) == list(loads[0])
+
+
+def test_memory_bounds_the_loads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plan = Plan(seconds=0.05, runs=20, warm_up=0.01)
+    free = iter([0.9, 0.9, 0.2])
+    monkeypatch.setattr(loads, "free_memory", lambda: next(free))
+    found = measure([Fake("a", 1e-3, [])], plan, again=lambda: [Fake("a", 1e-3, [])])
+    assert found.notes == ("3 loads of each instead of 8: memory",)
+    assert found["a"].samples.loads == 3
+    monkeypatch.setattr(loads, "free_memory", lambda: 1.0)
+    taken = itertools.count(0, 600 << 20)
+    monkeypatch.setattr(loads, "resident", lambda: next(taken))
+    assert measure([Fake("a", 1e-3, [])], plan, again=lambda: [Fake("a", 1e-3, [])])["a"].samples.loads == 2
+    monkeypatch.undo()
+    told = tmp_path / "meminfo"
+    told.write_text("MemTotal:     1000 kB\nMemFree:       100 kB\nMemAvailable:  400 kB\nHugePages_Total:   0\n")
+    assert loads.free_memory(told) == 0.4
+    assert loads.free_memory(tmp_path / "none") == 1.0
+    assert 0 < loads.free_memory() <= 1
+
+
+def test_a_further_load_that_fails_leaves_none_behind() -> None:
+    closed: list[str] = []
+
+    class Loaded(Fake):
+        def close(self) -> None:
+            closed.append(self.name)
+
+    def load() -> list[Fake]:
+        if calls.pop():
+            raise EdgesparseError("no more")
+        return [Loaded("a", 1e-3, [])]
+
+    calls = [True, False, False]
+    with pytest.raises(EdgesparseError, match="no more"):
+        measure([Fake("a", 1e-3, [])], again=load)
+    assert closed == ["a", "a"]
+    with pytest.raises(UsageError, match="has other contenders"):
+        measure([Fake("a", 1e-3, [])], again=lambda: [Loaded("b", 1e-3, [])])
+    assert closed == ["a", "a", "b"]
+
+
 def test_progress_rises_to_one() -> None:
     told: list[float] = []
-    measure([Fake("a", 1e-3, [])], QUICK, progress=lambda share, _text: told.append(share))
+    measure(
+        [Fake("a", 1e-3, [])],
+        QUICK,
+        again=lambda: [Fake("a", 1e-3, [])],
+        progress=lambda share, _text: told.append(share),
+    )
     assert told == sorted(told)
     assert told[-1] == 1.0
 

@@ -8,14 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgesparse.errors import UsageError
+from edgesparse.measuring.intervals import contrast, median_interval, persistence, ratio_interval
 from edgesparse.measuring.stats import (
     Samples,
     as_dict,
     calm_blocks,
     compare,
-    contrast,
-    median_interval,
-    persistence,
     quantiles,
     settled,
     summarize,
@@ -178,6 +176,66 @@ def test_the_comparison_covers_the_true_ratio(trouble: str) -> None:
 SIDES = (("a", 0, 3), ("b", 1, 2))
 """The contenders' turns in a block."""
 
+LOADS = 8
+
+
+@pytest.mark.parametrize("trouble", ["none", "drift", "throttling", "spikes", "load", "neighbour"])
+@pytest.mark.parametrize("effect", [0.003, 0.01])
+def test_the_interval_covers_the_true_ratio_of_loads_that_differ(trouble: str, effect: float) -> None:
+    """Each contender of each of 8 loads is slower or faster by its own share, normally distributed; the blocks
+    take turns on them.
+    """
+    rng = np.random.default_rng(int(1000 * effect))
+    shares = np.exp(effect * rng.standard_normal((SIMULATIONS, LOADS, 2)))[:, np.arange(BLOCKS) % LOADS]
+    found = []
+    for blocks in (simulated_turns(trouble) * shares[..., [0, 1, 1, 0]]).tolist():
+        sides = [Samples(name, tuple(((one[a],), (one[b],)) for one in blocks), LOADS) for name, a, b in SIDES]
+        found.append(compare(*sides, resamples=200))
+    assert sum(each.low <= TRUE_RATIO <= each.high for each in found) >= 0.95 * SIMULATIONS
+    widest = {"drift": 0.13, "throttling": 0.09, "load": 0.08}.get(trouble, 0.06)
+    assert np.median([each.high - each.low for each in found]) < widest
+
+
+def test_one_load_says_nothing_of_the_next() -> None:
+    """With many blocks the blocks alone tell what these loads are, and miss what loads are."""
+    rng = np.random.default_rng(4)
+    alone = together = 0
+    for _ in range(300):
+        loads = np.exp(0.01 * rng.standard_normal(LOADS))
+        load_of = np.arange(200) % LOADS
+        ratios = loads[load_of] * np.exp(0.01 * rng.standard_normal(200))
+        low, high = median_interval(ratios, resamples=200)
+        alone += low <= 1 <= high
+        _, low, high = ratio_interval(ratios, load_of, resamples=200)
+        together += low <= 1 <= high
+    assert alone < 0.7 * 300
+    assert together >= 0.95 * 300
+
+
+def test_the_interval_over_loads_is_students() -> None:
+    """Against scipy's, where the blocks of a load are all alike and loads lie far apart."""
+    from scipy.stats import t as student
+
+    rng = np.random.default_rng(5)
+    loads = 0.1 * rng.standard_normal(5)
+    middle, low, high = ratio_interval(np.exp(np.tile(loads, 40)), np.tile(np.arange(5), 40))
+    expected = student.interval(0.95, 4, loads.mean(), loads.std(ddof=1) / np.sqrt(5))
+    assert np.log([middle, low, high]) == pytest.approx([loads.mean(), *expected])
+    values = np.exp(rng.standard_normal(20))
+    assert ratio_interval(values, np.full(20, 3)) == (np.median(values), *median_interval(values))
+
+
+def test_loads_of_blocks() -> None:
+    both = Samples("a", (((1.0,),),) * 5, 2), Samples("b", tuple(((x,),) for x in (1.0, 4.0, 1.0, 4.0, 1.0)), 2)
+    assert both[0].load_of.tolist() == [0, 1, 0, 1, 0]
+    found = compare(*both, keep_all=True)
+    assert found.load_ratios == (1.0, 4.0)
+    assert found.ratio == pytest.approx(2.0)
+    with pytest.raises(UsageError, match="5 blocks of 2 loads and 5 blocks of 1 loads"):
+        compare(both[0], Samples("b", both[1].blocks))
+    with pytest.raises(UsageError, match="loaded 0 times"):
+        Samples("a", both[0].blocks, 0)
+
 
 def test_calm_blocks() -> None:
     quiet = np.linspace(1.0, 1.03, 20)
@@ -190,6 +248,16 @@ def test_calm_blocks() -> None:
     assert (calm_blocks(falling, falling) == (np.arange(40) >= 32)).all()
     assert calm_blocks(falling, falling, noise=0.5).all()
     assert calm_blocks(np.array([1.0, 2.0, 9.0])).all()
+
+
+def test_a_slow_load_is_not_a_busy_one() -> None:
+    """Where each load has blocks enough; the busy ones of either are left out."""
+    load_of, busy = np.arange(24) % 2, np.arange(24) % 3 == 0
+    times = np.where(load_of == 1, 1.3, 1.0) * np.where(busy, 1.2, 1.0)
+    assert (calm_blocks(times, times, load_of=load_of) == ~busy).all()
+    assert (calm_blocks(times, times) == (~busy & (load_of == 0))).all()
+    few = calm_blocks(times[:10], times[:10], load_of=load_of[:10])
+    assert (few == calm_blocks(times[:10], times[:10])).all()
 
 
 def test_all_blocks_count_where_they_are_to() -> None:

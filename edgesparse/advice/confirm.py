@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgesparse.advice.predict import Prediction
-from edgesparse.measuring.bench import Contender, Plan, measure
+from edgesparse.artifacts.artifact import Artifact
+from edgesparse.measuring.bench import Plan, measure
 from edgesparse.measuring.contenders import ArtifactContender
+from edgesparse.measuring.loads import close_all
 from edgesparse.measuring.session import first_sample
 from edgesparse.measuring.stats import compare
 from edgesparse.pipeline import compile_model
@@ -30,7 +32,7 @@ def confirm(
 ) -> Prediction:
     """The prediction with every point's measured seconds and speedup; weights are pruned by magnitude."""
     with tempfile.TemporaryDirectory(prefix="edgesparse-predict-") as room:
-        contenders: list[Contender] = []
+        artifacts: list[Artifact] = []
         for index, point in enumerate((None, *found.points)):
             tick(
                 0.6 * index / (1 + len(found.points)),
@@ -48,16 +50,18 @@ def confirm(
                 dense=recipe is None,
             )
             assert artifact is not None
-            contenders.append(ArtifactContender(str(index), artifact, first_sample(artifact)))
-        plan = replace(Plan(), seconds=_SECONDS, runs=_RUNS)
-        outcome = measure(contenders, plan, progress=lambda share, text: tick(0.6 + 0.4 * share, text))
+            artifacts.append(artifact)
+
+        def load() -> list[ArtifactContender]:
+            return [ArtifactContender(str(index), each, first_sample(each)) for index, each in enumerate(artifacts)]
+
+        contenders, plan = load(), Plan(seconds=_SECONDS, runs=_RUNS)
+        outcome = measure(contenders, plan, again=load, progress=lambda share, text: tick(0.6 + 0.4 * share, text))
         samples = {item.name: item.samples for item in outcome.measured}
         points = []
         for index, point in enumerate(found.points, 1):
             ratio = compare(samples[str(index)], samples["0"]).ratio
             seconds = next(item.stats.p50 for item in outcome.measured if item.name == str(index))
             points.append(replace(point, measured=seconds, measured_speedup=ratio))
-        for contender in contenders:
-            if isinstance(contender, ArtifactContender):
-                contender.close()
+        close_all([contenders])
     return replace(found, points=tuple(points))

@@ -5,11 +5,13 @@ one process, on the same cores, forth and back (A B C C B A), a few runs at each
 turn is not counted: the caches still hold another contender's weights. Nor is a run during which the
 system gave the core to somebody else: it would tell of them, and hit long runs harder than short ones. Where
 hardly a run of a contender is left alone, its processor time counts, which does not run while others do.
+Where they can be made again, the blocks go through several loads of all contenders in turn (see `loads`).
 `stats` turns the timings into statements.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -20,6 +22,7 @@ from typing import Protocol, runtime_checkable
 from edgesparse.errors import UsageError
 from edgesparse.measuring.conditions import Cause, Conditions, between, diagnose, look
 from edgesparse.measuring.cores import pinned, preemptions
+from edgesparse.measuring.loads import close_all, load_again
 from edgesparse.measuring.stats import Comparison, Samples, Stats, compare, settled, summarize
 
 Progress = Callable[[float, str], None]
@@ -80,6 +83,8 @@ class Plan:
         what the code takes.
     percentile:
         The one that reports name first.
+    loads:
+        How often each contender is loaded, where it can be made again.
     """
 
     seconds: float = 10.0
@@ -91,17 +96,18 @@ class Plan:
     seed: int = 0
     keep_all: bool = False
     percentile: int = 50
+    loads: int = 8
 
     def __post_init__(self) -> None:
-        if not (0 < self.seconds < math.inf) or self.runs < 1 or self.threads < 1:
+        if not (0 < self.seconds < math.inf) or min(self.runs, self.threads, self.loads) < 1:
             raise UsageError(
                 "the bench's settings make no sense",
-                why=f"seconds {self.seconds}, runs {self.runs}, threads {self.threads}",
+                why=f"seconds {self.seconds}, runs {self.runs}, threads {self.threads}, loads {self.loads}",
                 fix="all of them must be positive",
             )
 
 
-QUICK = Plan(seconds=1.0, runs=20, warm_up=1.0)
+QUICK = Plan(seconds=1.0, runs=20, warm_up=1.0, loads=4)
 """For a first look: shows large differences only."""
 
 MLPERF = Plan(seconds=60.0, runs=1024, limit=3600.0, keep_all=True, percentile=90)
@@ -172,8 +178,20 @@ class Outcome:
         return diagnose(drifts, share, self.conditions, threads=self.plan.threads, cores_allowed=allowed)
 
 
-def measure(contenders: Sequence[Contender], plan: Plan | None = None, *, progress: Progress | None = None) -> Outcome:
+def measure(
+    contenders: Sequence[Contender],
+    plan: Plan | None = None,
+    *,
+    again: Callable[[], Sequence[Contender]] | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
     """Time the contenders against each other; the first is the one the others are compared with.
+
+    Parameters
+    ----------
+    again:
+        Makes all contenders anew, for the further loads that the plan wants; what it makes is closed at the end.
+        Without it there is one load.
 
     Raises
     ------
@@ -185,12 +203,21 @@ def measure(contenders: Sequence[Contender], plan: Plan | None = None, *, progre
     if not names or len(set(names)) != len(names):
         raise UsageError("the contenders need names of their own", why=f"given: {', '.join(names) or 'none'}")
     report = progress or (lambda share, text: None)
+    further: Sequence[Sequence[Contender]] = ()
+    scarce: tuple[str, ...] = ()
     with pinned(plan.threads, watch=min(max(0.1, plan.seconds / _WATCH), 1.0)) as cores:
-        first, warm = _warm_up_all(contenders, plan, portion(report, 0.0, 0.1))
-        before = look(cores)
-        samples, counts, notes = _blocks(contenders, plan, warm, portion(report, 0.1, 1.0))
-        elsewhere = any(isinstance(item, Elsewhere) for item in contenders)
-        seen = between(before, look(cores), len(cores) or (os.cpu_count() or 1), own=not elsewhere and bool(cores))
+        try:
+            first, warm = _warm_up_all(contenders, plan, portion(report, 0.0, 0.05))
+            if again is not None:
+                further, scarce = load_again(contenders, again, plan.loads, portion(report, 0.05, 0.08))
+                _warm_up_further(further, plan, portion(report, 0.08, 0.1))
+            before = look(cores)
+            samples, counts, notes = _blocks([contenders, *further], plan, warm, portion(report, 0.1, 1.0))
+            elsewhere = any(isinstance(item, Elsewhere) for item in contenders)
+            own = not elsewhere and bool(cores)
+            seen = between(before, look(cores), len(cores) or (os.cpu_count() or 1), own=own)
+        finally:
+            close_all(further)
     measured = [
         Measured(
             samples[item.name],
@@ -204,7 +231,7 @@ def measure(contenders: Sequence[Contender], plan: Plan | None = None, *, progre
         )
         for item in contenders
     ]
-    return conclude(plan, measured, cores=cores, notes=notes, conditions=seen)
+    return conclude(plan, measured, cores=cores, notes=(*scarce, *notes), conditions=seen)
 
 
 def conclude(
@@ -234,26 +261,40 @@ def _warm_up_all(
     for index, item in enumerate(contenders):
         report(index / len(contenders), f"warming up {item.name}")
         first[item.name] = item.run_once()
-        times: list[float] = []
-        spent = first[item.name]
-        while spent < plan.warm_up and not settled(times):
-            times.append(item.run_once())
-            spent += times[-1]
-        warm[item.name] = times or [item.run_once()]
+        warm[item.name] = _settling(item, plan.warm_up - first[item.name]) or [item.run_once()]
     return first, warm
 
 
+def _warm_up_further(loads: Sequence[Sequence[Contender]], plan: Plan, report: Progress) -> None:
+    """Run what was loaded again until its times settle, for as long in all as the first load may take at most."""
+    for index, contenders in enumerate(loads):
+        report(index / len(loads), "warming up further loads")
+        for item in contenders:
+            _settling(item, plan.warm_up / len(loads))
+
+
+def _settling(item: Contender, seconds: float) -> list[float]:
+    """Run until times settle, or they come to so many seconds; returns them."""
+    times: list[float] = []
+    spent = 0.0
+    while spent < seconds and not settled(times):
+        times.append(item.run_once())
+        spent += times[-1]
+    return times
+
+
 def _blocks(
-    contenders: Sequence[Contender], plan: Plan, warm: dict[str, list[float]], report: Progress
+    loads: Sequence[Sequence[Contender]], plan: Plan, warm: dict[str, list[float]], report: Progress
 ) -> tuple[dict[str, Samples], dict[str, _Counts], tuple[str, ...]]:
-    """Run blocks until every contender has its runs and seconds, or one reaches the limit."""
+    """Run blocks, on one load after the other, until all have their runs and seconds, or one reaches the limit."""
     turn_runs = {name: _turn_runs(times, plan) for name, times in warm.items()}
-    blocks: dict[str, list[tuple[tuple[float, ...], ...]]] = {item.name: [] for item in contenders}
+    blocks: dict[str, list[tuple[tuple[float, ...], ...]]] = {item.name: [] for item in loads[0]}
     spent = dict.fromkeys(blocks, 0.0)
     runs = dict.fromkeys(blocks, 0)
     counts = {name: _Counts() for name in blocks}
     notes: tuple[str, ...] = ()
-    while True:
+    for number in itertools.count():
+        contenders = in_order(loads, number)
         block: dict[str, list[tuple[float, ...]]] = {name: [] for name in blocks}
         for item in [*contenders, *reversed(contenders)]:
             block[item.name].append(_turn(item, turn_runs[item.name], plan, counts[item.name]))
@@ -272,7 +313,20 @@ def _blocks(
         if max(spent.values()) >= plan.limit:
             notes = (f"ended after {plan.limit:g} s of one contender, with {min(runs.values())} runs each",)
             break
-    return {name: Samples(name, tuple(turns)) for name, turns in blocks.items()}, counts, notes
+    return {name: Samples(name, tuple(turns), len(loads)) for name, turns in blocks.items()}, counts, notes
+
+
+def in_order(loads: Sequence[Sequence[Contender]], block: int) -> list[Contender]:
+    """Return the contenders of a block, in the order in which they have their first turns.
+
+    Who turns round in the middle of a block finds the caches as it left them; everybody else comes after another
+    contender, or after another load of itself. So with several loads each contender is the last in as many blocks.
+    """
+    contenders = list(loads[block % len(loads)])
+    if len(loads) == 1:  # who begins a block has ended the one before, and is as well off
+        return contenders
+    turned = (block % len(loads) + block // len(loads)) % len(contenders)
+    return contenders[turned:] + contenders[:turned]
 
 
 @dataclass

@@ -88,6 +88,10 @@ class OrtContender:
         self._session.run_with_iobinding(self._binding)
         return (time.perf_counter_ns() - started) / 1e9
 
+    def close(self) -> None:
+        """Give the model's memory back."""
+        del self._binding, self._session
+
 
 def prepare(kind: str) -> Make:
     """Import what a kind of contender ("artifact" or "onnx") needs, and return what makes one from a path."""

@@ -125,7 +125,16 @@ def bench_device(
         counts = {form: count_instructions(device.artifact, form) for form in told["forms"]}
         return DeviceReport(device.description, errors, counts)
     given += ["--seconds", _text(plan.seconds), "--runs", str(plan.runs), "--warm-up", _text(plan.warm_up)]
-    given += ["--most", _text(plan.limit), "--keep-all", str(int(plan.keep_all)), "--cores", wanted.cores]
+    given += [
+        "--loads",
+        str(plan.loads),
+        "--most",
+        _text(plan.limit),
+        "--keep-all",
+        str(int(plan.keep_all)),
+        "--cores",
+        wanted.cores,
+    ]
     given += [] if wanted.layers else ["--profile", "0"]
     with waiting(tick, (2 + rival) * (plan.seconds * 1.3 + plan.warm_up / 2), "measuring on the device"):
         told = _read(device.program(given, timeout=wanted.timeout, under=f"python3 {RIVAL}" if rival else ""))
@@ -159,10 +168,12 @@ def _report(
 ) -> Report:
     """Return what the program told as a report."""
     artifact, forms = device.artifact, told["forms"]
-    measured = [_measured(NAMES[form], values) for form, values in forms.items()]
+    loads = int(told.get("loads", 1))
+    measured = [_measured(NAMES[form], values, loads) for form, values in forms.items()]
     fewest = min(item.stats.n for item in measured)
     short = fewest < plan.runs or min(float(item.samples.flat.sum()) for item in measured) < plan.seconds
     notes = [f"onnxruntime {device.description.onnxruntime} of the device"] if "onnxruntime" in forms else []
+    notes += [f"{loads} loads of each instead of {plan.loads}: memory"] if loads < plan.loads else []
     ended = f"ended before {plan.seconds:g} s and {plan.runs} runs of each, with {fewest} runs"
     before, after = (told[key] for key in ("before", "after"))
     cores = tuple(int(core["core"]) for core in before["cores"])
@@ -197,9 +208,9 @@ def _report(
     )
 
 
-def _measured(name: str, form: Mapping[str, Any]) -> Measured:
+def _measured(name: str, form: Mapping[str, Any], loads: int) -> Measured:
     blocks = tuple(tuple(tuple(ns / 1e9 for ns in turn) for turn in block) for block in form["blocks"])
-    samples = Samples(name, blocks)
+    samples = Samples(name, blocks, loads)
     return Measured(
         samples,
         summarize(samples),

@@ -124,9 +124,11 @@ def _speedup(data: Data) -> str:
     if not rows:
         return ""
     first = data["comparisons"][0]
+    loads = len(first.get("load_ratios", ()))
     told = (
         f"How many times as fast {first['base']} is: the median of ratios measured in pairs, block by block "
         f"({first.get('calm', first['blocks'])} of {first['blocks']} blocks: those in which the machine was calm), "
+        f"{f'of each of {loads} loads, and the mean of these, ' if loads > 1 else ''}"
         f"with its {100 * first['confidence']:.0f} % interval."
     )
     return svg.speedups(rows) + _paragraph(told, "quiet")

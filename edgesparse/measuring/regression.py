@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgesparse.errors import UsageError
-from edgesparse.measuring.stats import MIN_BLOCKS, Floats, calm_blocks, contrast
+from edgesparse.measuring.intervals import MIN_BLOCKS, Floats, contrast
+from edgesparse.measuring.stats import calm_blocks
 
 Data = Mapping[str, Any]
 
@@ -120,14 +122,17 @@ def _row(
 ) -> Row:
     reference = _reference(name, old, new, before, after)
     times: list[Floats] = []
+    loads: list[NDArray[np.intp]] = []
     for report, whole in ((old, before), (new, after)):
         own = np.asarray(report[name]["block_seconds"], dtype=np.float64)
+        load_of = np.arange(len(own)) % int(whole["settings"].get("loads", 1))
         if reference:
             other = np.asarray(report[reference]["block_seconds"], dtype=np.float64)
-            calm = slice(None) if whole["settings"].get("keep_all") else calm_blocks(own, other)
-            own = (own / other)[calm]
+            calm = slice(None) if whole["settings"].get("keep_all") else calm_blocks(own, other, load_of=load_of)
+            own, load_of = (own / other)[calm], load_of[calm]
         times.append(own)
-    slower, least, most = contrast(*times)
+        loads.append(load_of)
+    slower, least, most = contrast(*times, loads=(loads[0], loads[1]))
     speed, low, high = 1 / slower, 1 / most, 1 / least
     verdict = "no difference"
     if low > 1 and speed > 1 + tolerance:

@@ -112,6 +112,7 @@ def as_json(report: Report) -> dict[str, Any]:
             "seed": plan.seed,
             "percentile": plan.percentile,
             "keep_all": plan.keep_all,
+            "loads": outcome.measured[0].samples.loads,
         },
         "contenders": [_contender(report, item) for item in outcome.measured],
         "comparisons": [stats.as_dict(item) for item in outcome.comparisons],

@@ -4,6 +4,7 @@ report.
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from edgesparse.errors import EdgesparseError
 from edgesparse.measuring import memory
 from edgesparse.measuring.bench import Contender, Plan, Progress, measure, portion
 from edgesparse.measuring.contenders import ArtifactContender, OrtContender
+from edgesparse.measuring.loads import close_all
 from edgesparse.measuring.masks import mask_pictures
 from edgesparse.measuring.memory import Memory
 from edgesparse.measuring.report import LayerTime, Report, layer_times
@@ -77,16 +79,15 @@ def bench_artifact(
         tell(0.0, "compiling dense")
         dense = _dense(artifact, Path(room) / "dense", portion(tell, 0.0, 0.1)) if wanted.dense else None
         contenders = _contenders(artifact, dense, wanted, plan)
-        outcome = measure(contenders, plan, progress=portion(tell, 0.1, 0.85))
+        again = functools.partial(_contenders, artifact, dense, wanted, plan)
+        outcome = measure(contenders, plan, again=again, progress=portion(tell, 0.1, 0.85))
         tell(0.85, "measuring layers")
         layers = profile(contenders[0], artifact) if wanted.layers else ()
         dense_layers = profile(contenders[1], dense) if wanted.layers and dense is not None else ()
         peak, bandwidth = _machine(artifact, wanted)
         found = _memory(artifact, dense, wanted, plan.threads, say, portion(tell, 0.9, 1.0)) if wanted.memory else {}
         sizes = _sizes(artifact, dense, wanted)
-        for contender in contenders:
-            if isinstance(contender, ArtifactContender):
-                contender.close()
+        close_all([contenders])
         tell(1.0, "done")
     pictures = mask_pictures(artifact.file(PORTABLE)) if wanted.masks else ()
     return Report(

@@ -2,17 +2,16 @@
 
 Contenders are timed in alternation. A block runs every contender once forth and once back (A B C C B A),
 a few runs at each turn, so that anything that drifts linearly hits all contenders of a block alike. One
-block yields one time per contender, hence one ratio per pair; the speedup is the median of these ratios,
-and its interval comes from resampling the blocks, which keeps what is correlated together.
+block yields one time per contender, hence one ratio per pair; of one load, the speedup is the median of these
+ratios, and its interval comes from resampling the blocks, which keeps what is correlated together.
 
 Who works beside takes bandwidth and clock, and slows one model more than another: the ratio has two values, and their
 median lies nearer to whichever had more blocks this time. So only calm blocks count. Both contenders' times together
 tell which those are, so that none of them is favoured (see `calm_blocks`).
 
-The plain percentile bootstrap of a median covers the truth too seldom with few blocks (90 % instead of 95 % at
-8 blocks), and whenever neighbouring blocks are alike. So it is widened twice: to the interval of order statistics,
-which is right for any distribution (W. J. Conover, Practical Nonparametric Statistics, ch. 3), and by the blocks'
-measured autocorrelation, as an autoregressive series of first order would need.
+Where the contenders were loaded several times, each block belongs to one of the loads, which take turns. A load is not
+like another one: its memory lies elsewhere. So the loads are the sample, of which blocks are only repetitions: the
+speedup is the mean over loads, and its interval comes from how they differ (see `intervals`).
 """
 
 from __future__ import annotations
@@ -24,11 +23,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr
 
 from edgesparse.errors import UsageError
-
-Floats = NDArray[np.float64]
+from edgesparse.measuring.intervals import MIN_BLOCKS, Floats, load_medians, ratio_interval
 
 TRIM = 0.1
 """Share of the fastest, and of the slowest, runs that the trimmed mean leaves out."""
@@ -47,9 +44,6 @@ MAX_TAIL = 3.0
 QUANTILES = 101
 """Percentiles of the runs that a report keeps, from 0 to 100 %: enough to draw the distribution."""
 
-MIN_BLOCKS = 6
-"""Blocks below which an order statistic of blocks cannot give a 95 % interval."""
-
 CALMEST, CALM_WITHIN, CALM_NOISE, CALM_LEAST = 10, 0.04, 3.0, 0.2
 """A block is calm if it took at most `CALM_WITHIN` longer than the calmest `CALMEST` per cent of blocks, or
 `CALM_NOISE` standard deviations of a block where that is more; and in any case the share `CALM_LEAST` of them is."""
@@ -58,13 +52,16 @@ CALMEST, CALM_WITHIN, CALM_NOISE, CALM_LEAST = 10, 0.04, 3.0, 0.2
 @dataclass(frozen=True)
 class Samples:
     """Timings of one contender: for each block its turns (forth and back), each the times of its
-    runs in seconds.
+    runs in seconds. Of several `loads`, block i was timed on load i modulo `loads`.
     """
 
     name: str
     blocks: tuple[tuple[tuple[float, ...], ...], ...]
+    loads: int = 1
 
     def __post_init__(self) -> None:
+        if self.loads < 1:
+            raise UsageError(f"{self.name} cannot have been loaded {self.loads} times")
         if not self.blocks or any(not turn for block in self.blocks for turn in block):
             raise UsageError(f"there are no timings of {self.name}")
         if not all(0 < value < np.inf for value in self.flat):
@@ -79,6 +76,11 @@ class Samples:
     def block_times(self) -> Floats:
         """One time per block: the mean of its turns' medians, so spikes drop out and linear drift cancels."""
         return np.array([fmean(map(median, block)) for block in self.blocks])
+
+    @property
+    def load_of(self) -> NDArray[np.intp]:
+        """The load that each block was timed on."""
+        return np.arange(len(self.blocks)) % self.loads
 
     @property
     def block_swings(self) -> Floats:
@@ -122,7 +124,7 @@ class Comparison:
     """How much faster `base` is than `other`: a ratio above 1 says that `base` is faster.
 
     `low` and `high` bound the ratio with `confidence`; `blocks` is the number of pairs that were measured, and `calm`
-    of them count.
+    of them count. `load_ratios` has the ratio of each load that any of these belong to.
     """
 
     base: str
@@ -133,6 +135,7 @@ class Comparison:
     confidence: float
     blocks: int
     calm: int
+    load_ratios: tuple[float, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -191,35 +194,33 @@ def compare(
 ) -> Comparison:
     """Return how much faster `base` is than `other`, from their paired blocks.
 
-    The ratio is the median over the blocks that are calm, or over all of them with `keep_all`; its interval is that of
-    `median_interval`.
+    The blocks that are calm count, or all of them with `keep_all`; ratio and interval are those of `ratio_interval`.
 
     Raises
     ------
     UsageError
-        If the two were not timed in the same number of blocks.
+        If the two were not timed in the same number of blocks and loads.
     """
-    if len(base.blocks) != len(other.blocks):
-        raise UsageError(
-            f"cannot pair {base.name} with {other.name}",
-            why=f"they have {len(base.blocks)} and {len(other.blocks)} blocks",
-        )
+    shapes = [f"{len(each.blocks)} blocks of {each.loads} loads" for each in (base, other)]
+    if shapes[0] != shapes[1]:
+        raise UsageError(f"cannot pair {base.name} with {other.name}", why=f"they have {shapes[0]} and {shapes[1]}")
     ours, theirs = base.block_times, other.block_times
     calm = np.ones(len(ours), bool)
     if not keep_all:
         swings = (base.block_swings + other.block_swings) / 2
-        calm = calm_blocks(ours, theirs, noise=float(np.median(np.abs(swings))) * _SIGMAS_OF_MEDIAN / 2)
-    ratios = (theirs / ours)[calm]
-    low, high = median_interval(ratios, confidence=confidence, resamples=resamples, seed=seed)
-    ratio = float(np.median(ratios))
-    return Comparison(base.name, other.name, ratio, low, high, confidence, len(ours), len(ratios))
+        noise = float(np.median(np.abs(swings))) * _SIGMAS_OF_MEDIAN / 2
+        calm = calm_blocks(ours, theirs, load_of=base.load_of, noise=noise)
+    ratios, load_of = (theirs / ours)[calm], base.load_of[calm]
+    ratio, low, high = ratio_interval(ratios, load_of, confidence=confidence, resamples=resamples, seed=seed)
+    by_load = tuple(float(each) for each in load_medians(ratios, load_of))
+    return Comparison(base.name, other.name, ratio, low, high, confidence, len(ours), len(ratios), by_load)
 
 
 #: The standard deviation of a normal distribution, in medians of its distance to the middle.
 _SIGMAS_OF_MEDIAN = 1.4826
 
 
-def calm_blocks(*times: Floats, noise: float = 0.0) -> NDArray[np.bool_]:
+def calm_blocks(*times: Floats, load_of: NDArray[np.intp] | None = None, noise: float = 0.0) -> NDArray[np.bool_]:
     """Return which blocks had the machine to themselves, from the contenders' times in each.
 
     The geometric mean of all contenders' times tells it, as `CALMEST` and what stands with it say; at least
@@ -227,72 +228,29 @@ def calm_blocks(*times: Floats, noise: float = 0.0) -> NDArray[np.bool_]:
 
     Parameters
     ----------
+    load_of:
+        The load that each block was timed on. A load that is slow by itself is not disturbed: where every load has
+        `MIN_BLOCKS` blocks, they are compared with blocks of their own load only.
     noise:
         Standard deviation of a block's mean, as a share. What it would take for disturbed is only noise, and leaving
         that out favours the contender that has less of it.
     """
     together = np.mean(np.log(times), axis=0)
-    least = min(max(int(np.ceil(CALM_LEAST * len(together))), MIN_BLOCKS), len(together))
+    loads, counts = np.unique(np.zeros(len(together), np.intp) if load_of is None else load_of, return_counts=True)
+    if load_of is None or len(loads) == 1 or counts.min() < MIN_BLOCKS:
+        return _calm(together, noise, MIN_BLOCKS)
+    calm = np.zeros(len(together), bool)
+    for load in loads:
+        calm[load_of == load] = _calm(together[load_of == load], noise, -(-MIN_BLOCKS // len(loads)))
+    return calm
+
+
+def _calm(together: Floats, noise: float, least: int) -> NDArray[np.bool_]:
+    """Return which blocks were calm by the logarithms of their times, at least `least`."""
+    least = min(max(int(np.ceil(CALM_LEAST * len(together))), least), len(together))
     within = max(float(np.log1p(CALM_WITHIN)), CALM_NOISE * noise)
     limit = float(np.percentile(together, CALMEST)) + within
     return np.asarray(together <= max(limit, float(np.sort(together)[least - 1])))
-
-
-def median_interval(
-    values: Floats, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Return an interval of the median of positive values in the order in which they were measured.
-
-    The hull of the percentile bootstrap and of the order statistics, stretched by what `persistence` tells; the
-    same for the same seed. With fewer than `MIN_BLOCKS` values it is their whole range, as no narrower one could
-    be defended.
-    """
-    if len(values) < MIN_BLOCKS:
-        return float(values.min()), float(values.max())
-    tail = (1 - confidence) / 2
-    low, high = np.percentile(bootstrap_medians(values, resamples, seed), [100 * tail, 100 - 100 * tail])
-    ordered = np.sort(values)
-    # the k-th value from below exceeds the median with the chance that fewer than k of n fair coins show heads
-    k = int(np.searchsorted(bdtr(np.arange(len(values)), len(values), 0.5), tail, side="right"))
-    low, high = min(low, ordered[max(k - 1, 0)]), max(high, ordered[min(len(values) - k, len(values) - 1)])
-    middle, rho = float(np.median(values)), persistence(values)
-    stretch = float(np.sqrt((1 + rho) / (1 - rho)))
-    return middle * (float(low) / middle) ** stretch, middle * (float(high) / middle) ** stretch
-
-
-def bootstrap_medians(values: Floats, resamples: int, seed: int) -> Floats:
-    """Return the medians of `resamples` samples drawn from the values with replacement."""
-    picks = np.random.default_rng(seed).integers(0, len(values), size=(resamples, len(values)))
-    return np.asarray(np.median(values[picks], axis=1), dtype=np.float64)
-
-
-def persistence(values: Floats) -> float:
-    """Return how much a value tells of the next one: the autocorrelation at lag 1, from 0 to 0.9.
-
-    The outer tenths are clipped first, so that single spikes do not hide it.
-    """
-    clipped = np.clip(values, *np.percentile(values, [10, 90]))
-    centred = clipped - clipped.mean()
-    power = float((centred**2).sum())
-    return min(max(float((centred[1:] * centred[:-1]).sum()) / power, 0.0), 0.9) if power > 0 else 0.0
-
-
-def contrast(
-    before: Floats, after: Floats, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Return median(after) / median(before) and its interval, for two series that were not measured together.
-
-    The two intervals' widths, as logarithms, are added as independent errors are.
-    """
-    middles = float(np.median(before)), float(np.median(after))
-    spans = [
-        np.log(median_interval(values, confidence=confidence, resamples=resamples, seed=seed)) - np.log(middle)
-        for values, middle in zip((before, after), middles, strict=True)
-    ]
-    ratio = middles[1] / middles[0]
-    below = float(np.hypot(spans[1][0], spans[0][1]))
-    above = float(np.hypot(spans[1][1], spans[0][0]))
-    return ratio, ratio * float(np.exp(-below)), ratio * float(np.exp(above))
 
 
 def settled(seconds: Sequence[float], *, window: int = 10, tolerance: float = 0.02) -> bool:

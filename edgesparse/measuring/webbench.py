@@ -19,7 +19,7 @@ from edgesparse import environment
 from edgesparse.artifacts.feeds import random_feeds
 from edgesparse.artifacts.manifest import TensorInfo
 from edgesparse.errors import EdgesparseError, UnsupportedError
-from edgesparse.measuring.bench import Contender, Plan, Progress, measure
+from edgesparse.measuring.bench import Plan, Progress, measure
 from edgesparse.measuring.masks import mask_pictures
 from edgesparse.measuring.memory import Memory
 from edgesparse.measuring.report import LayerTime, Report, layer_times
@@ -82,6 +82,10 @@ class EngineContender:
             if fastest * self._group >= _TIMING / 2 or isinstance(self.model, WasmtimeModel):
                 return found
             self._group = math.ceil(_TIMING / fastest)
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+        self.model.close()
 
     def interruptions(self) -> int:
         """Return in how many runs the system took the core away; all of those that were asked for at once count."""
@@ -166,27 +170,37 @@ def bench_engine(
         options.setdefault("variant", engine.pick(probe()))
     else:
         options["threads"] = plan.threads
-    sparse = EngineContender(SPARSE, engine.load_bundle(it.sparse.path, it.inputs, it.outputs, **options))
+    bundles = {SPARSE: it.sparse} | ({DENSE: it.dense} if it.dense is not None else {})
+
+    def ours() -> list[EngineContender]:
+        return [
+            EngineContender(name, engine.load_bundle(bundle.path, it.inputs, it.outputs, **options))
+            for name, bundle in bundles.items()
+        ]
+
+    def rival() -> EngineContender:
+        assert isinstance(engine, Engine)
+        library = find_package(ORT_WEB)
+        return EngineContender(ORT_WEB, engine.load_onnx(library, it.portable, it.inputs, it.outputs, plan.threads))
+
+    contenders = ours()
+    sparse = contenders[0]
     if sparse.model.told["threads"] != plan.threads:
         raise UnsupportedError(
             f"the bundle runs on {sparse.model.told['threads']} threads here, not {plan.threads}",
             why=f"it was made for at most {it.sparse.manifest['threads']}, and the engine must allow them",
         )
-    contenders: list[Contender] = [sparse]
-    if it.dense is not None:
-        dense = engine.load_bundle(it.dense.path, it.inputs, it.outputs, **options)
-        contenders.append(EngineContender(DENSE, dense))
     if onnxruntime and isinstance(engine, Wasmtime):
         say(f"{ORT_WEB} needs a JavaScript engine: it is left out")
-    elif onnxruntime and isinstance(engine, Engine):
+    elif onnxruntime:
         try:
-            other = engine.load_onnx(find_package(ORT_WEB), it.portable, it.inputs, it.outputs, plan.threads)
-            contenders.append(EngineContender(ORT_WEB, other))
+            contenders.append(rival())
         except EdgesparseError as error:
             say(str(error))
-    outcome = measure(contenders, plan, progress=progress)
+    rivals = len(contenders) - len(bundles)
+    outcome = measure(contenders, plan, again=lambda: [*ours(), *(rival() for _ in range(rivals))], progress=progress)
     found = _layers(sparse.model, it.sparse) if layers else ()
-    before = _layers(dense, it.dense) if layers and it.dense is not None else ()
+    before = _layers(contenders[1].model, it.dense) if layers and it.dense is not None else ()
     subject = {
         "artifact": it.sparse.manifest["name"],
         "artifact_sha256": environment.sha256(it.sparse.path / "manifest.json"),
@@ -195,7 +209,6 @@ def bench_engine(
         "recipe": it.sparse.manifest["recipe"],
         "info": {**it.sparse.manifest["info"], "engine": engine.told["engine"], "isolated": engine.told["isolated"]},
     }
-    bundles = {SPARSE: it.sparse} | ({DENSE: it.dense} if it.dense is not None else {})
     memory = {name: _memory(bundle) for name, bundle in bundles.items()}
     sizes = {SPARSE: size_of(it.sparse), ORT_WEB: it.portable.stat().st_size}
     if it.dense is not None:

@@ -7,8 +7,8 @@
  *     bench info                                      the machine, and where the kernels lie
  *
  * Options: --weights FILE, --dense FILE, --form sparse|dense, --seconds S, --runs N, --warm-up S, --profile N,
- * --cores all|big|little|MASK, --most S, --keep-all 0|1, --rival NAME, --timeout S. Exit codes: 0 done, 2 usage,
- * 3 files or memory. */
+ * --cores all|big|little|MASK, --most S, --keep-all 0|1, --loads N, --rival NAME, --timeout S. Exit codes: 0 done,
+ * 2 usage, 3 files or memory. */
 #define _GNU_SOURCE
 
 #include "machine.h"
@@ -31,8 +31,8 @@ extern const es_program es_dense_program __attribute__((visibility("hidden")));
 
 static struct {
     const char *mode, *weights, *dense, *form, *input, *output, *expect, *cores, *rival;
-    int64_t seconds, warm_up, runs, profile, timeout, most, keep_all; /* in thousandths */
-} want = {"", "weights.bin", NULL, NULL, NULL, NULL, NULL, "all", NULL, 10000, 5000, 100000, 20000, 0, 120000, 0};
+    int64_t seconds, warm_up, runs, profile, timeout, most, keep_all, loads; /* in thousandths */
+} want = {"", "weights.bin", NULL, NULL, NULL, NULL, NULL, "all", NULL, 10000, 5000, 100000, 20000, 0, 120000, 0, 1000};
 
 static const struct {
     const char *name;
@@ -44,6 +44,7 @@ static const struct {
     {"--cores", &want.cores, NULL},     {"--seconds", NULL, &want.seconds}, {"--warm-up", NULL, &want.warm_up},
     {"--runs", NULL, &want.runs},       {"--profile", NULL, &want.profile}, {"--timeout", NULL, &want.timeout},
     {"--rival", &want.rival, NULL},     {"--most", NULL, &want.most},       {"--keep-all", NULL, &want.keep_all},
+    {"--loads", NULL, &want.loads},
 };
 
 __attribute__((noreturn)) static void fail(int code, const char *what, const char *why) {
@@ -73,14 +74,24 @@ static void options(int count, char **given) {
     }
 }
 
-static void load(es_form *form, int dense) {
+static void load(es_form *form, int at, int dense) {
     const char *weights = dense ? want.dense : want.weights;
     const uint64_t before = es_clock_ns();
-    const int status = es_create_program(dense ? &es_dense_program : &es_main_program, weights, &form->model);
-    form->load_ns = es_clock_ns() - before;
+    const int status = es_create_program(dense ? &es_dense_program : &es_main_program, weights, &form->models[at]);
+    if (at == 0)
+        form->load_ns = es_clock_ns() - before;
     form->name = dense ? "dense" : "sparse";
     if (status)
         fail(3, weights, es_error(status));
+}
+
+/* Whether one more load would take too much of what memory is left: arenas, as weights are mapped once for all. */
+static int scarce(const es_form *forms, int count) {
+    const int64_t left = es_available();
+    int64_t arenas = 0;
+    for (int n = 0; n < count; n++)
+        arenas += (int64_t)es_arena_bytes(forms[n].models[0]);
+    return left >= 0 && left / 4 < arenas;
 }
 
 static const uint8_t *mapped(const char *path, uint64_t *bytes) {
@@ -91,14 +102,14 @@ static const uint8_t *mapped(const char *path, uint64_t *bytes) {
 }
 
 /* Read or write all inputs or outputs of a model, one after the other, as raw bytes. */
-static void feed(const es_form *form, const char *path) {
+static void feed(const es_form *form, int load, const char *path) {
     uint64_t bytes, at = 0;
     const uint8_t *content = mapped(path, &bytes);
-    for (int32_t i = 0; i < es_input_count(form->model); i++) {
-        const uint64_t size = es_input_info(form->model, i)->nbytes;
+    for (int32_t i = 0; i < es_input_count(form->models[load]); i++) {
+        const uint64_t size = es_input_info(form->models[load], i)->nbytes;
         if (bytes - at < size)
             fail(3, path, "is too short");
-        memcpy(es_input(form->model, i), content + at, (size_t)size);
+        memcpy(es_input(form->models[load], i), content + at, (size_t)size);
         at += size;
     }
     es_unmap_file(content, bytes);
@@ -107,8 +118,8 @@ static void feed(const es_form *form, const char *path) {
 static void save(const es_form *form, const char *path) {
     const int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     int bad = file < 0;
-    for (int32_t i = 0; !bad && i < es_output_count(form->model); i++)
-        bad = es_write_all(file, es_output(form->model, i), es_output_info(form->model, i)->nbytes);
+    for (int32_t i = 0; !bad && i < es_output_count(form->models[0]); i++)
+        bad = es_write_all(file, es_output(form->models[0], i), es_output_info(form->models[0], i)->nbytes);
     if (bad || close(file))
         fail(3, path, "cannot be written (is the disk full?)");
 }
@@ -131,9 +142,9 @@ static double error_of(const es_form *form, const char *path) {
     uint64_t bytes, at = 0;
     const uint8_t *content = mapped(path, &bytes);
     double worst = 0;
-    for (int32_t i = 0; i < es_output_count(form->model); i++) {
-        const es_port *port = es_output_info(form->model, i);
-        const void *found = es_output(form->model, i);
+    for (int32_t i = 0; i < es_output_count(form->models[0]); i++) {
+        const es_port *port = es_output_info(form->models[0], i);
+        const void *found = es_output(form->models[0], i);
         double error = 0;
         if (bytes - at < port->nbytes)
             fail(3, path, "is too short");
@@ -154,14 +165,14 @@ static void say_pair(const char *key, int64_t number) {
 }
 
 static void tell_form(const es_form *form, int blocks) {
-    const char *expect = form->model ? want.expect : NULL; /* the rival judges its outputs itself */
+    const char *expect = form->models[0] ? want.expect : NULL; /* the rival judges its outputs itself */
     const double error = expect ? error_of(form, expect) : 0;
     es_say_quoted(form->name);
     say_pair(":{\"load_ns\":", (int64_t)form->load_ns);
     say_pair(",\"first_ns\":", (int64_t)form->first_ns);
     say_pair(",\"warm_up_runs\":", form->warm_up_runs);
     es_say(form->settled ? ",\"settled\":true" : ",\"settled\":false");
-    say_pair(",\"arena_bytes\":", form->model ? (int64_t)es_arena_bytes(form->model) : 0);
+    say_pair(",\"arena_bytes\":", form->models[0] ? (int64_t)es_arena_bytes(form->models[0]) : 0);
     es_say(",\"error\":");
     if (!expect)
         es_say("null");
@@ -169,19 +180,20 @@ static void tell_form(const es_form *form, int blocks) {
         es_say("1e999");
     else
         es_say_float(error);
-    if (es_tell_times(form, blocks) || (form->model && es_tell_layers(form, want.profile / 1000)))
+    if (es_tell_times(form, blocks) || (form->models[0] && es_tell_layers(form, want.profile / 1000)))
         fail(3, "times", "not enough memory");
     es_say("}");
 }
 
-static void bench(es_form *forms, int count) {
+static void bench(es_form *forms, int count, int loads) {
     es_say("{\"schema\":\"edgesparse.device/1\",\"version\":");
     es_say_quoted(es_version());
+    say_pair(",\"loads\":", loads);
     es_say(",");
     es_tell_machine("before");
     for (int n = 0; n < count; n++)
-        es_warm_up(&forms[n], (uint64_t)want.warm_up * 1000000u);
-    const int blocks = es_alternate(forms, count, (uint64_t)want.seconds * 1000000u, want.runs / 1000,
+        es_warm_up(&forms[n], loads, (uint64_t)want.warm_up * 1000000u);
+    const int blocks = es_alternate(forms, count, loads, (uint64_t)want.seconds * 1000000u, want.runs / 1000,
                                     (uint64_t)want.most * 1000000u, want.keep_all != 0);
     if (blocks < 0)
         fail(3, "times", "not enough memory");
@@ -199,16 +211,16 @@ static void bench(es_form *forms, int count) {
 static void memory(int dense) {
     es_form form = {0};
     const int64_t before = es_resident();
-    load(&form, dense);
+    load(&form, 0, dense);
     if (want.input)
-        feed(&form, want.input);
+        feed(&form, 0, want.input);
     for (int run = 0; run < 3; run++)
-        es_run(form.model);
+        es_run(form.models[0]);
     const int64_t after = es_resident();
     say_pair("{\"baseline_bytes\":", before);
     say_pair(",\"peak_bytes\":", after > before ? after - before : 0);
-    say_pair(",\"arena_bytes\":", (int64_t)es_arena_bytes(form.model));
-    say_pair(",\"weights_bytes\":", (int64_t)es_weights_bytes(form.model));
+    say_pair(",\"arena_bytes\":", (int64_t)es_arena_bytes(form.models[0]));
+    say_pair(",\"weights_bytes\":", (int64_t)es_weights_bytes(form.models[0]));
     es_say("}\n");
 }
 
@@ -244,17 +256,26 @@ int main(int count, char **given) {
     }
     if (!timed && strcmp(want.mode, "run") && strcmp(want.mode, "count"))
         fail(2, want.mode, "unknown mode");
-    load(&forms[0], dense);
-    if (both)
-        load(&forms[1], 1);
-    for (int n = 0; want.input && n <= both; n++)
-        feed(&forms[n], want.input);
+    int loads = timed ? (int)(want.loads / 1000) : 1;
+    if (loads < 1 || loads > MOST_LOADS)
+        fail(2, "--loads", "must be 1 to 64");
+    for (int at = 0; at < loads; at++) {
+        if (at && scarce(forms, 1 + both)) {
+            loads = at;
+            break;
+        }
+        for (int n = 0; n <= both; n++) {
+            load(&forms[n], at, dense || n);
+            if (want.input)
+                feed(&forms[n], at, want.input);
+        }
+    }
     if (timed) {
         forms[1 + both].name = want.rival;
-        bench(forms, contenders);
+        bench(forms, contenders, loads);
     } else {
         for (int64_t run = 0; run < (want.mode[0] == 'r' ? 1 : want.runs / 1000); run++)
-            es_run(forms[0].model);
+            es_run(forms[0].models[0]);
         if (want.output)
             save(&forms[0], want.output);
     }

@@ -6,6 +6,7 @@
 #include "platform.h"
 #include "text.h"
 
+#include <fcntl.h>
 #include <sched.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -125,6 +126,22 @@ int64_t es_resident(void) {
         return 0;
     es_read_number(text, &end); /* the first number is the size of the address space */
     return es_read_number(*end ? end + 1 : end, &end) * sysconf(_SC_PAGESIZE);
+}
+
+int64_t es_available(void) {
+    static const char key[] = "MemAvailable:";
+    char text[512];
+    const char *end;
+    const int file = open("/proc/meminfo", O_RDONLY | O_CLOEXEC);
+    const ssize_t got = file < 0 ? 0 : read(file, text, sizeof text - 1);
+    if (file >= 0)
+        close(file);
+    text[got > 0 ? got : 0] = 0;
+    const char *found = strstr(text, key);
+    if (!found)
+        return -1;
+    found += sizeof key - 1;
+    return es_read_number(found + strspn(found, " "), &end) * 1024;
 }
 
 void es_tell_machine(const char *name) {

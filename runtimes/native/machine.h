@@ -14,6 +14,9 @@ uint64_t es_own_ns(void);
 /* Bytes of this process that are in memory now. */
 int64_t es_resident(void);
 
+/* Bytes of memory that are available; -1 where the system does not tell. */
+int64_t es_available(void);
+
 /* Write a JSON object: cores in use, and per core the governor, frequencies in kHz, temperatures in degrees, load. */
 void es_tell_machine(const char *name);
 

@@ -21,11 +21,12 @@ typedef struct run {
     uint64_t spent, used, preemptions;
 } run;
 
-/* Have the rival run once: a byte to standard input, which is a socket, and the three numbers back. */
-static run ask(void) {
+/* Have the rival run once: the load as a byte to standard input, which is a socket, and the three numbers back. */
+static run ask(int load) {
     run told;
     char *at = (char *)&told;
-    int bad = es_write_all(STDIN_FILENO, "\n", 1);
+    const uint8_t wanted = (uint8_t)load;
+    int bad = es_write_all(STDIN_FILENO, &wanted, 1);
     for (size_t left = sizeof told; left && !bad;) {
         const ssize_t got = read(STDIN_FILENO, at, left);
         bad = got <= 0;
@@ -38,11 +39,11 @@ static run ask(void) {
 }
 
 static run once(const es_form *form) {
-    if (!form->model)
-        return ask();
+    if (!form->models[0])
+        return ask(form->load);
     const int64_t preemptions = es_preemptions();
     const uint64_t own = es_own_ns(), before = es_clock_ns();
-    es_run(form->model);
+    es_run(form->models[form->load]);
     const uint64_t spent = es_clock_ns() - before;
     return (run){spent, es_own_ns() - own, (uint64_t)(es_preemptions() - preemptions)};
 }
@@ -74,8 +75,10 @@ static uint64_t median(const uint64_t *times) {
     return sorted[SETTLED / 2];
 }
 
-void es_warm_up(es_form *form, uint64_t most_ns) {
-    uint64_t window[2 * SETTLED] = {0}, last = form->first_ns = once(form).spent, spent = last;
+/* Run until times settle, or they come to `most_ns`: what a run takes then, `last` if none was made. */
+static uint64_t settle(es_form *form, uint64_t most_ns, uint64_t last) {
+    uint64_t window[2 * SETTLED] = {0}, spent = 0;
+    form->settled = form->warm_up_runs = 0;
     while (spent < most_ns && !form->settled) {
         memmove(window, window + 1, sizeof window - sizeof *window);
         window[2 * SETTLED - 1] = last = once(form).spent;
@@ -85,8 +88,20 @@ void es_warm_up(es_form *form, uint64_t most_ns) {
             form->settled = 50 * (a > b ? a - b : b - a) <= a;
         }
     }
-    if (form->warm_up_runs >= SETTLED)
-        last = median(window + SETTLED);
+    return form->warm_up_runs >= SETTLED ? median(window + SETTLED) : last;
+}
+
+void es_warm_up(es_form *form, int loads, uint64_t most_ns) {
+    const uint64_t first = form->first_ns = once(form).spent;
+    const uint64_t last = settle(form, most_ns > first ? most_ns - first : 0, first);
+    const int settled = form->settled, runs = form->warm_up_runs; /* what is told of the first load */
+    for (form->load = 1; form->load < loads; form->load++) {
+        once(form);
+        settle(form, most_ns / (uint64_t)(loads - 1), 0);
+    }
+    form->load = 0;
+    form->settled = settled;
+    form->warm_up_runs = runs;
     const uint64_t turn = last ? (TURN_NS + last - 1) / last : MAX_TURN;
     form->turn = turn < MIN_TURN ? MIN_TURN : turn > MAX_TURN ? MAX_TURN : (int)turn;
 }
@@ -137,7 +152,8 @@ static void take_turn(es_form *form, uint64_t *times, int keep_all) {
     form->runs += good;
 }
 
-int es_alternate(es_form *forms, int count, uint64_t least_ns, int64_t least_runs, uint64_t most_ns, int keep_all) {
+int es_alternate(es_form *forms, int count, int loads, uint64_t least_ns, int64_t least_runs, uint64_t most_ns,
+                 int keep_all) {
     for (int done = 0;; done++) {
         int enough = done > 0, plenty = done > 0, late = 0;
         for (int n = 0; n < count; n++) {
@@ -150,8 +166,10 @@ int es_alternate(es_form *forms, int count, uint64_t least_ns, int64_t least_run
         for (int n = 0; n < count; n++)
             if (reserve(&forms[n], 2 * (uint64_t)forms[n].turn * (uint64_t)(done + 1)))
                 return -1;
+        const int turned = loads > 1 ? done % loads + done / loads : 0;
         for (int n = 0; n < 2 * count; n++) {
-            es_form *form = &forms[n < count ? n : 2 * count - 1 - n];
+            es_form *form = &forms[((n < count ? n : 2 * count - 1 - n) + turned) % count];
+            form->load = done % loads;
             take_turn(form, form->times + (2 * (size_t)done + (n >= count)) * (size_t)form->turn, keep_all);
         }
     }
@@ -195,13 +213,13 @@ int es_tell_times(const es_form *form, int blocks) {
 
 int es_tell_layers(const es_form *form, int64_t runs) {
     runs = runs > MAX_PROFILES ? MAX_PROFILES : runs;
-    const int32_t count = es_layer_count(form->model);
+    const int32_t count = es_layer_count(form->models[0]);
     const uint64_t bytes = sizeof(uint64_t) * ((uint64_t)count * (uint64_t)(runs + 1) + 1);
     uint64_t *ns = es_allocate(bytes), *each = ns + count;
     if (!ns)
         return -1;
     for (int64_t run = 0; run < runs; run++) {
-        es_profile(form->model, ns);
+        es_profile(form->models[0], ns);
         for (int32_t layer = 0; layer < count; layer++)
             each[(size_t)layer * (size_t)runs + (size_t)run] = ns[layer];
     }
@@ -210,7 +228,7 @@ int es_tell_layers(const es_form *form, int64_t runs) {
         uint64_t *own = each + (size_t)layer * (size_t)runs;
         sort(own, (uint64_t)runs);
         es_say(layer ? ",{\"name\":" : "{\"name\":");
-        es_say_quoted(es_layer_name(form->model, layer));
+        es_say_quoted(es_layer_name(form->models[0], layer));
         say_ns(",\"ns\":", own[runs / 2]);
         es_say("}");
     }

@@ -6,6 +6,7 @@ import json
 import shlex
 import tempfile
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,26 @@ def test_the_program_keeps_the_protocol(arm: Artifact, board: Board) -> None:
             assert min(min(turn) for turn in turns) == form["min_ns"]
         short = json.loads(device.program([*given, "0", "--seconds", "60", "--most", "0.01"], timeout=60))
         assert all(len(form["blocks"]) == 1 for form in short["forms"].values()), "a limit ends it"
+
+
+@needs_qemu
+def test_the_program_goes_through_several_loads(arm: Artifact, board: Board) -> None:
+    """In turns, here and in the report; one where it is told nothing."""
+    with Device(board, arm) as device:
+        device.push(devices.files_of(arm))
+        sample = ["--input", "sample.in", "--expect", "sample.out"]
+        given = ["bench", "--dense", "dense.bin", *sample, "--seconds", "0.02", "--runs", "40", "--warm-up", "0.05"]
+        told = json.loads(device.program([*given, "--loads", "3"], timeout=60))
+        assert told["loads"] == 3
+        assert all(form["error"] < 1e-5 for form in told["forms"].values())
+        assert json.loads(device.program(given, timeout=60))["loads"] == 1
+        for wrong in ("0", "65"):
+            with pytest.raises(DeviceError, match="must be 1 to 64"):
+                device.program([*given, "--loads", wrong], timeout=60)
+        report = bench_device(device, Wanted(replace(PLAN, loads=3, seconds=0.4), cores="all")).report
+    assert report is not None
+    assert {item.samples.loads for item in report.outcome.measured} == {3}
+    assert len(report.outcome.comparisons[0].load_ratios) == 3
 
 
 @needs_qemu
@@ -195,4 +216,4 @@ def test_what_is_asked_of_the_program(arm: Artifact) -> None:
     with pytest.raises(DeviceError):
         bench_device(device, Wanted(MLPERF, cores="little"))
     assert "--seconds 60.000 --runs 1024" in lines[0]
-    assert "--most 3600.000 --keep-all 1 --cores little" in lines[0]
+    assert "--loads 8 --most 3600.000 --keep-all 1 --cores little" in lines[0]

@@ -19,7 +19,7 @@ from edgesparse.measuring.bench import Plan
 from edgesparse.measuring.devicebench import Wanted, bench_device
 from edgesparse.runtimes.device import RIVAL, open_device
 
-QUICK = Plan(seconds=0.05, runs=20, warm_up=0.05)
+QUICK = Plan(seconds=0.05, runs=20, warm_up=0.05, loads=3)
 #: Where a python3 with onnxruntime is: this one.
 HERE = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
@@ -46,6 +46,7 @@ def test_it_is_timed_in_the_same_blocks(made: Artifact, server: str) -> None:
     outcome = report.report.outcome
     assert [item.name for item in outcome.measured] == ["edgesparse", "edgesparse dense", "onnxruntime"]
     assert len({len(item.samples.blocks) for item in outcome.measured}) == 1
+    assert {item.samples.loads for item in outcome.measured} == {QUICK.loads}
     assert [item.other for item in outcome.comparisons if item.base == "edgesparse"][-1] == "onnxruntime"
     assert outcome.measured[-1].load_seconds > 0
 
