@@ -41,6 +41,7 @@ SEEDS = (11, 12)
 @click.option("--rate", type=float, help="As the command has it, if not given.")
 @click.option("--augment", type=click.Choice(AUGMENTATIONS), default="shift", show_default=True)
 @click.option("--crop-size", type=int)
+@click.option("--held-back", default=0.15, show_default=True, help="Share of the inputs that judge.")
 @click.option("--repair", is_flag=True, help="Begin with the post-training result.")
 @click.option("--pages", "count", default=480, show_default=True, help="Pages to train on.")
 @click.option("--data", type=click.Path(path_type=Path, exists=True), help="Photographs to train on.")
@@ -57,6 +58,7 @@ def main(
     rate: float | None,
     augment: str,
     crop_size: int | None,
+    held_back: float,
     repair: bool,
     count: int,
     data: Path | None,
@@ -85,7 +87,15 @@ def main(
         recipe = full if pattern.startswith("group") else replace(full, rearrangement=None)
     model = model_path(network)
     target = out.parent / f"{network}-{pattern.replace(':', '')}-{sparsity:g}.onnx"
-    settings = Settings(minutes=minutes, steps=steps, batch=batch, rate=rate, augment=augment, crop_size=crop_size)
+    settings = Settings(
+        minutes=minutes,
+        steps=steps,
+        batch=batch,
+        rate=rate,
+        augment=augment,
+        crop_size=crop_size,
+        held_back=held_back,
+    )
     made = finetune(
         model, data, target, recipe, settings, resume=resume, progress=lambda _, text: click.echo(text, err=True)
     )

@@ -33,6 +33,8 @@ from edgesparse.errors import UsageError
 @click.option("--teach", type=click.Choice(("features", "both")),
               help="By the dense model's values at sparse layers, or by its outputs too.  "
                    "[default: features if there are fewer inputs than classes]")  # fmt: skip
+@click.option("--held-back", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.15, show_default=True,
+              help="Share of the inputs that judge, and are not trained on.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of a run that was ended.")
 @common.threads_option
 @common.seed_option
@@ -60,6 +62,7 @@ def finetune(
     augment: str,
     crop_size: int | None,
     teach: str | None,
+    held_back: float,
     resume: bool,
     threads: int,
     seed: int,
@@ -94,7 +97,17 @@ def finetune(
     keep_freed()
     torch.set_num_threads(threads)
     settings = Settings(
-        minutes, steps, batch, rate, seed, method, allocation, augment=augment, crop_size=crop_size, teach=teach
+        minutes,
+        steps,
+        batch,
+        rate,
+        seed,
+        method,
+        allocation,
+        held_back=held_back,
+        augment=augment,
+        crop_size=crop_size,
+        teach=teach,
     )
     with console.progress("finetune") as tick:
         made = train(

@@ -27,6 +27,17 @@ def places(nodes: Iterable[ir.Node], layers: Collection[str]) -> list[str]:
     return list(dict.fromkeys(_seen(node.outputs[0]) for node in nodes if node.name in layers))
 
 
+def narrow(sizes: Sequence[int]) -> list[int]:
+    """Indices of the values worth comparing, of values in the graph's order with so many elements each.
+
+    Left out is what is more than twice as large as the one before or after it, e.g. expansions inside inverted
+    bottlenecks: the small one is made from it or it from the small one, and passes over large values take long. The
+    last stays always.
+    """
+    last = len(sizes) - 1
+    return [i for i, size in enumerate(sizes) if i == last or size <= 2 * min(sizes[max(i - 1, 0) : i + 2])]
+
+
 def feature_loss(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
     """Mean over the values of the squared error over the teacher's mean square; the last, which the head of the network
     sees, counts once more by itself.

@@ -17,7 +17,7 @@ from edgesparse.errors import UsageError
 from edgesparse.recipe import Recipe
 from edgesparse.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from edgesparse.training.converter import Converted
-from edgesparse.training.features import distances, feature_loss, output_distance, sharpness, teaching
+from edgesparse.training.features import distances, feature_loss, narrow, output_distance, sharpness, teaching
 from edgesparse.training.inputs import AUGMENTATIONS, augment
 from edgesparse.training.layers import Tensor
 from edgesparse.training.optim import LEAST_DECAY, Average, RelativeAdam
@@ -145,7 +145,7 @@ class Trainer:
         )
         # masks that never change are final from the start, and the first state is one to beat
         self.final_from = 0.0 if method == "given" else FINAL_FROM
-        self.places = student.graph.places(self.sparsifier.run.layers)
+        self.places = self._places()
         self.teach = settings.teach or teaching(self.wanted, len(trained))
         rate = settings.rate or (REPAIR_RATE if method == "given" else RATE)
         self.optimizer = RelativeAdam(student.parameters(), lr=rate)
@@ -283,6 +283,13 @@ class Trainer:
         """A batch as steps have it."""
         batch = self.trained[torch.arange(self.settings.batch) % len(self.trained)]
         return augment(batch, torch.Generator().manual_seed(0), self.settings.augment, self.settings.crop_size)
+
+    def _places(self) -> list[str]:
+        """Names of the values at which the two are compared."""
+        every: list[str] = self.student.graph.places(self.sparsifier.run.layers)
+        with torch.no_grad():
+            found = self.teacher.graph.values([*every, *self.teacher.wanted], self.held_back[:1])
+        return [every[i] for i in narrow([value.numel() for value in found[:-1]])]
 
     def _try_crops(self) -> None:
         """Raise UsageError where crops of another size are no inputs of the model."""

@@ -11,7 +11,7 @@ import torch
 
 from edgesparse.passes import model_from_proto
 from edgesparse.training.converter import Converted
-from edgesparse.training.features import LEAST, feature_loss, output_distance, sharpness, teaching
+from edgesparse.training.features import LEAST, feature_loss, narrow, output_distance, sharpness, teaching
 
 
 def test_places_are_what_others_see() -> None:
@@ -47,6 +47,14 @@ def test_layers_that_meet_are_compared_once() -> None:
     before = module(torch.ones(1, 2, 4, 4))
     module.sharpen(1.5)
     assert torch.allclose(module(torch.ones(1, 2, 4, 4)), 1.5 * before)
+
+
+def test_expansions_are_not_compared() -> None:
+    # 24 channels, expanded to 144 twice, and 40 at a quarter of the size; the last stays, large as it is
+    assert narrow([75, 451, 451, 75, 451, 113, 31, 188, 47, 313]) == [0, 3, 6, 8, 9]
+    # halved at every stride, as without bottlenecks: all of them
+    assert narrow([802, 401, 401, 201, 201, 101, 101]) == list(range(7))
+    assert narrow([5]) == [0]
 
 
 def test_the_loss_counts_the_last_place_twice() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -422,6 +423,25 @@ def test_the_command(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "is there already" in capsys.readouterr().err
     assert main([*common, "--force"]) == 2
     assert "needs to know what to prune" in capsys.readouterr().err
+
+
+def test_the_share_of_inputs_held_back_is_asked_for(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[float] = []
+    right = trainer.Trainer.run
+
+    def run(self: trainer.Trainer, tick: Any) -> tuple[float, float]:
+        seen.append(len(self.held_back) / (len(self.held_back) + len(self.trained)))
+        return right(self, tick)
+
+    monkeypatch.setattr(trainer.Trainer, "run", run)
+    common = ["finetune", str(trained / "digits.onnx"), "--data", str(trained / "inputs"), "--steps", "2", "-q"]
+    common += ["--pattern", "unstructured", "--sparsity", "0.5", "-o", str(tmp_path / "out.onnx"), "--held-back"]
+    assert main([*common, "0.4"]) == 0
+    assert seen == [pytest.approx(0.4, abs=0.01)]
+    assert main([*common, "1", "--force"]) == 2
+    assert "--held-back" in capsys.readouterr().err
 
 
 def test_copies_of_a_long_graph_share_its_nodes() -> None:
