@@ -57,6 +57,9 @@ class Target:
         after, lest it spills; none where it was not seen to gain.
     few:
         Registers are few, for vectors and for addresses: kernels loop over what they would unroll elsewhere.
+    checked:
+        The assembly of a kernel's inner loops is read: where they touch the stack, it is made of less (see
+        `edgesparse.building.registers`).
     ahead:
         Bytes by which products fetch their weights before they need them; 0 where that was not measured to gain.
     """
@@ -83,6 +86,7 @@ class Target:
     ahead: int = 0
     barrier: str = ""
     few: bool = False
+    checked: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -204,6 +208,7 @@ def _arm64(
         loads=loads,
         # A landing pad for no kind of branch: a no-op on every core, and LLVM schedules nothing across it.
         barrier="llvm.aarch64.hint 32",
+        checked=True,
     )
 
 
@@ -231,6 +236,7 @@ def _arm32(name: str, runner: str = "device") -> Target:
         loads=0.5,
         barrier="llvm.arm.hint 0",
         few=True,
+        checked=True,
     )
 
 

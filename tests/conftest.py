@@ -22,6 +22,10 @@ their names), and those that bench the same artifact on one device, which is thi
 """
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shapes", type=int, default=4, help="random networks of each kind in test_arm_shapes.py")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep tests that belong together on one worker: no other builds their fixture again, or takes their device."""

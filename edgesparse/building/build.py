@@ -11,7 +11,7 @@ from pathlib import Path
 
 import edgesparse
 from edgesparse import cache
-from edgesparse.building import codegen
+from edgesparse.building import codegen, registers
 from edgesparse.errors import CompileError
 from edgesparse.kernels import KernelSpec
 from edgesparse.target import Target
@@ -40,7 +40,7 @@ def build_kernels(
         code = cache.get(key)
         if code is None:
             try:
-                code = codegen.compile_object({symbol: spec.build()}, target.tvm_target())
+                code = _object(symbol, spec, target)
             except CompileError:
                 raise
             except Exception as error:  # whatever TVM's builder raises
@@ -48,6 +48,12 @@ def build_kernels(
             cache.put(key, code)
         found[symbol] = code
     return found
+
+
+def _object(symbol: str, spec: KernelSpec, target: Target) -> bytes:
+    if target.checked:
+        return registers.held(symbol, spec, target).code.object()
+    return codegen.compile_object({symbol: spec.build()}, target.tvm_target())
 
 
 def kernel_key(symbol: str, target: Target) -> str:
@@ -65,7 +71,7 @@ def toolchain() -> str:
 def _sources() -> Iterable[bytes]:
     root = Path(str(importlib.resources.files("edgesparse")))
     files = [
-        root / "building" / "codegen.py",
+        *(root / "building" / f"{name}.py" for name in ("codegen", "assembly", "registers")),
         *sorted((root / "kernels").glob("*.py")),
         *sorted((root / "fallback").glob("*.py")),
     ]

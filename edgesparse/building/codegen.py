@@ -37,16 +37,30 @@ def compile_object(funcs: Mapping[str, Any], target: Mapping[str, Any]) -> bytes
     CompileError
         When a pass or LLVM fails; the message names the functions.
     """
-    module = _build(funcs, target)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernels.o"
-        module.write_to_file(str(path), "o")
-        return path.read_bytes()
+    return Code(funcs, target).object()
 
 
 def compile_asm(funcs: Mapping[str, Any], target: Mapping[str, Any]) -> str:
     """The assembly of what `compile_object` would make, for inspection."""
-    return str(_build(funcs, target).inspect_source("asm"))
+    return Code(funcs, target).asm()
+
+
+class Code:
+    """PrimFuncs as `compile_object` takes them, compiled, as an object or to be read. Raises CompileError."""
+
+    def __init__(self, funcs: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+        self._module = _build(funcs, target)
+
+    def object(self) -> bytes:
+        """The object file."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "kernels.o"
+            self._module.write_to_file(str(path), "o")
+            return path.read_bytes()
+
+    def asm(self) -> str:
+        """The assembly."""
+        return str(self._module.inspect_source("asm"))
 
 
 def lower(funcs: Mapping[str, Any], target: Mapping[str, Any]) -> Any:

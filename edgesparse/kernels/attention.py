@@ -10,8 +10,8 @@ FlashAttention's, arXiv 2205.14135, but for the keys, which are not cut: a row o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgesparse.kernels.builder import Body, kernel
@@ -79,6 +79,14 @@ class Attention:
         """Elements for the scores of one tile of queries."""
         return self.keys * self.vectors * self.used_lanes
 
+    @property
+    def modest(self) -> Iterator[Attention]:
+        """The same with ever fewer registers, for the same arguments; see `edgesparse.building.registers`."""
+        if self.barrier:
+            if not self.few:
+                yield replace(self, few=True)
+            yield from (replace(self, rows=rows, few=True) for rows in (4, 2, 1) if rows < self.rows)
+
     def build(self) -> Any:
         names = ["q", "k", "v", *(["m"] if self.mask != "none" else []), "s", "y"]
         return kernel(self.symbol, [(name, "float32") for name in names], self._body, self.barrier)
@@ -131,7 +139,7 @@ class _Tile:
         zero = body.let(body.number(0.0, self.lanes))
         for index in range(count * self.wide):
             body.put(self.acc, index, zero)
-        with body.loop(0, size) as n:
+        with body.loop(0, body.rounds(size) if self.spec.few else size) as n:
             body.fence()  # LLVM unrolls the loop for some cores
             x = row(n)
             for j in range(count):

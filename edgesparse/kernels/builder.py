@@ -64,6 +64,12 @@ class Body:
         """A constant of which LLVM does not know, such as a number of rounds by which it would unroll a loop."""
         return self.let(self.const(value) + (self.begin >> 31))
 
+    def rounds(self, count: int) -> Any:
+        """A number of rounds of which LLVM knows only that there is one: it would unroll the loop, or make one for
+        none.
+        """
+        return self.let(self.T.max(self.const(count) + self.T.shift_right(self.begin, self.const(24)), self.const(1)))
+
     def spread(self, scalar: Any, lanes: int) -> Any:
         return scalar if lanes == 1 else self.T.Broadcast(scalar, lanes)
 
@@ -127,6 +133,15 @@ class Body:
     def loop(self, begin: Any, end: Any) -> Iterator[Any]:
         with self.T.serial(begin, end) as index:
             yield index
+
+    @contextmanager
+    def repeated(self, count: int) -> Iterator[Any]:
+        """A loop, or once with 0."""
+        if count == 1:
+            yield 0
+        else:
+            with self.loop(0, count) as index:
+                yield index
 
     def even(self, low: Any, high: Any, lanes: int, first: int = 0) -> Any:
         """Every second lane, from lane `first` on, of two vectors put end to end."""

@@ -6,8 +6,9 @@ loaded: a row is loaded once for a block and not once for each of its taps.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgesparse.kernels import narrow
@@ -54,7 +55,7 @@ class Depthwise:
     def cut(self) -> tuple[Block, ...]:
         """How the band is cut. Weights that are held take registers beyond the three that are counted free."""
         if self.few:
-            return narrow.blocks(self.window, self.width)
+            return narrow.blocks(self.window, self.width, self.registers)
         taken = -(-len(self.window.taps) // self.lanes) if self._holds_weights else 0
         if self.barrier:
             taken += self.window.halves + 3 * (self.window.kernel[1] // 4) + self.epilogue.numbers + 1
@@ -63,6 +64,14 @@ class Depthwise:
             return self.window.blocks(self.width, sums, self._holds_weights)
         whole = self.width >= self.window.width_out and self.window.rows <= sums
         return self.window.blocks(self.width, sums, self._holds_weights, self.window.rows if whole else _WIDE_ROWS)
+
+    @property
+    def modest(self) -> Iterator[Depthwise]:
+        """The same with ever fewer registers, for the same arguments; see `edgesparse.building.registers`."""
+        if not self.few:
+            yield from (replace(self, registers=self.registers // by) for by in (2, 4))
+        if not self.window.flat:
+            yield from (replace(self, registers=sums, few=True) for sums in (8, 4, 2, 1))
 
     @property
     def slides(self) -> bool:
@@ -107,7 +116,8 @@ class Depthwise:
                 weight = body.let(body.spread(body["w"][first + ky * wide + kx], lanes))
                 return lambda total, x: total + weight * x
 
-            yield from narrow.sums(body, window, lanes, source, lambda: body.spread(body["b"][channel], lanes), step)
+            bias = functools.partial(body.spread, body["b"][channel], lanes)
+            yield from narrow.sums(body, window, self.cut, lanes, source, bias, step)
             return
         bias = body.let(body.spread(body["b"][channel], lanes))
         weight = self._weights(body, channel, lanes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgesparse.kernels import narrow
@@ -12,8 +12,10 @@ from edgesparse.kernels.epilogue import Epilogue
 from edgesparse.kernels.narrow import LOWEST
 from edgesparse.kernels.rows import Chunk, chunks, finish
 from edgesparse.kernels.tiles import Run, vector_starts
-from edgesparse.kernels.window import FIXED, Block, Window, row_starts
+from edgesparse.kernels.window import FIXED, Block, Window, cut_row, row_starts
 
+#: Output vectors of a panel that are copied at a time, and columns of the window.
+_PANEL_CHUNK, _PLANES = 8, 3
 #: Taps above which a panel's are looped over, where no column of any window is outside of the image.
 _MANY_TAPS = 64
 
@@ -44,10 +46,17 @@ class Pool:
     def cut(self) -> tuple[Block, ...]:
         """How the band is cut."""
         if self.few:
-            return narrow.blocks(self.window, self.window.lanes(self.lanes))
+            return narrow.blocks(self.window, self.window.lanes(self.lanes), self.registers)
         halves = self.window.halves if self.barrier else 0
         sums = max(self.registers // 3, self.registers - halves)
         return self.window.blocks(self.window.lanes(self.lanes), sums)
+
+    @property
+    def modest(self) -> Iterator[Pool]:
+        """As `Depthwise.modest`."""
+        if not self.few:
+            yield replace(self, registers=self.registers // 2)
+        yield from (replace(self, registers=sums, few=True) for sums in (8, 4, 2, 1))
 
     def build(self) -> Any:
         return kernel(self.symbol, [("x", "float32"), ("y", "float32")], self._body, self.barrier)
@@ -70,7 +79,10 @@ class Pool:
                 return body.T.max(total, x) if largest else total + x
 
             start = body.number(fill, lanes)
-            yield from narrow.sums(body, window, lanes, channel, lambda: start, lambda _ky, _kx: joined, near=largest)
+            parts = narrow.sums(
+                body, window, self.cut, lanes, channel, lambda: start, lambda _ky, _kx: joined, near=largest
+            )
+            yield from parts
             return
         for chunk in chunks(body, window, self.cut, channel, lanes):
             acc = body.registers(len(chunk.outputs), lanes)
@@ -106,7 +118,9 @@ class Panel:
 
     With a `barrier` (see `Body.fence`) each input is written to all of its places when it is loaded, and these lie at
     constant distances: the `pitch` is known then, and not read from the arguments. So it is with `few` (see
-    `Target.few`), where each tap of a row is loaded by itself.
+    `Target.few`), where each tap of a row is loaded by itself. `vectors` of outputs are copied at a time: nothing is
+    summed, they are as many as keep the code small. With `few` it is whole rows, and some columns of the window, unless
+    they are made fewer.
     """
 
     window: Window
@@ -115,20 +129,36 @@ class Panel:
     barrier: str = ""
     pitch: int = 0
     few: bool = False
+    vectors: int = _PANEL_CHUNK
 
     @property
     def symbol(self) -> str:
         fenced = f"b{self.pitch}" if self.barrier else ""
         fenced += "n" if self.few else ""
-        return f"es_panel{fenced}_f32_{self.window.name}_{self.lanes}{'a' if self.ahead else ''}"
+        at_once = f"{self.vectors}x" if self.vectors != _PANEL_CHUNK else ""
+        return f"es_panel{fenced}_f32_{self.window.name}_{at_once}{self.lanes}{'a' if self.ahead else ''}"
 
     @property
     def cut(self) -> tuple[Block, ...]:
-        """How the band is cut. Nothing is summed: they are as large as keeps the code small."""
+        """How the band is cut."""
+        window, lanes = self.window, self.window.lanes(self.lanes)
         if self.few:
-            starts = row_starts(self.window.width_out, self.window.lanes(self.lanes))
-            return (Block(1, 0, self.window.rows, (Run(starts, 1, 0),)),)
-        return self.window.blocks(self.window.lanes(self.lanes), _PANEL_CHUNK)
+            starts = row_starts(window.width_out, lanes)
+            row = (Run(starts, 1, 0),) if self._whole else cut_row(window, starts, lanes, self.vectors)
+            return (Block(1, 0, window.rows, row),)
+        return window.blocks(lanes, self.vectors)
+
+    @property
+    def _whole(self) -> bool:
+        return self.vectors >= _PANEL_CHUNK // 2
+
+    @property
+    def modest(self) -> Iterator[Panel]:
+        """As `Depthwise.modest`."""
+        if not self.few:
+            yield from (replace(self, vectors=self.vectors // by) for by in (2, 4))
+        if not self.window.flat:
+            yield from (replace(self, vectors=vectors, few=True) for vectors in (8, 4, 2, 1))
 
     def build(self) -> Any:
         return kernel(self.symbol, [("x", "float32"), ("y", "float32")], self._body, self.barrier)
@@ -141,7 +171,8 @@ class Panel:
             if len(window.taps) > _MANY_TAPS and window.inside and not window.flat:
                 self._patches(body, channel, lanes)
             elif self.few:
-                narrow.panel(body, window, self.pitch, channel, lanes)
+                planes = _PLANES if self.vectors == _PANEL_CHUNK else 1
+                narrow.panel(body, window, self.pitch, channel, lanes, self.cut[0].runs, planes)
             else:
                 self._unrolled(body, channel, lanes)
 
@@ -190,7 +221,3 @@ class Panel:
                     x = body.gather("x", [start + lane * sx for lane in range(lanes)])
                 pixel = at[0] * window.width_out + at[1]
                 finish(body, Epilogue(), window, channel * len(window.taps) + tap, pixel, x, lanes)
-
-
-#: Output vectors of a panel's chunk.
-_PANEL_CHUNK = 8

@@ -44,7 +44,8 @@ class Interleave:
             for dy in range(down):
                 target = body.let((channel * rows + row) * (down * across * width) + dy * across * width)
                 starts = [body.let(body.args[2 + dy * across + dx] + source) for dx in range(across)]
-                with body.loop(0, width // lanes) as block:
+                blocks = body.rounds(width // lanes) if self.barrier else width // lanes
+                with body.loop(0, blocks) as block:
                     self._block(body, starts, target, block * lanes)
                 if width % lanes:
                     self._block(body, starts, target, body.const(width - lanes))

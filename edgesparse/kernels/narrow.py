@@ -8,34 +8,35 @@ loaded where it does not, and slid. `Body.hold` keeps LLVM to the order written 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from edgesparse.kernels.builder import Body
+from edgesparse.kernels.tiles import Run
 from edgesparse.kernels.window import FIXED, Block, Window, cut_row, row_starts
 
-#: Output vectors that are summed at a time, and input vectors that are on their way to them.
-_SUMS, _LOADED = 8, 2
+#: Input vectors that are on their way to their sums.
+_LOADED = 2
 #: Output rows that are summed at a time, at most: each of their inputs has an address.
 _ROWS = 2
 #: Columns of a window from which there are rows beside each other, and inputs that are kept, for so few vectors only.
 _WIDE, _FEW = 4, 2
-#: Vectors of a panel that are on their way, and columns of the window that are written together (pairs, as `_groups`).
-_COPIED, _PLANES = 4, 3
+#: Vectors of a panel that are on their way.
+_COPIED = 4
 
 
 @lru_cache(maxsize=4096)
-def blocks(window: Window, lanes: int) -> tuple[Block, ...]:
-    """The cut of a band: of rows that fill no chunk, several are one."""
+def blocks(window: Window, lanes: int, sums: int) -> tuple[Block, ...]:
+    """The cut of a band into chunks of at most `sums` vectors: of rows that fill none, several are one."""
     starts = row_starts(window.width_out, lanes)
-    most = _SUMS if window.kernel[1] < _WIDE else _ROWS * _FEW
+    most = sums if window.kernel[1] < _WIDE else min(sums, _ROWS * _FEW)
     rows = max(1, min(window.rows, most // len(starts), _ROWS))
     repeat, rest = divmod(window.rows, rows)
-    found = [Block(rows, 0, repeat, cut_row(window, starts, lanes, _SUMS // rows))]
+    found = [Block(rows, 0, repeat, cut_row(window, starts, lanes, sums // rows))]
     if rest:
-        found.append(Block(rest, window.rows - rest, 1, cut_row(window, starts, lanes, _SUMS // rest)))
+        found.append(Block(rest, window.rows - rest, 1, cut_row(window, starts, lanes, sums // rest)))
     return tuple(found)
 
 
@@ -71,6 +72,7 @@ Step = Callable[[Any, Any], Any]
 def sums(
     body: Body,
     window: Window,
+    cut: tuple[Block, ...],
     lanes: int,
     channel: Any,
     begin: Callable[[], Any],
@@ -83,7 +85,7 @@ def sums(
     `begin` gives what sums start with, `tap` what the inputs under row `ky` and column `kx` of the window do to them;
     for `near` see `seen`.
     """
-    for block in blocks(window, lanes):
+    for block in cut:
         with body.loop(0, block.repeat) as index:
             first = body.let(index * block.rows + block.first)
             for run in block.runs:
@@ -93,14 +95,9 @@ def sums(
                     start = body.let(begin())
                     for at in range(len(piece.outputs)):
                         body.put(found, at, start)
-                    with body.loop(0, _rounds(body, window.kernel[0])) as ky:
+                    with body.loop(0, body.rounds(window.kernel[0])) as ky:
                         _row(body, piece, lanes, channel, ky, found, tap, near)
                     yield piece, found
-
-
-def _rounds(body: Body, count: int) -> Any:
-    """A number of rounds of which LLVM knows only that there is one: it would unroll the loop, or make one for none."""
-    return body.let(body.T.max(body.const(count) + body.T.shift_right(body.begin, body.const(24)), body.const(1)))
 
 
 def _row(
@@ -242,26 +239,43 @@ def _slid(body: Body, value: Any, by: int, lanes: int, near: bool) -> Any:
 LOWEST = float("-inf")
 
 
-def panel(body: Body, window: Window, pitch: int, channel: Any, lanes: int) -> None:
+def panel(body: Body, window: Window, pitch: int, channel: Any, lanes: int, runs: Sequence[Run], planes: int) -> None:
     """A channel's windows, written row by row of the window and of the output: its vectors lie side by side in both.
 
-    A few columns of the window at a time, as each has an address.
+    `runs` cut a row; of the window's columns `planes` at a time (pairs, as `_groups`), as each has an address.
     """
     (high, wide), starts = window.kernel, row_starts(window.width_out, lanes)
     first = body.let(channel * (high * wide * pitch))
     columns = _columns(window, starts, lanes, near=False)
-    for at in range(0, len(columns), _PLANES):
-        with body.loop(0, high) as ky, body.loop(0, _rounds(body, window.rows)) as row:
-            source = start_of(body, window, body.let(row * window.stride[0] + ky * window.dilation[0]), channel)
+    for at in range(0, len(columns), planes):
+        with body.loop(0, high) as ky, body.loop(0, body.rounds(window.rows)) as row:
+            start = start_of(body, window, body.let(row * window.stride[0] + ky * window.dilation[0]), channel)
             target = body.let(first + ky * (wide * pitch) + row * window.width_out)
-            copied = 0
-            for group, again in columns[at : at + _PLANES]:
-                if again:
-                    source = _anew(body, source)
-                for start, kx in itertools.product(starts, group):
-                    x = seen(body, window, source, start, 0, kx, lanes)
-                    x = body.let(body.number(0.0, lanes) if x is None else x)
-                    body.store("y", target + (kx * pitch + start), x, lanes)
-                    copied += 1
-                    if copied % _COPIED == 0:
-                        body.hold(x)
+            for run in runs:
+                with body.repeated(run.repeat) as tile:
+                    base = tile * run.step
+                    here = start, target if run.repeat == 1 else body.let(target + base), base
+                    _copy(body, window, columns[at : at + planes], run.offsets, here, pitch, lanes)
+
+
+def _copy(
+    body: Body,
+    window: Window,
+    columns: list[tuple[list[int], bool]],
+    starts: tuple[int, ...],
+    places: tuple[Any, Any, Any],
+    pitch: int,
+    lanes: int,
+) -> None:
+    """Some columns of the window for vectors of a row: `places` are its start, where it goes, and the first pixel."""
+    (source, target, base), copied = places, 0
+    for group, again in columns:
+        if again:
+            source = _anew(body, source)
+        for start, kx in itertools.product(starts, group):
+            x = seen(body, window, source, start, base, kx, lanes)
+            x = body.let(body.number(0.0, lanes) if x is None else x)
+            body.store("y", target + (kx * pitch + start), x, lanes)
+            copied += 1
+            if copied % _COPIED == 0:
+                body.hold(x)

@@ -38,17 +38,27 @@ class Pointwise:
 
     @property
     def symbol(self) -> str:
-        order = ("r" if self.swapped else "") + ("b" if self.barrier and self.epilogue.long else "")
+        order = ("r" if self.swapped else "") + ("b" if self._fenced else "")
         return f"es_{order}{self.op}_{self.operand}_f32_{self.pixels}px_{self.lanes}_{self.epilogue.name}"
+
+    @property
+    def _copies(self) -> bool:
+        return self.operand == "none" and self.epilogue == Epilogue()
+
+    @property
+    def _fenced(self) -> bool:
+        return bool(self.barrier) and (self.epilogue.long or self._copies)
 
     def build(self) -> Any:
         operand = [] if self.operand == "none" else [("z", "float32")]
-        barrier = self.barrier if self.epilogue.long else ""
+        barrier = self.barrier if self._fenced else ""
         return kernel(self.symbol, [("x", "float32"), *operand, ("y", "float32")], self._body, barrier)
 
     def _body(self, body: Body) -> None:
         # Vectors that never overlap, then single pixels: y may be x.
-        with body.loop(body.begin, body.end) as channel:
+        with body.loop(body.begin, body.end) as index:
+            # LLVM calls memcpy for a copy, unrolls the loop around it for some cores, and keeps an address for each.
+            channel = body.let(index + body.hidden(0, index)) if body.barrier and self._copies else index
             x_row, y_row = body.let(channel * body.arg(0)), body.let(channel * body.arg(2))
             z_row = channel * body.arg(1)
             whole = self.pixels // self.lanes
@@ -60,7 +70,8 @@ class Pointwise:
                     self._step(body, x_row, z_row, y_row, pixel, 1)
 
     def _step(self, body: Body, x_row: Any, z_row: Any, y_row: Any, pixel: Any, lanes: int) -> None:
-        body.fence()  # LLVM unrolls the loop for some cores
+        if self.epilogue.long:
+            body.fence()  # LLVM unrolls the loop for some cores
         x = body.let(body.load("x", x_row + pixel, lanes))
         if self.operand == "full":
             x = self._combine(body, x, body.let(body.load("z", z_row + pixel, lanes)))

@@ -8,7 +8,6 @@ outside the image are masked lanes, constant at compile time: no padding columns
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 from edgesparse.kernels.builder import Body
@@ -103,7 +102,7 @@ def chunks(
 ) -> Iterator[Chunk]:
     """The chunks of a band's outputs, within loops over those that are alike. Write each before the next."""
     for block in cut:
-        with _repeated(body, block.repeat) as index:
+        with body.repeated(block.repeat) as index:
             if block.repeat > 1:
                 first = body.let(index * block.rows)
             else:
@@ -111,23 +110,13 @@ def chunks(
                 first = body.hidden(block.first, channel) if body.barrier and (block.first or many) else block.first
             rows = _Rows(body, window, channel, first, block.rows, lanes, slide and not window.flat)
             for number, run in enumerate(block.runs):
-                with _repeated(body, run.repeat) as tile:
+                with body.repeated(run.repeat) as tile:
                     if run.repeat > 1:
                         base = body.let(tile * run.step)
                     else:
                         base = body.hidden(0, channel) if body.barrier and number and window.shares(lanes) else 0
                     body.fence()
                     yield Chunk(rows, first, base, block.rows, run.offsets, channel if run.repeat == 1 else tile)
-
-
-@contextmanager
-def _repeated(body: Body, count: int) -> Iterator[Any]:
-    """A loop, or once with 0."""
-    if count == 1:
-        yield 0
-    else:
-        with body.loop(0, count) as index:
-            yield index
 
 
 class _Rows:

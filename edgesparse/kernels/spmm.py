@@ -13,7 +13,7 @@ stay in L1 over all tiles.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgesparse.kernels.builder import LINE, Body, kernel
@@ -97,6 +97,15 @@ class Spmm:
         if self.joined:
             return min(most, self.group // 2)
         return most if self.group * 2 >= self.lanes else 0
+
+    @property
+    def modest(self) -> Iterator[Spmm]:
+        """The same with ever fewer registers, for the same arguments; see `edgesparse.building.registers`."""
+        if self.by_lane:
+            if not self.few:
+                yield replace(self, few=True)
+            for vectors in range(self.vectors - 1, 0, -1):
+                yield replace(self, vectors=vectors, few=True, joined=False)
 
     def build(self) -> Any:
         pointers = [("x", "float32"), ("w", "float32")]
@@ -242,6 +251,9 @@ class Spmm:
                 if self.pixels == 1:  # else tiles have fetched the weights
                     self._ahead(body, w_offset)
                 self._add(body, sums[stream], x, w_offset)
+                if self.by_lane and not self.few and stream == streams - 1:
+                    # LLVM unrolls the loop for in-order cores: no round is mixed with the next, where it would spill
+                    body.hold(sums[stream][parts[-1]][count - 1])
 
             return step
 
@@ -279,6 +291,8 @@ class Spmm:
             pitch, depth = body.arg(2), body.arg(3)
             first = body.let(group * depth)
             # There is one at least: LLVM makes no second loop over tiles for none, which would have to spill.
+            if self.few and tile is None:  # nor one over groups for none, or for a single one
+                depth = body.let(depth + body.T.shift_right(group, body.const(_BITS)))
             count = body.let(body.T.max(depth, body.const(1))) if self.by_lane else depth
         else:
             first = body.let(body["start"][group])

@@ -220,6 +220,11 @@ class Emitter:
             self.plains[name] = target
         return self.plains[name]
 
+    def copy(self, pixels: int) -> Pointwise:
+        """The kernel that copies so many pixels of each channel."""
+        barrier = "" if self.target.few else self.target.barrier  # LLVM unrolls no loop for those
+        return Pointwise("first", "none", pixels, Epilogue(), self.target.lanes, barrier=barrier)
+
     def _copy_plain(self, name: str, target: str) -> None:
         _, layout = self.image(name)
         size = layout.height * layout.width
@@ -228,7 +233,7 @@ class Emitter:
                 first, last = layout.rows_of(band)
                 spot = self.span(name, image, first, last)
                 assert spot is not None
-                spec = Pointwise("first", "none", (last - first) * layout.width, Epilogue(), self.target.lanes)
+                spec = self.copy((last - first) * layout.width)
                 offset = 4 * (image * layout.channels * size + first * layout.width)
                 self.call(spec, [spot[0], Ref(target, offset)], [spot[1], 0, size], layout.channels)
 

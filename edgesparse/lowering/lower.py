@@ -32,7 +32,6 @@ from edgesparse.graph.ops import (
 )
 from edgesparse.kernels import (
     Depthwise,
-    Epilogue,
     GlobalPool,
     KernelSpec,
     Largest,
@@ -326,7 +325,7 @@ class _Lowering(Emitter):
                 raise CompileError(
                     f"layer {op.name!r}: its inputs lie in other bands", fix="this is a bug in edgesparse"
                 )
-            spec = Pointwise("first", "none", (step.last - step.first) * layout.width, Epilogue(), self.target.lanes)
+            spec = self.copy((step.last - step.first) * layout.width)
             self.call(spec, [x[0], Ref(y[0].name, y[0].offset + 4 * channel * y[1])], [x[1], 0, y[1]], layout.channels)
             channel += layout.channels
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from edgesparse.errors import UnsupportedError
 from edgesparse.graph.attributes import constant_of, integer, is_float, name_of, node_name
 from edgesparse.graph.ops import Linear, Recurrence, Value
-from edgesparse.kernels import Epilogue, Pointwise
+from edgesparse.kernels import Epilogue
 from edgesparse.kernels.recurrent import GATES, Gates
 from edgesparse.lowering.emitter import Emitter
 from edgesparse.lowering.program import Ref
@@ -229,5 +229,5 @@ class _Sequence:
     def _finish(self, output: int, state: Ref) -> None:
         op = self.op
         target = Ref(self.emitter.place_of(op.outputs[output]).buffer, 4 * self._state())
-        copy = Pointwise("first", "none", op.hidden, Epilogue(), self.emitter.target.lanes)
+        copy = self.emitter.copy(op.hidden)
         self.emitter.call(copy, [state, target], [op.hidden, 0, op.hidden], 1)

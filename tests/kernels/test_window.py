@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -183,12 +184,7 @@ def run(
     return memory["y"][:, :pixels]
 
 
-@pytest.mark.parametrize("form", [0, 1, 2, 3, 6], ids=["plain", "by lane", "wide", "fenced", "few"])
-@pytest.mark.parametrize("index", range(len(CASES)))
-def test_depthwise(library: tuple[Target, ctypes.CDLL], index: int, form: int) -> None:
-    target, code = library
-    spec = of_target(target)[index][form]
-    assert isinstance(spec, Depthwise)
+def check_depthwise(code: ctypes.CDLL, spec: Depthwise, index: int) -> None:
     rng = np.random.default_rng(index)
     image = Image(replace(CASES[index], window=spec.window), rng)
     seen, _ = image.windows()
@@ -206,40 +202,79 @@ def test_depthwise(library: tuple[Target, ctypes.CDLL], index: int, form: int) -
     assert (np.abs(found - expected) <= EPS * (taps + 8) * 1.1 * size).all()
 
 
-@pytest.mark.parametrize("kind", [4, 5, 7], ids=["panel", "fenced", "few"])
-@pytest.mark.parametrize("index", range(len(CASES)))
-def test_panels_are_exact(library: tuple[Target, ctypes.CDLL], index: int, kind: int) -> None:
-    target, code = library
-    spec = of_target(target)[index][kind]
-    assert isinstance(spec, Panel)
+def check_panel(code: ctypes.CDLL, spec: Panel, index: int) -> None:
     image = Image(replace(CASES[index], window=spec.window), np.random.default_rng(index))
     seen, _ = image.windows()
     found = run(code, spec, image, CHANNELS * seen.shape[1], {}, image.rows())
     np.testing.assert_array_equal(found, seen.reshape(found.shape).astype(np.float32))
 
 
+def check_pool(code: ctypes.CDLL, spec: Pool, index: int) -> None:
+    image, window = Image(CASES[index], np.random.default_rng(index)), CASES[index].window
+    seen, inside = image.windows()
+    tables = image.rows(nearest=spec.mode == "max")
+    if spec.mode == "max":
+        expected = np.where(inside, seen, -np.inf).max(axis=1)
+        expected = np.maximum(expected, np.finfo(np.float32).min)  # windows without any pixel
+    elif spec.mode == "avg":
+        expected = seen.mean(axis=1)
+    else:
+        if (inside.sum(axis=0) == 0).any():
+            return  # no such model: a window without pixels has no mean
+        expected = seen.sum(axis=1) / inside.sum(axis=0)
+        tables += list(inside.reshape(*window.kernel, *inside.shape[1:])[:, :, :, :].any(axis=(1, 3)).sum(axis=0))
+    found = run(code, spec, image, CHANNELS, {}, tables).reshape(expected.shape)
+    bound = 0 if spec.mode == "max" else EPS * (len(window.taps) + 4) * 4
+    assert np.abs(found - expected).max() <= bound, spec
+
+
+@pytest.mark.parametrize("form", [0, 1, 2, 3, 6], ids=["plain", "by lane", "wide", "fenced", "few"])
+@pytest.mark.parametrize("index", range(len(CASES)))
+def test_depthwise(library: tuple[Target, ctypes.CDLL], index: int, form: int) -> None:
+    target, code = library
+    spec = of_target(target)[index][form]
+    assert isinstance(spec, Depthwise)
+    check_depthwise(code, spec, index)
+
+
+@pytest.mark.parametrize("kind", [4, 5, 7], ids=["panel", "fenced", "few"])
+@pytest.mark.parametrize("index", range(len(CASES)))
+def test_panels_are_exact(library: tuple[Target, ctypes.CDLL], index: int, kind: int) -> None:
+    target, code = library
+    spec = of_target(target)[index][kind]
+    assert isinstance(spec, Panel)
+    check_panel(code, spec, index)
+
+
 @pytest.mark.parametrize("index", [index for index, case in enumerate(CASES) if not case.window.flat])
 def test_pooling(library: tuple[Target, ctypes.CDLL], index: int) -> None:
     target, code = library
-    image = Image(CASES[index], np.random.default_rng(index))
-    window = CASES[index].window
-    seen, inside = image.windows()
     for spec in of_target(target)[index][8:]:
         assert isinstance(spec, Pool)
-        tables = image.rows(nearest=spec.mode == "max")
-        if spec.mode == "max":
-            expected = np.where(inside, seen, -np.inf).max(axis=1)
-            expected = np.maximum(expected, np.finfo(np.float32).min)  # windows without any pixel
-        elif spec.mode == "avg":
-            expected = seen.mean(axis=1)
+        check_pool(code, spec, index)
+
+
+#: Cases whose modest forms are run.
+MODEST = (4, 11, 17, 20, 22)
+
+
+@pytest.mark.parametrize("index", MODEST)
+def test_modest_forms_are_right(index: int, tmp_path: Path) -> None:
+    """What is compiled for ARM where the first form touches the stack; here with the lanes and registers of ARM."""
+    forms: dict[str, KernelSpec] = {}
+    for spec in specs(4, 24)[index][3:]:
+        if isinstance(spec, Depthwise | Panel | Pool) and spec.barrier and not spec.few:
+            forms |= {form.symbol: form for form in spec.modest}
+    assert len(forms) >= 4
+    code = build(list(forms.values()), HOST_TARGETS[0], tmp_path)
+    for form in forms.values():
+        if isinstance(form, Depthwise):
+            check_depthwise(code, form, index)
+        elif isinstance(form, Panel):
+            check_panel(code, form, index)
         else:
-            if (inside.sum(axis=0) == 0).any():
-                continue  # no such model: a window without pixels has no mean
-            expected = seen.sum(axis=1) / inside.sum(axis=0)
-            tables += list(inside.reshape(*window.kernel, *inside.shape[1:])[:, :, :, :].any(axis=(1, 3)).sum(axis=0))
-        found = run(code, spec, image, CHANNELS, {}, tables).reshape(expected.shape)
-        bound = 0 if spec.mode == "max" else EPS * (len(window.taps) + 4) * 4
-        assert np.abs(found - expected).max() <= bound, spec
+            assert isinstance(form, Pool)
+            check_pool(code, form, index)
 
 
 def test_cases_have_every_kind_of_cut() -> None:
