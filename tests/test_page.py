@@ -358,6 +358,51 @@ def test_node_data_names_the_nodes(model: Path) -> None:
     }
 
 
+#: The fields of Model Explorer's files of node data and their types, as `node_data_builder.py` of its package
+#: ai-edge-model-explorer 0.1.34 declares them. Other fields make its classes fail.
+NODE_DATA = {
+    "graph": {
+        "results": dict,
+        "name": str,
+        "thresholds": list,
+        "gradient": list,
+        "hideInAggregatedStatsTable": bool,
+        "hideInChildrenStatsTable": bool,
+        "hideAggregatedStats": list,
+        "showExpandedSummaryOnGroupNode": bool,
+        "showLabelCountColumnsInChildrenStatsTable": bool,
+    },
+    "result": {"value": (int, float), "bgColor": str, "textColor": str},
+    "gradient": {"stop": (int, float), "bgColor": str, "textColor": str},
+}
+
+
+def test_node_data_is_of_the_documented_format(model: Path) -> None:
+    """Every field is one that Model Explorer knows, of its type; those without a default are there."""
+
+    def check(kind: str, value: dict[str, Any], needed: str) -> None:
+        assert needed in value
+        for key, each in value.items():
+            assert isinstance(each, NODE_DATA[kind][key]), key  # type: ignore[arg-type]
+            assert not isinstance(each, bool) or NODE_DATA[kind][key] is bool
+
+    nodes, graph = layer_nodes([{"name": "first"}, {"name": "second"}], model)
+    layers = [LayerTime(name, seconds, 0.0, "k") for name, seconds in (("first", 1.5e-6), ("second", 1e-3))]
+    data = json.loads(json.dumps(node_data(layers, nodes, graph), allow_nan=False))
+    assert list(data) == [onnx.load(model).graph.name]
+    ids = {node.name for node in onnx.load(model).graph.node}
+    for found in data.values():
+        check("graph", found, "results")
+        assert found["results"].keys() <= ids
+        for result in found["results"].values():
+            check("result", result, "value")
+        for stop in found["gradient"]:
+            check("gradient", stop, "stop")
+        stops = [stop["stop"] for stop in found["gradient"]]
+        assert (stops[0], stops[-1]) == (0, 1), "those for 0 and 1 should always be provided"
+        assert stops == sorted(stops)
+
+
 def test_the_least_bytes_of_a_layer() -> None:
     """By hand: 64 outputs, 32 inputs, 100 pixels: 1,000 bytes packed, 96 planes of 100 floats."""
     record = {"macs": 64 * 32 * 100, "shape": [64, 32, 1], "bytes": 1000, "kind": "conv1x1"}

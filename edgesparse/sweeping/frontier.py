@@ -124,7 +124,7 @@ def _panel(place: tuple[str, str, str, str], members: Sequence[tuple[Cell, Mappi
     told = [result.get("quality") or {} for _, result in members]
     asked = (key for key in ("accuracy", "agreement") if all(one.get(key) is not None for one in told))
     quality = next(asked, "density")
-    emulated = "instructions" in (members[0][1].get("device_bench") or {})
+    emulated = "device_bench" in members[0][1]
     points = [_point(cell, result, quality) for cell, result in members]
     best = non_dominated([(point.gain, point.quality) for point in points])
     marked = tuple(Point(**{**vars(point), "best": top}) for point, top in zip(points, best, strict=True))
@@ -138,13 +138,9 @@ def _point(cell: Cell, result: Mapping[str, Any], quality: str) -> Point:
     pattern = (cell.job["recipe"] or {}).get("pattern", "dense")
     here = (cell.recipe, pattern)
     if "device_bench" in result:
-        told = result["device_bench"]
-        if "instructions" in told:
-            ratio = told["instructions"]["dense"] / told["instructions"]["sparse"]
-            return Point(*here, ratio, ratio, ratio, None, None, None, None, value, density)
-        found, stats = told["speedup"], told["times"]["sparse"]
-        times = (found["ratio"], found["low"], found["high"], stats["p50"])
-        return Point(*here, *times, None, None, None, value, density, unstable=tuple(stats["unstable"]))
+        told = result["device_bench"]["instructions"]
+        ratio = told["dense"] / told["sparse"]
+        return Point(*here, ratio, ratio, ratio, None, None, None, None, value, density)
     ratios = {item["other"]: item for item in result["bench"]["comparisons"]}
     sparse = next(item for item in result["bench"]["contenders"] if item["name"] == SPARSE)
     found = ratios[DENSE]
