@@ -15,6 +15,7 @@ import pytest
 from devicekit import needs_qemu
 from networks import taking_form, windows_network
 from recurrences import feeds_of, recurrent_model
+from shapes import random_network
 
 from edgesparse import pipeline
 from edgesparse.artifacts import samples
@@ -120,6 +121,46 @@ def test_recurrences_are_onnxruntimes(kind: str, hidden: int, target: str, tmp_p
         found = DeviceRunner(device, timeout=600).run(feeds)
     for value, expected in zip(model.graph.output, wanted, strict=True):
         np.testing.assert_allclose(found[value.name], expected, rtol=0, atol=2e-6)
+
+
+#: Random networks that are run: those with a kernel in a modest form (for armv7 36, 45, 73 and 87, for aarch64 5, 11,
+#: 16, 19 and 70), recurrences, attention, products.
+SHAPES = [
+    pytest.param(number, target, marks=() if number in (17, 45) and target == "armv7" else pytest.mark.long)
+    for number in (5, 8, 11, 16, 17, 19, 26, 36, 44, 45, 62, 70, 73, 87)
+    for target in ("aarch64", "armv7")
+]
+
+
+@pytest.mark.parametrize(("number", "target"), SHAPES)
+def test_any_shape_is_onnxruntimes(number: int, target: str, tmp_path: Path) -> None:
+    """Kernels in whatever form they were taken in (see test_arm_shapes.py)."""
+    onnx.save(random_network(number), tmp_path / "model.onnx")
+    made = pipeline.compile_model(
+        tmp_path / "model.onnx", target=Target.parse(target), output=tmp_path / "artifact", tune=False
+    )
+    assert made is not None
+    sample = samples.load(made.file(samples.NAME), made.manifest)[0]
+    with open_device("qemu", made) as device:
+        found = DeviceRunner(device, timeout=300).run(sample.inputs)
+    for name, expected in sample.outputs.items():
+        assert compare(found[name], expected)[1] < 1e-5
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("target", ["armv7", "android-arm64", "android-armv7"])
+def test_the_program_of_a_whole_network_is_small(target: str, tmp_path: Path) -> None:
+    """Beside its weights: kernels, sparse and dense, tables, harness."""
+    made = pipeline.compile_model(
+        export("mobilenet-v1", tmp_path / "model.onnx"),
+        target=Target.parse(target),
+        output=tmp_path / "artifact",
+        recipe=Recipe.from_dict({"pattern": "group:8x1", "density": 0.1}),
+    )
+    assert made is not None
+    assert made.module.stat().st_size < 100_000
+    for name in ("libmodel.so",) if Target.parse(target).apps else ():
+        assert made.file(name).stat().st_size < 100_000
 
 
 @pytest.mark.long

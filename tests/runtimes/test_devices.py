@@ -10,6 +10,8 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +153,13 @@ def test_full_disk_is_told_and_cleaned_up(arm: Artifact) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    with sshd(tmp_path) as (address, process, config):
+    with serving(tmp_path, monkeypatch) as found:
+        yield found
+
+
+@contextmanager
+def serving(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    with sshd(folder) as (address, process, config):
         monkeypatch.setenv("EDGESPARSE_SSH", f"ssh -F {config} -o LogLevel=ERROR")
         yield address, process
 
@@ -200,7 +208,7 @@ def test_a_wedged_run_is_stopped(arm: Artifact, server: Any) -> None:
 
 @needs_sshd
 @needs_qemu
-def test_a_connection_that_drops(arm: Artifact, server: Any) -> None:
+def test_a_connection_that_drops(arm: Artifact, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_device(f"ssh+qemu://{server[0]}", arm, keep=True) as device:
         device.push(files_of(arm))
         threading.Timer(1.0, lambda: _drop(server[1])).start()
@@ -213,11 +221,16 @@ def test_a_connection_that_drops(arm: Artifact, server: Any) -> None:
     while time.monotonic() < deadline and Path(f"/proc/{(folder / 'pid').read_text().strip()}").exists():
         time.sleep(0.2)
     assert not Path(f"/proc/{(folder / 'pid').read_text().strip()}").exists()
-    with open_device("qemu", arm) as device:
-        if Path(device.folder.replace("'", "")) == folder:
-            device.push(files_of(arm))
-            assert device.sent == []
-    shutil.rmtree(folder, ignore_errors=True)
+    again = tmp_path / "again"
+    again.mkdir()
+    with serving(again, monkeypatch) as (address, _), open_device(f"ssh+qemu://{address}", arm) as device:
+        assert Path("/tmp") / Path(device.folder).name == folder
+        device.push(files_of(arm))
+        assert device.sent == [], "what is there is taken up"
+        sample = samples.load(arm.file(samples.NAME), arm.manifest)[0]
+        found = DeviceRunner(device, timeout=60).run(sample.inputs)
+    assert all(compare(found[name], expected)[1] < 1e-5 for name, expected in sample.outputs.items())
+    assert not folder.exists()
 
 
 def _drop(server: subprocess.Popen[bytes]) -> None:
