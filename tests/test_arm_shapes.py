@@ -82,6 +82,8 @@ PRODUCTS = [
     ("armv7", Spmm(3, 5, 1, 4, True, Epilogue(), True, few=True)),
     # calls of memcpy in a loop that was unrolled around them
     *(("cortex-a53", Pointwise("first", "none", n, Epilogue(), 4, barrier="llvm.aarch64.hint 32")) for n in (90, 117)),
+    # loops over vectors that are unrolled for in-order cores
+    ("cortex-a53", Pointwise("add", "full", 312, Epilogue("relu"), 4, barrier="llvm.aarch64.hint 32")),
     ("armv7", Interleave((2, 2), 30, 4, "llvm.arm.hint 0")),
 ]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgesparse.errors import UnsupportedError
@@ -21,7 +22,8 @@ class Pointwise:
     """``y[c][p] = epilogue(x[c][p] op z)`` over the channels of a band; with op "first" an activation or a copy.
 
     Pointers: x, z (unless `operand` is "none"), y. Arguments: pitch of x, of z ("channel": distance between channels),
-    of y. Range: channels. `swapped` computes ``z op x``.
+    of y. Range: channels. `swapped` computes ``z op x``. `one` keeps LLVM, where there is a `barrier`, to one vector at
+    a time; long activations do so anyway.
     """
 
     op: str
@@ -31,6 +33,7 @@ class Pointwise:
     lanes: int
     swapped: bool = False
     barrier: str = ""
+    one: bool = False
 
     def __post_init__(self) -> None:
         if self.op not in BINARY or self.operand not in OPERANDS or self.epilogue.residual != "none":
@@ -38,7 +41,7 @@ class Pointwise:
 
     @property
     def symbol(self) -> str:
-        order = ("r" if self.swapped else "") + ("b" if self._fenced else "")
+        order = ("r" if self.swapped else "") + ("b" if self._fenced else "") + ("1" if self.one else "")
         return f"es_{order}{self.op}_{self.operand}_f32_{self.pixels}px_{self.lanes}_{self.epilogue.name}"
 
     @property
@@ -47,7 +50,13 @@ class Pointwise:
 
     @property
     def _fenced(self) -> bool:
-        return bool(self.barrier) and (self.epilogue.long or self._copies)
+        return bool(self.barrier) and (self.epilogue.long or self._copies or self.one)
+
+    @property
+    def modest(self) -> Iterator[Pointwise]:
+        """The same with fewer registers, for the same arguments; see `edgesparse.building.registers`."""
+        if self.barrier and not self.one:
+            yield replace(self, one=True)
 
     def build(self) -> Any:
         operand = [] if self.operand == "none" else [("z", "float32")]
@@ -70,7 +79,7 @@ class Pointwise:
                     self._step(body, x_row, z_row, y_row, pixel, 1)
 
     def _step(self, body: Body, x_row: Any, z_row: Any, y_row: Any, pixel: Any, lanes: int) -> None:
-        if self.epilogue.long:
+        if self.epilogue.long or self.one:
             body.fence()  # LLVM unrolls the loop for some cores
         x = body.let(body.load("x", x_row + pixel, lanes))
         if self.operand == "full":

@@ -29,6 +29,11 @@ def pointwise(lanes: int) -> tuple[Pointwise, ...]:
         swapped = index >= len(pairs) and kind != "none"
         found.append(Pointwise(op, kind, PIXELS[index % len(PIXELS)], activation, lanes, swapped))
     found += [Pointwise("first", "none", 37, Epilogue(*each), lanes) for each in ACTIVATIONS]
+    # as for ARM, with a barrier that is nothing on x86: copies, and vectors one by one
+    found += [
+        Pointwise("first", "none", pixels, Epilogue(), lanes, barrier="llvm.sideeffect") for pixels in (3, 37, 64)
+    ]
+    found.append(Pointwise("add", "full", 37, Epilogue("relu"), lanes, barrier="llvm.sideeffect", one=True))
     return tuple(dict.fromkeys(found))
 
 
