@@ -83,6 +83,32 @@ def test_weights_from_afar_take_the_place_of_issue() -> None:
     assert far["moved.l3"] == 400 * 256
 
 
+def test_what_memory_gives_that_nobody_asked_for_ahead() -> None:
+    """Single rows of 49 pixels, 8 bytes a pair from memory at 4 a cycle: 2.5 times as long, and nothing hides it."""
+    spec = Spmm(1, 49, 4, 16, False, RELU, joined=True)
+    caches = Caches(1 << 20, {"l2": 32.0, "l3": 8.0, "memory": 4.0}, 3.0, 2.0)
+    near, far = (count(spec, V4, 5, 40, {level: 1.0}, caches=caches) for level in ("l1", "memory"))
+    assert far["stream.memory"] == pytest.approx(40 * 8 * 2.5 / 4)
+    assert far["moved.memory"] == 40 * 8
+    assert far["product.issue"] == near["product.issue"]
+    ahead = count(replace(spec, ahead=8), V4, 5, 40, {"memory": 1.0}, caches=caches)
+    assert 0 < ahead["stream.memory"] < 40 * 8 / 4
+    assert count(spec, V4, 5, 40, {"memory": 1.0})["stream.memory"] == 0, (
+        "where nothing was measured, the longest alone"
+    )
+
+
+def test_whole_lines_come() -> None:
+    """Three vectors of a channel of 49 floats begin anywhere in a line: 60 bytes more, but for one of 16 places."""
+    spec = Spmm(8, 49, 3, 16, False, RELU, joined=True)
+    caches = Caches(1 << 20, {"l2": 32.0, "l3": 8.0, "memory": 4.0}, 3.0, 2.0)
+    moved = [
+        sum(value for term, value in count(each, V4, 5, 40, {"l3": 1.0}, caches=caches).items() if "moved" in term)
+        for each in (spec, replace(spec, pixels=48, joined=False))
+    ]
+    assert moved == pytest.approx([40 * (192 + 60 * 15 / 16 + 36), 40 * (192 + 36)])
+
+
 def test_a_depthwise_band_by_hand() -> None:
     """One row of 16 pixels under 3x3 taps: nine taps; the outer columns are masked; every tap loads a vector."""
     window = Window((3, 3), (1, 1), (1, 1), 1, 1, 16, 16, 1)
@@ -128,7 +154,10 @@ def test_what_windows_fetch_by_hand() -> None:
     hidden = fetched(spec, terms, far, Caches(1 << 20, rates))
     assert sum(hidden.values()) == pytest.approx(300 - issue)  # where nothing was measured, the longest alone
     pool = Pool(window, "max", 16, 12)
-    assert fetched(pool, count(pool, V4, 10), far, Caches(1 << 20, rates, 3.0, 2.0)) == pytest.approx({"l3": 200})
+    measured = Caches(1 << 20, rates, 3.0, 2.0)
+    assert fetched(pool, count(pool, V4, 10), far, measured) == {}, "what caches hold is there in time"
+    far["memory"] = 400.0  # 100 cycles where it is asked for ahead
+    assert fetched(pool, count(pool, V4, 10), far, measured) == pytest.approx({"memory": 450})
     assert fetched(spec, terms, {"l1": 5.0}, Caches(1 << 20, rates, 2.0, 2.0)) == {}
 
 

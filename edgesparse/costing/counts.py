@@ -75,6 +75,12 @@ GROUPS: dict[str, str] = {
 #: The levels beyond L1 of a target that nobody measured.
 _USUAL = Caches()
 
+#: A cache line in bytes, of which a float is the least that is used.
+_LINE, _FLOAT = 64, 4
+#: How many times as long memory takes where nobody asked ahead, and nothing hides it: for a long stream, of which the
+#: hardware foresees some, and for rows that end before it does. From the layers that `benchmarks/fit_cost.py` times.
+_UNASKED_STREAM, _UNASKED_ROWS = 2.5, 4.5
+
 #: Cycles from one multiply-add into an accumulator to the next into the same one.
 _LATENCY = 4.0
 
@@ -143,7 +149,7 @@ def fetched(spec: KernelSpec, terms: Terms, far: Mapping[str, float], caches: Ca
     """Cycles that a call takes longer because of so many bytes that come from each level, by level.
 
     The counts are those of the call. What is fetched here lies apart, in several bands or in memory: less of that hides
-    than of a product's long runs. Behind a pooling's short sums all of L2 hides, and nothing from farther.
+    than of a product's long runs. Behind a pooling's sums all of L2 and L3 hides, and nothing from memory.
     """
     issue = sum(
         value * (1.0 if term.startswith("stream.") else _ISSUED.get(term.partition(".")[2], 0.0))
@@ -152,7 +158,7 @@ def fetched(spec: KernelSpec, terms: Terms, far: Mapping[str, float], caches: Ca
     waits = {level: nbytes / caches.rates[level] for level, nbytes in far.items() if level in caches.rates}
     overlap = caches.scattered
     if isinstance(spec, Pool) and not math.isinf(overlap):
-        waits.pop("l2", None)
+        waits = {"memory": waits.get("memory", 0.0) * _UNASKED_ROWS}
         overlap = 1.0
     fetch = sum(waits.values())
     if not fetch:
@@ -186,6 +192,10 @@ def _product(
     inputs = max(inputs or round(depth), 1)
     # A channel follows the one before: unless it fills whole cache lines, most of its vectors lie across two.
     crossing = 1 - math.gcd(spec.pixels, spec.lanes) / spec.lanes
+    measured = not math.isinf(caches.overlap)
+    # Whole lines come: of one at each end of a channel's vectors only a part is used.
+    ends = (_LINE - _FLOAT) * crossing if measured else 0.0
+    foreseen = spec.dense or spec.ahead or not measured
     passes = 0
     for run in cut.runs:
         wide = len(run.offsets)
@@ -197,7 +207,11 @@ def _product(
         near = reused(panel, depth / inputs, target, caches.l3)
         for repeat, level in ((1, weights if passes == 0 else again), (run.repeat - 1, again)):
             if repeat:
-                far = mixed((wide * spec.lanes * 4, near), (pair_bytes, level))
+                far = mixed((wide * spec.lanes * 4 + ends, near), (pair_bytes, level))
+                if not foreseen:
+                    waited: Any = far.pop("memory", 0.0)
+                    terms["moved.memory"] += repeat * pairs * waited
+                    terms["stream.memory"] += repeat * pairs * waited * _UNASKED_STREAM / caches.rates["memory"]
                 _issue(terms, "product.issue", repeat * pairs, issue, far, caches)
                 passes += repeat
         stores = run.repeat * groups * spec.group * wide
