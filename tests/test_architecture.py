@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "yamltext",
         "lowering.program",
         "measuring.cores",
+        "measuring.intervals",
         "measuring.stats",
     ),
     # the makers: each room of this floor is closed to the others, see CLOSED
