@@ -9,6 +9,7 @@ kernels. OpenVINO joins where it is installed (`pip install openvino`).
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 import time
@@ -69,8 +70,14 @@ def openvino_beside(model: Path, feeds: dict[str, np.ndarray], threads: int) -> 
     try:
         return [OpenVinoContender(model, feeds, threads)]
     except ImportError:
-        click.echo("openvino is not installed: left out", err=True)
+        _tell("openvino is not installed: left out")
         return []
+
+
+@functools.cache
+def _tell(text: str) -> None:
+    """Say it once, however often it is found."""
+    click.echo(text, err=True)
 
 
 @click.command()
@@ -88,18 +95,23 @@ def main(model: str, pattern: str, densities: str, target: str, threads: int, se
     chosen = Target.parse(target)
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as room:
-        rivals: list[Contender] = [OrtContender(ORT, path, feeds, threads=threads)]
-        rivals += openvino_beside(path, feeds, threads)
         peaks = {ORT: memory.measure("onnx", path, threads=threads).peak_bytes}
-        contenders = list(rivals)
         for text in densities.split(","):
             place = Path(room) / text
             compile_model(
                 path, target=chosen, output=place, recipe=recipe_for(path, pattern, float(text)), threads=threads
             )
-            contenders.append(ArtifactContender(text, place, feeds, threads=threads))
             peaks[text] = memory.measure("artifact", place, threads=threads).peak_bytes
-        outcome = measure(contenders, Plan(seconds=seconds, threads=threads))
+
+        def load() -> list[Contender]:
+            made: list[Contender] = [OrtContender(ORT, path, feeds, threads=threads)]
+            made += openvino_beside(path, feeds, threads)
+            made += [
+                ArtifactContender(text, Path(room) / text, feeds, threads=threads) for text in densities.split(",")
+            ]
+            return made
+
+        outcome = measure(load(), Plan(seconds=seconds, threads=threads), again=load)
     base = outcome[ORT]
     rows: list[dict[str, Any]] = []
     for item in outcome.measured:
