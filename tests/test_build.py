@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from edgesparse.building import build, codegen
+from edgesparse.building import build, codegen, registers
+from edgesparse.building.assembly import Loop
 from edgesparse.errors import CompileError
 from edgesparse.kernels import Epilogue, Spmm
 from edgesparse.target import Target
@@ -60,3 +61,17 @@ def test_failures_name_the_kernel_and_are_not_cached(own_cache: Path, monkeypatc
     ticks: list[tuple[int, int, str]] = []
     assert build.build_kernels({SPEC.symbol: SPEC}, V2, tick=lambda *now: ticks.append(now))
     assert ticks == [(0, 1, SPEC.symbol)]
+
+
+def test_a_kernel_that_no_form_keeps_off_the_stack_is_told(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The form that touches it the least is taken; here each one that is tried touches it once less."""
+    arm = Target.parse("armv7")
+    spec = Spmm(4, 16, 3, 4, True, Epilogue(), by_lane=True)
+    left = iter(range(9, 0, -1))
+    monkeypatch.setattr(registers, "inner_loops", lambda _asm: [Loop((), ("ldr r0, [sp]",) * next(left))])
+    tried = 1 + len(list(spec.modest))
+    build.build_kernels({spec.symbol: spec}, arm)
+    assert next(left) == 9 - tried, "every form was read"
+    assert f"{spec.symbol}: {10 - tried} instructions of its inner loops touch the stack" in caplog.text
