@@ -18,7 +18,7 @@ from edgesparse.recipe import Recipe
 from edgesparse.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from edgesparse.training.converter import Converted
 from edgesparse.training.features import distances, feature_loss, narrow, output_distance, sharpness, teaching
-from edgesparse.training.inputs import AUGMENTATIONS, augment
+from edgesparse.training.inputs import AUGMENTATIONS, augment, crop
 from edgesparse.training.layers import Tensor
 from edgesparse.training.optim import LEAST_DECAY, Average, RelativeAdam
 from edgesparse.training.run import NotFiniteError
@@ -35,6 +35,10 @@ AVERAGED = 1 / 30
 """Share of the steps that the moving average of the weights reaches back; `optim.Average` has the least."""
 MEASURED, SLACK = 8, 0.95
 """Steps after which their pace is known, and the share of the steps planned below which they are planned anew."""
+VIEWS = 4
+"""Random parts of each picture held back that judge besides the whole, where training is on random parts."""
+STALE_FROM = 0.5
+"""Share of the steps before which no look is stale: what large steps blur comes back as they get smaller."""
 TEACHINGS = ("features", "both")
 """What the dense model teaches: its values at every sparse layer, or those and its outputs."""
 
@@ -47,8 +51,8 @@ class Settings:
     before; `rate` None is `RATE`, or then `REPAIR_RATE`. `augment` is one of `AUGMENTATIONS`, `crop_size` the shorter
     side of crops in pixels, where they are to be smaller than the inputs and so cheaper. `teach` is one of `TEACHINGS`;
     None is "features" where there are fewer inputs to train on than classes, as such outputs teach the classes that are
-    there and not the others, else "both". After `patience` looks at the inputs held back without a gain, training
-    stops.
+    there and not the others, else "both". After `patience` looks at the inputs held back without a gain, all in the
+    second half, training stops.
     """
 
     minutes: float = 30.0
@@ -130,8 +134,8 @@ class Trainer:
             )
         for parameter in self.teacher.parameters():
             parameter.requires_grad_(False)
-        with torch.no_grad():
-            self.wanted = torch.cat([self.teacher(part) for part in self.held_back.split(settings.batch)])
+        self.views = torch.cat([self.held_back, *self._parts_of_pictures()])
+        self.wanted = self._answers(self.teacher)
         self._try_crops()
         self.seconds, self.done, self.stale = 0.0, 0, 0
         self.best: dict[str, Any] = {"each": torch.full((len(held_back),), math.inf), "at": 0}
@@ -244,10 +248,12 @@ class Trainer:
     def _look(self) -> None:
         self.student.eval()
         with torch.no_grad():
-            ours = torch.cat([self.student(part) for part in self.held_back.split(self.settings.batch)])
+            ours = self._answers(self.student)
             factor = self._sharpness(ours)
-            each = distances(factor * ours, self.wanted)
-            same = (ours.argmax(1) == self.wanted.argmax(1)).float().mean() if ours.ndim > 1 else torch.ones(())
+            # views of one input are no independent witnesses: the standard error is that of the inputs' means
+            each = distances(factor * ours, self.wanted).reshape(-1, len(self.held_back)).mean(0)
+            whole, wanted = (one[: len(self.held_back)] for one in (ours, self.wanted))
+            same = (whole.argmax(1) == wanted.argmax(1)).float().mean() if ours.ndim > 1 else torch.ones(())
         self.student.train()
         if not bool(each.isfinite().all()):
             self.stale += 1
@@ -259,7 +265,19 @@ class Trainer:
             self.best |= {"agreement": float(same), "factor": factor, "weights": weights}
         if least:
             self.best |= {"each": each, "at": self.done}
-        self.stale = 0 if chance else self.stale + 1
+        self.stale = 0 if chance or self.done < STALE_FROM * self.steps else self.stale + 1
+
+    def _answers(self, model: Logits) -> Tensor:
+        """Outputs [views * N, ...] for all views of the inputs held back, the whole inputs first."""
+        with torch.no_grad():
+            return torch.cat([model(part) for part in self.views.split(self.settings.batch)])
+
+    def _parts_of_pictures(self) -> list[Tensor]:
+        """Further views of the inputs held back, always the same; none where training takes inputs whole."""
+        if self.settings.augment not in ("crop", "strong") or self.held_back.ndim != 4:
+            return []
+        source = torch.Generator().manual_seed(self.settings.seed)
+        return [crop(self.held_back, source) for _ in range(VIEWS)]
 
     def _rate(self, step: int) -> float:
         """Up in the first twentieth, then down as a cosine."""

@@ -1,8 +1,7 @@
-"""From ONNX and inputs alone: the converter against onnxruntime, and the way through `finetune`."""
+"""From ONNX and inputs alone: the way through `finetune`."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -14,127 +13,18 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from graphs import graph, prepared
 
 from edgesparse.cli import main
-from edgesparse.errors import ModelError, UnsupportedError, UsageError
+from edgesparse.errors import UsageError
 from edgesparse.models import digits
 from edgesparse.models.data import onnx_run
-from edgesparse.models.exporting import export, to_onnx
-from edgesparse.models.registry import spec
-from edgesparse.passes import SIMPLIFY, load_model, model_from_proto, run_passes, weight_layers
+from edgesparse.passes import load_model, weight_layers
 from edgesparse.passes.layers import canonical_weight
 from edgesparse.pattern import SparsePattern, keeps
 from edgesparse.recipe import Recipe
 from edgesparse.training import CheckpointError, NotFiniteError, trainer
-from edgesparse.training.converter import Converted
-from edgesparse.training.finetune import Settings, check_equal, finetune
-from edgesparse.training.inputs import augment, crop, read_inputs
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trained digits network as ONNX, beside a folder of inputs without labels."""
-    folder = tmp_path_factory.mktemp("digits")
-    proto = to_onnx(digits.trained(epochs=12), spec("digits"))
-    (folder / "digits.onnx").write_bytes(proto.SerializeToString())
-    (folder / "inputs").mkdir()
-    np.save(folder / "inputs" / "a.npy", digits.load()[0][0][:600])
-    return folder
-
-
-def prepared(path: Path) -> ir.Model:
-    return run_passes(load_model(path), SIMPLIFY).model
-
-
-def graph(text: str, opset: int = 18) -> ir.Model:
-    """A model from ONNX text, as `load_model` leaves it."""
-    return model_from_proto(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> {text}'))
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "digits",
-        "page-orientation",
-        *(
-            pytest.param(name, marks=pytest.mark.long)
-            for name in ("efficientnet-lite0-imagenet", "mobilenet-v1", "mobilenet-v2", "mobilenet-v3", "resnet18")
-        ),
-    ],
-)
-def test_the_converter_agrees_with_onnxruntime(name: str, trained: Path, tmp_path: Path) -> None:
-    path = trained / "digits.onnx" if name == "digits" else export(name, tmp_path / "model.onnx")
-    model = prepared(path)
-    module = Converted(model)
-    shape = tuple(model.graph.inputs[0].shape)[1:]
-    inputs = torch.from_numpy(np.random.default_rng(1).standard_normal((2, *shape)).astype(np.float32))
-    check_equal(module, model, inputs)
-    # and back again, unchanged
-    module.write_back(model)
-    check_equal(module, model, inputs)
-    layers = {layer.name for layer in weight_layers(model)}
-    assert set(module.names.values()) == layers
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "y = Relu(x)",
-        "y = Clip(x, low, high)",
-        "y = HardSigmoid<alpha: float = 0.3, beta: float = 0.4>(x)",
-        "y = MaxPool<kernel_shape: ints = [3, 3], strides: ints = [2, 2], pads: ints = [1, 1, 1, 1]>(x)",
-        "y = AveragePool<kernel_shape: ints = [3, 3], pads: ints = [1, 1, 1, 1], count_include_pad: int = 0>(x)",
-        "t = Transpose<perm: ints = [0, 2, 3, 1]>(x) y = Softmax<axis: int = -1>(t)",
-        "p = Sigmoid(x) q = Tanh(x) r = Concat<axis: int = 1>(p, q) y = Sub(r, low)",
-        "y = Conv<pads: ints = [0, 1, 1, 0], strides: ints = [2, 1]>(x, w)",
-        "m = ReduceMean<keepdims: int = 0>(x, axes) y = Unsqueeze(m, last)",
-        "g = GlobalAveragePool(x) f = Flatten(g) y = Gemm(f, v, b)",
-        "l = LeakyRelu<alpha: float = 0.2>(x) e = Elu<alpha: float = 0.7>(x) n = Neg(e) y = Max(l, n)",
-        "p = PRelu(x, low) a = Abs(p) s = Sqrt(a) y = Pow(s, high)",
-        "e = Erf(x) f = Exp(x) y = Min(e, f, high)",
-        "g = GlobalAveragePool(x) s = Squeeze(g, axes) h = MatMul(s, v) d = Div(h, high) y = HardSwish(d)",
-    ],
-)
-def test_operators_agree_with_onnxruntime(body: str) -> None:
-    source = np.random.default_rng(0)
-    head = "agraph (float[1,3,6,6] x) => (float y) "
-    values = {
-        "low": np.float32(-0.5),
-        "high": np.float32(0.7),
-        "axes": np.array([2, 3], np.int64),
-        "last": np.array([2], np.int64),
-        "w": source.standard_normal((4, 3, 2, 2)).astype(np.float32),
-        "v": source.standard_normal((3, 5)).astype(np.float32),
-        "b": source.standard_normal(5).astype(np.float32),
-    }
-    lines = body.replace(") ", ")\n")
-    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> {head} {{ {lines} }}')
-    used = [name for name in values if any(name in node.input for node in proto.graph.node)]
-    proto.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(values[name]), name) for name in used)
-    del proto.graph.output[0].type.tensor_type.shape.dim[:]
-    proto.graph.output[0].type.tensor_type.ClearField("shape")
-    model = model_from_proto(onnx.shape_inference.infer_shapes(proto))
-    check_equal(Converted(model), model, torch.from_numpy(source.standard_normal((1, 3, 6, 6)).astype(np.float32)))
-
-
-@pytest.mark.parametrize("form", ["none", "tanh"])
-def test_gelu_agrees_with_onnxruntime(form: str) -> None:
-    text = f'agraph (float[1,30] x) => (float[1,30] y) {{ y = Gelu<approximate: string = "{form}">(x) }}'
-    model = graph(text, opset=20)
-    check_equal(Converted(model), model, torch.randn(2, 30))
-
-
-def test_an_unknown_operator() -> None:
-    model = graph("agraph (float[1,3] x) => (float[1,3] y) { y = Softplus(x) }")
-    with pytest.raises(UnsupportedError, match=r"operator Softplus cannot be trained"):
-        Converted(model)
-
-
-def test_a_converter_that_is_wrong_is_found() -> None:
-    model = graph("agraph (float[1,3] x) => (float[1,3] y) { y = Relu(x) }")
-    module = Converted(graph("agraph (float[1,3] x) => (float[1,3] y) { y = Tanh(x) }"))
-    with pytest.raises(ModelError, match="other numbers than onnxruntime"):
-        check_equal(module, model, torch.ones(1, 3))
+from edgesparse.training.finetune import Settings, finetune
 
 
 def test_finetune_keeps_the_graph_and_nearly_all_accuracy(trained: Path, tmp_path: Path) -> None:
@@ -307,73 +197,6 @@ def test_nothing_to_resume_and_other_runs(trained: Path, tmp_path: Path) -> None
     assert finetune(*where, Settings(steps=4), resume=True).steps == 4
 
 
-def test_inputs_that_do_not_load(tmp_path: Path) -> None:
-    model = graph("agraph (float[1,3] x) => (float[1,3] y) { y = Relu(x) }")
-    with pytest.raises(UsageError, match="there is no calibration data"):
-        read_inputs(tmp_path / "none", model)
-    with pytest.raises(UsageError, match=r"no file ends in .*\.npy"):
-        read_inputs(tmp_path, model)
-    file = tmp_path / "x.npy"
-    file.write_bytes(b"\x93NUMPY rubbish")
-    with pytest.raises(UsageError, match=r"cannot read .*x.npy"):
-        read_inputs(tmp_path, model)
-    np.save(file, np.zeros((2, 4), np.float32))
-    with pytest.raises(UsageError, match=r"x.npy: .*of shape 1x4.*the input is 1x3"):
-        read_inputs(tmp_path, model)
-    np.save(file, np.array([[1, np.nan, 2]], np.float32))
-    with pytest.raises(UsageError, match=r"x.npy: .*NaN or infinite"):
-        read_inputs(tmp_path, model)
-    np.save(file, np.array([1, 2, 3], np.float32))
-    np.save(tmp_path / "y.npy", np.zeros((2, 3), np.uint8))
-    assert read_inputs(tmp_path, model).shape == (3, 3)
-
-
-def test_pictures_as_inputs(tmp_path: Path) -> None:
-    from PIL import Image
-
-    from edgesparse.sections import Calibration
-
-    model = graph("agraph (float[1,3,8,8] x) => (float[1,3,8,8] y) { y = Relu(x) }")
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
-    for number, one in enumerate(pixels):
-        Image.fromarray(one).save(tmp_path / f"{number}.png")
-    found = read_inputs(tmp_path, model, Calibration(mean=(100.0,), scale=(50.0,), limit=1))  # trained on all of them
-    assert np.allclose(found.numpy(), (pixels.transpose(0, 3, 1, 2).astype(np.float32) - 100) / 50)
-    (tmp_path / "2.png").write_bytes(b"no picture")
-    with pytest.raises(UsageError, match=r"cannot read picture .*2.png"):
-        read_inputs(tmp_path, model)
-
-
-@pytest.mark.parametrize("kind", ["shift", "crop", "strong"])
-def test_augmentation_depends_on_its_source_alone(kind: str) -> None:
-    batch = torch.randn(6, 3, 32, 32)
-    first, again, other = (augment(batch, torch.Generator().manual_seed(seed), kind) for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert first.shape == batch.shape
-    assert augment(batch, torch.Generator(), "none") is batch
-
-
-def test_crops_are_parts_of_the_picture() -> None:
-    # a picture whose values are its coordinates, so that each crop tells where it is from
-    down, right = torch.meshgrid(torch.linspace(-1, 1, 65), torch.linspace(-1, 1, 65), indexing="ij")
-    made = crop(torch.stack([down, right]).repeat(64, 1, 1, 1), torch.Generator().manual_seed(3))
-    assert made.abs().max() <= 1.0
-    across = made[:, 1, 32, -1] - made[:, 1, 32, 0]  # negative where mirrored
-    tall = made[:, 0, -1, 32] - made[:, 0, 0, 32]
-    assert 16 < int((across < 0).sum()) < 48
-    share = (across.abs() / 2) * (tall / 2)
-    assert 0.3 < float(share.min()) < 0.45
-    assert float(share.max()) > 0.8
-    assert float((across.abs() / tall).min()) > 0.7
-
-
-@pytest.mark.parametrize("kind", ["crop", "strong"])
-def test_smaller_crops_have_the_shorter_side_asked_for(kind: str) -> None:
-    made = augment(torch.ones(5, 3, 32, 48), torch.Generator().manual_seed(2), kind, 20)
-    assert made.shape == (5, 3, 20, 30)
-
-
 @pytest.mark.parametrize("side", [6, 8])
 def test_smaller_crops_where_the_network_takes_them(trained: Path, tmp_path: Path, side: int) -> None:
     targets = Recipe.from_dict({"pattern": "unstructured", "sparsity": 0.5, "targets": ["Conv"]})
@@ -442,10 +265,3 @@ def test_the_share_of_inputs_held_back_is_asked_for(
     assert seen == [pytest.approx(0.4, abs=0.01)]
     assert main([*common, "1", "--force"]) == 2
     assert "--held-back" in capsys.readouterr().err
-
-
-def test_copies_of_a_long_graph_share_its_nodes() -> None:
-    body = "".join(f"v{i + 1} = Relu(v{i})\n" for i in range(400))
-    module = Converted(graph(f"agraph (float[1,3] v0) => (float[1,3] v400) {{ {body} }}"))
-    twin = copy.deepcopy(module)  # a node leads to its neighbours: copied one by one they end the stack
-    assert torch.equal(twin(torch.ones(2, 3)), torch.ones(2, 3))

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import sem
 
 from edgesparse.training.features import distances, output_distance
-from edgesparse.training.trainer import Trainer, within_chance
+from edgesparse.training.trainer import VIEWS, Settings, Trainer, within_chance
 
 
 @pytest.mark.parametrize("shift", [-2.0, 0.0, 0.9, 1.1, 3.0])
@@ -47,11 +47,12 @@ class Student(torch.nn.Module):
         return inputs * self.bias
 
 
-def looked(values: list[float]) -> list[tuple[float, int]]:
-    """What is kept, and how stale it is, after looks at these states."""
+def looked(values: list[float], steps: int = 0, views: int = 1) -> list[tuple[float, int]]:
+    """What is kept, and how stale it is, after looks at these states, ten steps apart."""
     made = Trainer.__new__(Trainer)
     made.student, made.held_back = Student(), torch.tensor([[0.9, -0.9], [1.0, -1.0], [1.1, -1.1]])
-    made.settings, made.wanted, made.teach = SimpleNamespace(batch=2), torch.zeros(3, 2), "both"
+    made.views, made.wanted = made.held_back.repeat(views, 1), torch.zeros(3 * views, 2)
+    made.settings, made.steps, made.teach = SimpleNamespace(batch=2), steps, "both"
     made.best, made.stale = {"each": torch.full((3,), float("inf")), "at": 0}, 0
     seen = []
     for number, value in enumerate(values):
@@ -75,3 +76,21 @@ def test_the_first_state_gives_way_to_what_is_better_only() -> None:
 def test_states_that_are_not_finite_are_never_kept() -> None:
     assert looked([1.0, float("nan"), float("inf")]) == [(1.0, 0), (1.0, 1), (1.0, 2)]
     assert "nan" in str(looked([float("nan")])[0][0])
+
+
+def test_no_look_in_the_first_half_of_the_steps_is_stale() -> None:
+    seen = looked([1.0, 2.0, 3.0, 4.0, 3.0, 2.0], steps=80)
+    assert seen == [(1.0, 0), (1.0, 0), (1.0, 0), (1.0, 0), (1.0, 1), (1.0, 2)]
+
+
+def test_views_of_one_input_are_one_witness() -> None:
+    assert looked([2.0, 1.0, -1.0, 1.5, 1.0], views=5) == looked([2.0, 1.0, -1.0, 1.5, 1.0])
+    made = Trainer.__new__(Trainer)
+    made.held_back, made.settings = torch.randn(3, 3, 16, 16), Settings(augment="strong", crop_size=8)
+    views = made._parts_of_pictures()
+    assert len(views) == VIEWS
+    assert all(view.shape == made.held_back.shape and not torch.equal(view, made.held_back) for view in views)
+    assert not torch.equal(views[0], views[1])
+    assert all(map(torch.equal, views, made._parts_of_pictures())), "every look is at the same"
+    made.settings = Settings(augment="shift")
+    assert made._parts_of_pictures() == []
