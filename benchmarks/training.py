@@ -8,7 +8,8 @@ Every run starts from the dense network of its seed and trains it on for the sam
 The dense network is once left as it is ("dense") and once trained on just the same ("dense, longer"). Rows go to a file
 of JSON lines as they are made, and those that are there already are not made again. The 1x1 convolutions and, for
 digits, the last layer are pruned; stem and depthwise layers stay dense, as in the field. One network of each cell is
-exported, and `benchmarks/training_table.py` times them at the end and prints the table.
+exported, and `benchmarks/training_table.py` times them at the end and prints the table. What `--minutes` leaves no time
+for is told by name.
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ PLAN = {
     ),
 }
 """What to run, the most telling first; runs that are there already are passed over."""
+TIMING = 6.0
+"""Seconds that compiling and timing a network takes, kept of the time for each that is exported."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +155,27 @@ def main() -> None:
         keys = asked(args, task, seeds)
         first = list(seeds) if args.dense_seed is None else [args.dense_seed]
         fixed = [("dense", "", 0.0, "", False, seed, 0) for seed in first]
+        missing: list[Key] = []
         for part in (fixed, keys):  # all others begin with the dense networks
-            train(task, out, part, args.jobs, end, args.dense_seed, export=not args.untimed)
+            missing += train(task, out, part, args.jobs, end, args.dense_seed, export=not args.untimed)
         words = [str(Path(__file__).with_name("training_table.py")), str(out)]
         subprocess.run([sys.executable, *words, *([] if args.untimed else ["--time"])], check=True)
+        if missing:
+            print(f"no time was left for {len(missing)} of {len(fixed) + len(keys)} runs on {task.name}:")
+            for line in told(missing):
+                print(f"  {line}")
+
+
+def told(keys: Sequence[Key]) -> list[str]:
+    """Cells and their seeds, one line each, in the keys' order."""
+    seeds: dict[tuple[Any, ...], list[int]] = {}
+    for *cell, seed, epochs in keys:
+        seeds.setdefault((*cell, epochs), []).append(seed)
+    lines = []
+    for (method, pattern, sparsity, allocation, distil, _), found in seeds.items():
+        words = (f"{method}, distilled" if distil else method, pattern, f"{sparsity:g}", allocation)
+        lines.append(f"{' '.join(word for word in words if word)}, seeds {', '.join(map(str, found))}")
+    return lines
 
 
 def asked(args: argparse.Namespace, task: Task, seeds: range) -> list[Key]:
@@ -175,20 +195,28 @@ def asked(args: argparse.Namespace, task: Task, seeds: range) -> list[Key]:
 
 def train(
     task: Task, out: Path, keys: list[Key], jobs: int, end: float, dense_seed: int | None, *, export: bool
-) -> None:
-    """Train what is missing in so many processes of one thread each; nothing is begun after `end`."""
+) -> list[Key]:
+    """Train what is missing in so many processes of one thread each; the runs that there was no time for.
+
+    Nothing is begun after `end`, less what timing the exported networks takes.
+    """
     lines = out.read_text(encoding="utf-8").splitlines() if out.is_file() else []
-    known = {tuple(json.loads(line)["key"]) for line in lines}
+    rows = [json.loads(line) for line in lines]
+    known = {tuple(row["key"]) for row in rows}
     missing = [key for key in keys if key not in known][::-1]
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         running = {}
+        end -= TIMING * (sum("onnx" in row for row in rows) - sum("ms" in row for row in rows)) if export else 0.0
         while running or (missing and time.monotonic() < end):
             while missing and len(running) < jobs and time.monotonic() < end:
                 key = missing.pop()
                 begin = key[5] if dense_seed is None else dense_seed
                 running[pool.submit(work, task.name, key, begin, out.parent, export)] = key
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                record(out, running.pop(future), future.result())
+                made = future.result()
+                end -= TIMING if "onnx" in made else 0.0
+                record(out, running.pop(future), made)
+    return missing[::-1]
 
 
 def work(name: str, key: Key, begin: int, folder: Path, export: bool) -> dict[str, Any]:

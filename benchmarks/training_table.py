@@ -1,6 +1,7 @@
 """What `benchmarks/training.py` has trained: the time of the compiled networks, a table, and accuracy over latency.
 
     python benchmarks/training_table.py out/training-digits.jsonl --time --plot digits.svg
+    python benchmarks/training_table.py out/training-digits.jsonl --grid       # methods down, patterns across
 
 Times are those of the compiled network in alternation with its dense form, in this one process; they are added to the
 file, and what is timed already is not timed again. Nothing else should run meanwhile.
@@ -17,16 +18,23 @@ from typing import Any
 
 import click
 
+PATTERNS = {name: place for place, name in enumerate(("unstructured", "fanin", "nm:2:4", "group:4x1", "group:8x1"))}
+"""The order of patterns in a table."""
+
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, exists=True))
 @click.option("--time", "timed", is_flag=True, help="Compile and time what was exported.")
+@click.option("--grid", "across", is_flag=True, help="Print means and deviations alone, methods by patterns.")
 @click.option("--plot", "picture", type=click.Path(path_type=Path), help="An SVG file for accuracy over latency.")
-def main(file: Path, timed: bool, picture: Path | None) -> None:
+def main(file: Path, timed: bool, across: bool, picture: Path | None) -> None:
     """Time what is not timed yet, print the table, draw the plot."""
     if timed:
         time_all(file)
-    table(file)
+    if across:
+        grid(file)
+    else:
+        table(file)
     if picture is not None:
         picture.write_text(plot(file), encoding="utf-8")
 
@@ -94,6 +102,16 @@ class Cell:
     overhead: float | None
     time: dict[str, float]
 
+    @property
+    def name(self) -> str:
+        """The method, and whether logits taught besides."""
+        return f"{self.method}, distilled" if self.distil else self.method
+
+    @property
+    def place(self) -> tuple[str, float, int]:
+        """What it shares with the other methods' cells."""
+        return self.pattern, self.sparsity, self.epochs
+
     def told(self) -> str:
         """Mean and standard deviation over the seeds."""
         spread = f" ± {statistics.stdev(self.accuracy.values()):.2f}" if len(self.accuracy) > 1 else ""
@@ -101,7 +119,7 @@ class Cell:
 
 
 def gathered(file: Path) -> list[Cell]:
-    """The rows by cell, in the table's order."""
+    """The rows by cell, in the table's order; cells of refused runs alone are left out."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows(file):
         method, pattern, sparsity, allocation, distil, _, epochs = row["key"]
@@ -119,31 +137,76 @@ def gathered(file: Path) -> list[Cell]:
 
 
 def table(file: Path) -> None:
-    """Mean and spread over the seeds, the differences to dense and to plain gradual pruning, seed by seed, and speed.
+    """Mean and spread over the seeds; differences to dense, to plain gradual pruning and to the baseline; and speed.
 
-    The differences to gradual pruning, as its paper has it and at the same allocation, are told with their 95 %
-    intervals by Student's t, where at least three seeds have both.
+    The differences to gradual pruning, as its paper has it and at the same allocation, and to random masks are told
+    with their 95 % intervals by Student's t, where at least three seeds have both.
     """
     cells = gathered(file)
+    base = baseline(cells)
     plain = {
         (one.pattern, one.sparsity, one.epochs, one.allocation): one.accuracy
         for one in cells
         if one.method == "gradual" and not one.distil
     }
     head = ("method", "pattern", "sparsity", "allocation", "epochs", "seeds", "top-1", "to dense")
-    last = ("to gradual, uniform", "to gradual, same allocation", "overhead of a step", "ms", "times dense")
-    print("| " + " | ".join((*head, *last)) + " |")
-    print("|" + " --- |" * (len(head) + len(last)))
+    last = (
+        "to gradual, uniform",
+        "to gradual, same allocation",
+        "to random",
+        "overhead of a step",
+        "ms",
+        "times dense",
+    )
+    header(*head, *last)
     for one in cells:
-        name = f"{one.method}, distilled" if one.distil else one.method
-        words = [name, one.pattern, f"{one.sparsity:g}", one.allocation, one.epochs, len(one.accuracy), one.told()]
+        words = [one.name, one.pattern, f"{one.sparsity:g}", one.allocation, one.epochs, len(one.accuracy), one.told()]
         words.append(f"{statistics.mean(one.gaps):+.2f}")
         for allocation in ("uniform", one.allocation):
             words.append(paired(one.accuracy, plain.get((one.pattern, one.sparsity, one.epochs, allocation), {})))
+        words.append("" if one.method == "random" else paired(one.accuracy, base.get(one.place, {})))
         words.append("" if one.overhead is None else f"{one.overhead:.1%}")
         speed = ("{ms:.4f}", "{times:.2f} [{low:.2f}, {high:.2f}]") if one.time else ("", "")
         words += [text.format(**one.time) for text in speed]
         print("| " + " | ".join(map(str, words)) + " |")
+
+
+def grid(file: Path) -> None:
+    """Mean and spread, a table for each sparsity and number of epochs: methods down, patterns across.
+
+    A star is for a mean that is no better than that of random masks (`baseline`)."""
+    cells = [one for one in gathered(file) if one.method != "dense"]
+    base = baseline(cells)
+    for sparsity, epochs in sorted({(one.sparsity, one.epochs) for one in cells}):
+        here = [one for one in cells if (one.sparsity, one.epochs) == (sparsity, epochs)]
+        patterns = sorted({one.pattern for one in here}, key=lambda name: PATTERNS.get(name, len(PATTERNS)))
+        names = sorted({(one.name, one.allocation) for one in here}, key=lambda pair: (pair[0] == "random", pair))
+        header(f"{sparsity:.0%}, {epochs} epochs", "allocation", *patterns)
+        for name, allocation in names:
+            words = [name, allocation]
+            for pattern in patterns:
+                found = [one for one in here if (one.name, one.allocation, one.pattern) == (name, allocation, pattern)]
+                words.append(found[0].told() + starred(found[0], base) if found else "")
+            print("| " + " | ".join(words) + " |")
+        print()
+
+
+def starred(cell: Cell, base: dict[tuple[str, float, int], dict[int, float]]) -> str:
+    """A star if the cell's mean is no better than the baseline's, over the seeds that both have."""
+    theirs = base.get(cell.place, {})
+    gaps = [value - theirs[seed] for seed, value in cell.accuracy.items() if seed in theirs]
+    return " *" if gaps and cell.method != "random" and statistics.mean(gaps) <= 0 else ""
+
+
+def baseline(cells: list[Cell]) -> dict[tuple[str, float, int], dict[int, float]]:
+    """Accuracy by seed of random masks, as ERK allocates them, by pattern, sparsity and epochs."""
+    return {one.place: one.accuracy for one in cells if one.method == "random" and not one.distil}
+
+
+def header(*words: str) -> None:
+    """The two first lines of a table."""
+    print("| " + " | ".join(words) + " |")
+    print("|" + " --- |" * len(words))
 
 
 def plot(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""The loop of finetuning: steps, looks at the inputs held back, checkpoints, and the best state."""
+"""The loop of finetuning: steps, rates, the budget of time, and checkpoints."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from edgesparse.errors import UsageError
 from edgesparse.recipe import Recipe
 from edgesparse.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from edgesparse.training.converter import Converted
-from edgesparse.training.features import distances, feature_loss, narrow, output_distance, sharpness, teaching
-from edgesparse.training.inputs import AUGMENTATIONS, augment, crop
+from edgesparse.training.features import feature_loss, narrow, output_distance, sharpness, teaching
+from edgesparse.training.inputs import AUGMENTATIONS, augment
+from edgesparse.training.judging import Judge, parts
 from edgesparse.training.layers import Tensor
 from edgesparse.training.optim import LEAST_DECAY, Average, RelativeAdam
 from edgesparse.training.run import NotFiniteError
@@ -35,8 +36,6 @@ AVERAGED = 1 / 30
 """Share of the steps that the moving average of the weights reaches back; `optim.Average` has the least."""
 MEASURED, SLACK = 8, 0.95
 """Steps after which their pace is known, and the share of the steps planned below which they are planned anew."""
-VIEWS = 4
-"""Random parts of each picture held back that judge besides the whole, where training is on random parts."""
 STALE_FROM = 0.5
 """Share of the steps before which no look is stale: what large steps blur comes back as they get smaller."""
 TEACHINGS = ("features", "both")
@@ -83,16 +82,6 @@ class Settings:
             raise UsageError(f"held_back is {self.held_back}", why="it is a share between 0 and 1")
 
 
-def within_chance(ours: Tensor, best: Tensor) -> bool:
-    """Whether the mean of these distances [N] exceeds that of the best by no more than the difference's standard error.
-
-    Both are of the same N inputs. Of one input there is no error to tell: then it must not be more at all.
-    """
-    gaps = ours - best
-    error = float(gaps.std()) / len(gaps) ** 0.5 if len(gaps) > 1 and bool(gaps.isfinite().all()) else 0.0
-    return float(gaps.mean()) <= error
-
-
 class Logits(nn.Module):  # type: ignore[misc]
     """The converted graph up to the logits of its first output."""
 
@@ -134,12 +123,10 @@ class Trainer:
             )
         for parameter in self.teacher.parameters():
             parameter.requires_grad_(False)
-        self.views = torch.cat([self.held_back, *self._parts_of_pictures()])
-        self.wanted = self._answers(self.teacher)
+        views = parts(self.held_back, settings.seed) if settings.augment in ("crop", "strong") else []
+        self.judge = Judge(self.teacher, self.held_back, views, settings.batch)
         self._try_crops()
-        self.seconds, self.done, self.stale = 0.0, 0, 0
-        self.best: dict[str, Any] = {"each": torch.full((len(held_back),), math.inf), "at": 0}
-        """The state kept; and the step and all distances of the look at which their mean was least."""
+        self.seconds, self.done = 0.0, 0
         if resume:
             self._compare()
         self.steps = self._stored_steps() if resume else settings.steps or self._steps_in(settings.minutes * 60)
@@ -150,7 +137,7 @@ class Trainer:
         # masks that never change are final from the start, and the first state is one to beat
         self.final_from = 0.0 if method == "given" else FINAL_FROM
         self.places = self._places()
-        self.teach = settings.teach or teaching(self.wanted, len(trained))
+        self.teach = settings.teach or teaching(self.judge.wanted, len(trained))
         rate = settings.rate or (REPAIR_RATE if method == "given" else RATE)
         self.optimizer = RelativeAdam(student.parameters(), lr=rate)
         self.average = Average(student, max(1.0 - 1.0 / (AVERAGED * self.steps), LEAST_DECAY))
@@ -167,7 +154,7 @@ class Trainer:
             self._evaluate()
         if self.done == 0:
             self._save()  # so that --resume has something to go on from, however early the end comes
-        while self.done < self.steps and self._spent() < 1.0 and self.stale < self.settings.patience:
+        while self.done < self.steps and self._spent() < 1.0 and self.judge.stale < self.settings.patience:
             loss = self._step()
             self.seconds = time.monotonic() - began
             self._fit_budget()
@@ -179,19 +166,20 @@ class Trainer:
             tick(self.done / self.steps, f"{text}, {left / 60:.1f} min left")
             if self.sparsifier.finalized and (self.done % every == 0 or self.done == self.steps):
                 self._evaluate()
-                tick(self.done / self.steps, f"{text}, agreement {self.best.get('agreement', 0.0):.1%}")
+                tick(self.done / self.steps, f"{text}, agreement {self.judge.best.get('agreement', 0.0):.1%}")
             if time.monotonic() - saved > SAVE_SECONDS:
                 self._save()
                 saved = time.monotonic()
         self.sparsifier.finalize()
         self._evaluate()
-        if "weights" not in self.best:
+        best = self.judge.best
+        if "weights" not in best:
             raise NotFiniteError("the finetuned model's outputs are not finite", fix="lower the learning rate")
         with torch.no_grad():
             for name, value in self.student.named_parameters():
-                value.copy_(self.best["weights"][name])
-        self.student.graph.sharpen(self.best["factor"])
-        return self.best["agreement"], self.seconds
+                value.copy_(best["weights"][name])
+        self.student.graph.sharpen(best["factor"])
+        return best["agreement"], self.seconds
 
     def _step(self) -> float:
         source = torch.Generator().manual_seed(
@@ -223,7 +211,7 @@ class Trainer:
         """The factor that logits lack which nothing but features has taught."""
         if self.teach == "both" or ours.ndim != 2 or self.student.graph.head() is None:
             return 1.0
-        return sharpness(ours, self.wanted)
+        return sharpness(ours, self.judge.wanted)
 
     def _spent(self) -> float:
         """Share of the time budget that is spent; 0 where steps are given instead."""
@@ -236,48 +224,9 @@ class Trainer:
             self.steps = self.sparsifier.run.steps = max(fit, self.done + 1)
 
     def _evaluate(self) -> None:
-        """Look at the held-back inputs; keep the mean of the weights unless an earlier one was better beyond chance.
-
-        Of states whose difference is within its standard error the latest is kept (the one-standard-error rule of
-        Breiman et al., Classification and Regression Trees, 1984): few inputs judge, and the last steps, small as they
-        are, harm no others.
-        """
+        """Look at the inputs held back with the mean of the weights."""
         with self.average.in_place():
-            self._look()
-
-    def _look(self) -> None:
-        self.student.eval()
-        with torch.no_grad():
-            ours = self._answers(self.student)
-            factor = self._sharpness(ours)
-            # views of one input are no independent witnesses: the standard error is that of the inputs' means
-            each = distances(factor * ours, self.wanted).reshape(-1, len(self.held_back)).mean(0)
-            whole, wanted = (one[: len(self.held_back)] for one in (ours, self.wanted))
-            same = (whole.argmax(1) == wanted.argmax(1)).float().mean() if ours.ndim > 1 else torch.ones(())
-        self.student.train()
-        if not bool(each.isfinite().all()):
-            self.stale += 1
-            return
-        least = float(each.mean()) < float(self.best["each"].mean())
-        chance = within_chance(each, self.best["each"])
-        if least or (chance and self.best["at"] > 0):  # what training began with gives way to what is better only
-            weights = {name: value.detach().clone() for name, value in self.student.named_parameters()}
-            self.best |= {"agreement": float(same), "factor": factor, "weights": weights}
-        if least:
-            self.best |= {"each": each, "at": self.done}
-        self.stale = 0 if chance or self.done < STALE_FROM * self.steps else self.stale + 1
-
-    def _answers(self, model: Logits) -> Tensor:
-        """Outputs [views * N, ...] for all views of the inputs held back, the whole inputs first."""
-        with torch.no_grad():
-            return torch.cat([model(part) for part in self.views.split(self.settings.batch)])
-
-    def _parts_of_pictures(self) -> list[Tensor]:
-        """Further views of the inputs held back, always the same; none where training takes inputs whole."""
-        if self.settings.augment not in ("crop", "strong") or self.held_back.ndim != 4:
-            return []
-        source = torch.Generator().manual_seed(self.settings.seed)
-        return [crop(self.held_back, source) for _ in range(VIEWS)]
+            self.judge.look(self.student, self.done, self._sharpness, late=self.done >= STALE_FROM * self.steps)
 
     def _rate(self, step: int) -> float:
         """Up in the first twentieth, then down as a cosine."""
@@ -316,7 +265,7 @@ class Trainer:
         why = "its outputs have another shape then"
         try:
             with torch.no_grad():
-                if self.teacher(self._example()).shape[1:] == self.wanted.shape[1:]:
+                if self.teacher(self._example()).shape[1:] == self.judge.wanted.shape[1:]:
                     return
         except RuntimeError as error:
             why = str(error).splitlines()[0][:200]
@@ -338,8 +287,8 @@ class Trainer:
             "steps": self.steps,
             "done": self.done,
             "seconds": self.seconds,
-            "stale": self.stale,
-            "best": self.best,
+            "stale": self.judge.stale,
+            "best": self.judge.best,
             "identity": self.identity,
         }
         save_checkpoint(self.checkpoint, {**self._parts(), **plain})
@@ -347,7 +296,7 @@ class Trainer:
     def _load(self) -> None:
         plain = load_checkpoint(self.checkpoint, self._parts())
         self.done, self.seconds = plain["done"], plain["seconds"]
-        self.stale, self.best = plain["stale"], plain["best"]
+        self.judge.stale, self.judge.best = plain["stale"], plain["best"]
 
     def _compare(self) -> None:
         """Raise CheckpointError unless the checkpoint is of a run like this one."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from scipy.stats import sem
 
 from edgesparse.training.features import distances, output_distance
-from edgesparse.training.trainer import VIEWS, Settings, Trainer, within_chance
+from edgesparse.training.judging import VIEWS, Judge, parts, within_chance
 
 
 @pytest.mark.parametrize("shift", [-2.0, 0.0, 0.9, 1.1, 3.0])
@@ -47,20 +45,16 @@ class Student(torch.nn.Module):
         return inputs * self.bias
 
 
-def looked(values: list[float], steps: int = 0, views: int = 1) -> list[tuple[float, int]]:
-    """What is kept, and how stale it is, after looks at these states, ten steps apart."""
-    made = Trainer.__new__(Trainer)
-    made.student, made.held_back = Student(), torch.tensor([[0.9, -0.9], [1.0, -1.0], [1.1, -1.1]])
-    made.views, made.wanted = made.held_back.repeat(views, 1), torch.zeros(3 * views, 2)
-    made.settings, made.steps, made.teach = SimpleNamespace(batch=2), steps, "both"
-    made.best, made.stale = {"each": torch.full((3,), float("inf")), "at": 0}, 0
+def looked(values: list[float], late: int = 0, views: int = 1) -> list[tuple[float, int]]:
+    """What is kept, and how stale it is, after looks at these states; from number `late` on they are late."""
+    inputs, student = torch.tensor([[0.9, -0.9], [1.0, -1.0], [1.1, -1.1]]), Student()
+    judge = Judge(Student(), inputs, [inputs] * (views - 1), batch=2)
     seen = []
     for number, value in enumerate(values):
-        made.done = 10 * number
-        made.student.bias.data.fill_(value)
-        made._look()
-        kept = made.best.get("weights", {}).get("bias", torch.tensor(float("nan")))
-        seen.append((round(float(kept), 6), made.stale))
+        student.bias.data.fill_(value)
+        judge.look(student, 10 * number, lambda logits: 1.0, late=number >= late)
+        kept = judge.best.get("weights", {}).get("bias", torch.tensor(float("nan")))
+        seen.append((round(float(kept), 6), judge.stale))
     return seen
 
 
@@ -78,19 +72,43 @@ def test_states_that_are_not_finite_are_never_kept() -> None:
     assert "nan" in str(looked([float("nan")])[0][0])
 
 
-def test_no_look_in_the_first_half_of_the_steps_is_stale() -> None:
-    seen = looked([1.0, 2.0, 3.0, 4.0, 3.0, 2.0], steps=80)
+def test_looks_that_are_not_late_are_not_stale() -> None:
+    seen = looked([1.0, 2.0, 3.0, 4.0, 3.0, 2.0], late=4)
     assert seen == [(1.0, 0), (1.0, 0), (1.0, 0), (1.0, 0), (1.0, 1), (1.0, 2)]
 
 
+class Sides(torch.nn.Module):
+    """Logits [N, 2] with one factor for inputs whose first value is positive, and one for the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = torch.nn.Parameter(torch.zeros(2))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs * torch.where(inputs[:, :1] > 0, self.factors[0], self.factors[1])
+
+
 def test_views_of_one_input_are_one_witness() -> None:
-    assert looked([2.0, 1.0, -1.0, 1.5, 1.0], views=5) == looked([2.0, 1.0, -1.0, 1.5, 1.0])
-    made = Trainer.__new__(Trainer)
-    made.held_back, made.settings = torch.randn(3, 3, 16, 16), Settings(augment="strong", crop_size=8)
-    views = made._parts_of_pictures()
-    assert len(views) == VIEWS
-    assert all(view.shape == made.held_back.shape and not torch.equal(view, made.held_back) for view in views)
-    assert not torch.equal(views[0], views[1])
-    assert all(map(torch.equal, views, made._parts_of_pictures())), "every look is at the same"
-    made.settings = Settings(augment="shift")
-    assert made._parts_of_pictures() == []
+    inputs = torch.tensor([[1.0, -1.0], [-1.0, 1.0], [1.0, -1.0]])
+
+    def stale(inputs: torch.Tensor, views: int) -> int:
+        student, judge = Sides(), Judge(Sides(), inputs, [inputs] * (views - 1), batch=50)
+        for factors in ((1.0, 1.0), (1.2, 0.8)):  # two of three inputs get worse, one better
+            student.factors.data = torch.tensor(factors)
+            judge.look(student, 10, lambda logits: 1.0, late=True)
+        return judge.stale
+
+    assert stale(inputs, 1) == 0, "three inputs do not tell"
+    assert stale(inputs, 100) == 0, "nor do the same three seen again and again"
+    assert stale(inputs.repeat(100, 1), 1) == 1, "but 300 inputs do"
+
+
+def test_parts_of_pictures_judge_besides() -> None:
+    pictures = torch.randn(3, 3, 16, 16)
+    found = parts(pictures, seed=1)
+    assert len(found) == VIEWS
+    assert all(view.shape == pictures.shape for view in found)
+    every = [pictures, *found]
+    assert not any(torch.equal(a, b) for i, a in enumerate(every) for b in every[:i])
+    assert all(map(torch.equal, found, parts(pictures, seed=1))), "every look is at the same"
+    assert parts(torch.randn(3, 16), seed=1) == []

@@ -58,6 +58,75 @@ def test_a_row_tells_mean_spread_differences_and_speed(
     assert (rigl["ms"], rigl["times dense"], gradual["ms"]) == ("0.0200", "2.50 [2.25, 2.75]", "")
 
 
+@pytest.fixture
+def compared(tmp_path: Path) -> Path:
+    """Three methods of three seeds, two of them no better than random masks or just better."""
+    rows: list[dict[str, Any]] = []
+    for method, allocation, values in (
+        ("random", "erk", [90.0, 91.0, 92.0]),
+        ("gradual", "lamp", [91.0, 93.0, 93.5]),
+        ("cast", "lamp", [90.5, 90.5, 92.0]),
+        ("rewinding", "lamp", [90.0, 90.0, 90.0]),
+    ):
+        for seed, value in enumerate(values):
+            key = [method, "group:4x1", 0.9, allocation, False, seed, 40]
+            rows.append({"key": key, "accuracy": value, "dense": 99.0})
+    rows.append({"key": ["gradual", "unstructured", 0.9, "lamp", False, 0, 40], "accuracy": 97.0, "dense": 99.0})
+    path = tmp_path / "compared.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_what_does_not_beat_random_masks_has_a_star(
+    tables: ModuleType, compared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables.grid(compared)
+    head, _, *lines = capsys.readouterr().out.strip().splitlines()
+    assert [word.strip() for word in head.split("|")[1:-1]] == [
+        "90%, 40 epochs",
+        "allocation",
+        "unstructured",
+        "group:4x1",
+    ]
+    cells = {words[1]: words[3:5] for words in ([word.strip() for word in line.split("|")] for line in lines)}
+    assert list(cells) == ["cast", "gradual", "rewinding", "random"]
+    assert cells["gradual"] == ["97.00", "92.50 ± 1.32"]
+    assert cells["cast"] == ["", "91.00 ± 0.87 *"]
+    assert cells["rewinding"] == ["", "90.00 ± 0.00 *"]
+    assert cells["random"] == ["", "91.00 ± 1.00"]
+
+
+def test_the_difference_to_random_masks_is_told_with_its_interval(
+    tables: ModuleType, compared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables.table(compared)
+    head, _, *lines = ([w.strip() for w in one.split("|")[1:-1]] for one in capsys.readouterr().out.splitlines())
+    told = {line[0] + line[1]: dict(zip(head, line, strict=True))["to random"] for line in lines}
+    interval = stats.ttest_rel([91.0, 93.0, 93.5], [90.0, 91.0, 92.0]).confidence_interval(0.95)
+    assert told["gradualgroup:4x1"] == f"{1.5:+.2f} ± {(interval.high - interval.low) / 2:.2f}"
+    assert told["randomgroup:4x1"] == told["gradualunstructured"] == ""
+
+
+def test_what_there_was_no_time_for_is_told(
+    tables: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import training
+
+    words = ["training.py", "--task", "digits", "--minutes", "0", "--out", str(tmp_path / "rows.jsonl"), "--untimed"]
+    words += ["--methods", "gradual", "rigl", "--patterns", "group:4x1", "nm:2:4", "--sparsity", "0.9", "--seeds", "2"]
+    (tmp_path / "rows.jsonl").write_text("", encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", words)
+    training.main()
+    assert capsys.readouterr().out.splitlines() == [
+        "no time was left for 10 of 10 runs on digits:",
+        "  dense 0, seeds 0, 1",
+        "  gradual group:4x1 0.9 lamp, seeds 0, 1",
+        "  rigl group:4x1 0.9 lamp, seeds 0, 1",
+        "  gradual nm:2:4 0.5 uniform, seeds 0, 1",
+        "  rigl nm:2:4 0.5 uniform, seeds 0, 1",
+    ]
+
+
 def test_points_lost_are_drawn_over_latency(tables: ModuleType, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import edgesparse.advice.frontier
 

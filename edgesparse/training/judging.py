@@ -1,0 +1,79 @@
+"""Which state finetuning keeps: looks at the inputs held back, and the best state so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from edgesparse.training.features import distances
+from edgesparse.training.inputs import crop
+from edgesparse.training.layers import Module, Tensor
+
+VIEWS = 4
+"""Random parts of each picture held back that judge besides the whole."""
+
+
+class Judge:
+    """The teacher's answers to the inputs held back, and the best of the states that were looked at.
+
+    `best` has the state kept (`weights`, the logits' `factor`, `agreement`), and the step (`at`) and all distances
+    (`each`, of every input) of the look at which their mean was least; `stale` counts the last looks without a gain.
+    """
+
+    def __init__(self, teacher: Module, inputs: Tensor, views: Sequence[Tensor], batch: int) -> None:
+        self.count, self.batch = len(inputs), batch
+        self.views = torch.cat([inputs, *views])
+        self.wanted = self._answers(teacher)
+        self.best: dict[str, Any] = {"each": torch.full((self.count,), math.inf), "at": 0}
+        self.stale = 0
+
+    def look(self, student: Module, done: int, sharpness: Callable[[Tensor], float], *, late: bool) -> None:
+        """Look at the student after `done` steps; keep its state unless an earlier one was better beyond chance.
+
+        Of states whose difference is within its standard error the latest is kept (the one-standard-error rule of
+        Breiman et al., Classification and Regression Trees, 1984): few inputs judge, and the last steps, small as they
+        are, harm no others. `sharpness` gives the factor of the logits; only what is `late` can be stale.
+        """
+        student.eval()
+        ours = self._answers(student)
+        factor = sharpness(ours)
+        # views of one input are no independent witnesses: the standard error is that of the inputs' means
+        each = distances(factor * ours, self.wanted).reshape(-1, self.count).mean(0)
+        whole, wanted = ours[: self.count], self.wanted[: self.count]
+        same = (whole.argmax(1) == wanted.argmax(1)).float().mean() if ours.ndim > 1 else torch.ones(())
+        student.train()
+        if not bool(each.isfinite().all()):
+            self.stale += 1
+            return
+        least = float(each.mean()) < float(self.best["each"].mean())
+        chance = within_chance(each, self.best["each"])
+        if least or (chance and self.best["at"] > 0):  # what training began with gives way to what is better only
+            weights = {name: value.detach().clone() for name, value in student.named_parameters()}
+            self.best |= {"agreement": float(same), "factor": factor, "weights": weights}
+        if least:
+            self.best |= {"each": each, "at": done}
+        self.stale = self.stale + 1 if late and not chance else 0
+
+    def _answers(self, model: Module) -> Tensor:
+        """Outputs [views * N, ...] for all views, the whole inputs first."""
+        with torch.no_grad():
+            return torch.cat([model(part) for part in self.views.split(self.batch)])
+
+
+def parts(inputs: Tensor, seed: int) -> list[Tensor]:
+    """`VIEWS` random parts of each picture [N, C, H, W], in its size, the same for one seed; of other inputs none."""
+    source = torch.Generator().manual_seed(seed)
+    return [crop(inputs, source) for _ in range(VIEWS)] if inputs.ndim == 4 else []
+
+
+def within_chance(ours: Tensor, best: Tensor) -> bool:
+    """Whether the mean of these distances [N] exceeds that of the best by no more than the difference's standard error.
+
+    Both are of the same N inputs. Of one input there is no error to tell: then it must not be more at all.
+    """
+    gaps = ours - best
+    error = float(gaps.std()) / len(gaps) ** 0.5 if len(gaps) > 1 and bool(gaps.isfinite().all()) else 0.0
+    return float(gaps.mean()) <= error
