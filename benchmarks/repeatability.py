@@ -4,9 +4,9 @@
 
 Five runs of each of two ways to find the ratio of ARTIFACT to another one, or to onnxruntime on its model, alternating,
 while a child process multiplies matrices in spells on the other core. *Paired* is the protocol of `edgesparse bench`;
-*sequential* times first one, then the other, each as long, with its median by the clock on the wall, as is usual. All
-is loaded anew for every run, as by another call of `bench`. Then the A/A test: ARTIFACT against itself, in twenty runs,
-without the child.
+*sequential* times first one, then the other, each for `--seconds`, with its median by the clock on the wall, as is
+usual. All is loaded anew for every run, as by another call of `bench`. Then the A/A test: ARTIFACT against itself, in
+twenty runs, without the child. Figures are written after every run, so that a series that is cut short keeps its first.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def spread(ratios: list[float]) -> float:
 @click.option(
     "--against", type=click.Path(path_type=Path, exists=True), help="Another artifact.  [default: onnxruntime]"
 )
-@click.option("--seconds", default=4.0, show_default=True, help="For each contender in each run.")
+@click.option(
+    "--seconds", default=Plan().seconds, show_default=True, help="For each contender in each run, as `bench` has it."
+)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--aa", default=20, show_default=True, help="Runs of the artifact against itself.")
 @click.option("--plain", type=int, help="Runs one after the other as well.  [default: as many]")
@@ -114,10 +116,16 @@ def main(
 ) -> None:
     """Measure and print."""
     opened, rival = open_artifact(artifact), open_artifact(against) if against else None
-    plan = Plan(seconds=seconds, runs=20, warm_up=1.0)
+    plan = Plan(seconds=seconds)
     found: dict[str, Any] = {"artifact": artifact.name, "against": against.name if against else "onnxruntime"}
     found |= {"environment": environment.record(), "seconds": seconds}
     wanted = rounds if plain is None else plain
+
+    def write() -> None:
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
     if rounds:
         allowed = os.sched_getaffinity(0)
         other = (set(allowed) - set(quietest_cores(allowed, 1))) or allowed
@@ -129,7 +137,9 @@ def main(
                 one = outcome.comparisons[0]
                 everything = compare(*(item.samples for item in outcome.measured), keep_all=True)
                 paired.append({"ratio": one.ratio, "low": one.low, "high": one.high, "all_blocks": everything.ratio})
-                told = f"calm in {one.calm} of {one.blocks} blocks; {everything.ratio:.3f} over all"
+                paired[-1] |= {"calm": one.calm, "blocks": one.blocks, "planned": outcome.planned}
+                told = f"calm in {one.calm} of {one.blocks} blocks, {outcome.planned} planned"
+                told += f"; {everything.ratio:.3f} over all"
                 click.echo(f"paired {one.ratio:.3f} [{one.low:.3f}, {one.high:.3f}], {told}")
                 if number < wanted:
                     contenders = loaded(opened, rival)
@@ -137,12 +147,13 @@ def main(
                         in_turn.append(sequential(contenders, seconds))
                     close_all([contenders])
                     click.echo(f"sequential {in_turn[-1]:.3f}")
-        ratios = [one["ratio"] for one in paired]
-        found |= {"paired": paired, "paired_spread": spread(ratios)}
+                ratios = [one["ratio"] for one in paired]
+                found |= {"paired": paired, "paired_spread": spread(ratios), "sequential": in_turn}
+                found |= {"sequential_spread": spread(in_turn)} if in_turn else {}
+                write()
         every = spread([one["all_blocks"] for one in paired])
         click.echo(f"paired differ by {100 * spread(ratios):.1f} %, over all blocks by {100 * every:.1f} %")
         if in_turn:
-            found |= {"sequential": in_turn, "sequential_spread": spread(in_turn)}
             click.echo(f"sequential differ by {100 * spread(in_turn):.1f} %")
     itself = []
     for _ in range(aa):
@@ -153,9 +164,7 @@ def main(
     found |= {"itself": itself, "held": held}
     if aa:
         click.echo(f"the interval held 1 in {held} of {aa} runs")
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,56 @@ def test_times_that_never_settle_are_called_unstable() -> None:
     outcome = measure([Fake("a", 1e-4, [], never_settles=True)], Plan(seconds=0.2, runs=20, warm_up=0.1))
     assert not outcome["a"].settled
     assert outcome["a"].unstable[0].startswith("warm-up")
+
+
+class Neighboured(Fake):
+    """Slower by `share` through the part `busy` of every second of the time that all of them spend."""
+
+    now = 0.0
+
+    def __init__(self, name: str, seconds: float, share: float, busy: float) -> None:
+        super().__init__(name, seconds, [])
+        self.share, self.busy = share, busy
+
+    def run_once(self) -> float:
+        seconds = super().run_once() * (1 + self.share * (Neighboured.now % 1 < self.busy))
+        Neighboured.now += seconds
+        return seconds
+
+
+@pytest.mark.parametrize("loads", [1, 4])
+def test_measuring_goes_on_until_enough_blocks_are_calm(loads: int) -> None:
+    def load(busy: float = 0.5) -> list[Neighboured]:
+        return [Neighboured("a", 1e-3, 0.16, busy), Neighboured("b", 6e-3, 0.05, busy)]
+
+    Neighboured.now = 0.0
+    plan = Plan(seconds=1, runs=20, warm_up=0.1, turn=0.01, loads=loads)
+    found = measure(load(), plan, again=load)
+    [ratio] = found.comparisons
+    assert ratio.calm >= found.planned > 20
+    assert ratio.blocks % loads == 0, "whole rounds"
+    assert 1.5 * found.planned < ratio.blocks < 3 * found.planned
+    assert ratio.ratio == pytest.approx(6.0, rel=0.01)
+    [note] = found.notes
+    assert f"for want of calm: {ratio.calm} of {ratio.blocks} blocks were calm, {found.planned} were planned" in note
+    # as planned: no patience, every block counts, nothing to compare, or hardly a calm moment
+    for other in (replace(plan, patience=1), replace(plan, keep_all=True)):
+        found = measure(load(), other, again=load)
+        assert (found.comparisons[0].blocks, found.notes) == (found.planned, ())
+    alone = measure(load()[:1], plan, again=lambda: load()[:1])
+    assert (len(alone["a"].samples.blocks), alone.notes) == (alone.planned, ())
+    disturbed = measure(load(0.8), plan, again=lambda: load(0.8))
+    assert 0 <= disturbed.comparisons[0].blocks - 3 * disturbed.planned < loads
+    assert disturbed.comparisons[0].calm < disturbed.planned
+    assert "measured 3.0 times as long as planned" in disturbed.notes[0]
+
+
+def test_a_limit_ends_patience() -> None:
+    Neighboured.now = 0.0
+    plan = Plan(seconds=1, runs=20, warm_up=0.1, turn=0.01, limit=2.5)
+    found = measure([Neighboured("a", 1e-3, 0.16, 0.8), Neighboured("b", 6e-3, 0.05, 0.8)], plan)
+    assert 2.5 <= max(item.samples.flat.sum() for item in found.measured) < 2.7
+    assert found.planned < found.comparisons[0].blocks < 2 * found.planned
 
 
 def test_blocks_go_through_several_loads() -> None:

@@ -8,12 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgesparse.errors import UsageError
+from edgesparse.measuring.calm import calm_blocks
 from edgesparse.measuring.intervals import contrast, median_interval, persistence, ratio_interval
 from edgesparse.measuring.stats import (
     Samples,
     as_dict,
-    calm_blocks,
     compare,
+    fewest_calm,
+    goes_on,
     quantiles,
     settled,
     summarize,
@@ -112,11 +114,13 @@ TRUE_RATIO = 1.3
 SIMULATIONS, BLOCKS, RUNS = 1000, 30, 5
 
 
-def simulated_turns(trouble: str) -> np.ndarray:
-    """The turns' medians of 1,000 benches of two contenders (A B B A in each block) on one clock with a trouble."""
+def simulated_turns(trouble: str, count: int = BLOCKS) -> np.ndarray:
+    """The turns' medians of 1,000 benches of two contenders (A B B A in each of `count` blocks) on one clock with a
+    trouble.
+    """
     rng = np.random.default_rng(len(trouble))
-    shape = (SIMULATIONS, BLOCKS, 4, RUNS)
-    now = np.arange(BLOCKS * 4 * RUNS).reshape(1, BLOCKS, 4, RUNS) / (BLOCKS * 4 * RUNS)
+    shape = (SIMULATIONS, count, 4, RUNS)
+    now = np.arange(count * 4 * RUNS).reshape(1, count, 4, RUNS) / (BLOCKS * 4 * RUNS)
     slow = np.ones(shape)
     if trouble == "drift":
         slow = slow + 0.3 * now
@@ -125,12 +129,12 @@ def simulated_turns(trouble: str) -> np.ndarray:
     if trouble == "spikes":
         slow = np.where(rng.random(shape) < 0.05, 20.0, 1.0)
     if trouble == "load":  # another process comes and goes, in spells of some turns, and takes half of the core
-        spells = rng.random((SIMULATIONS, BLOCKS * 4 // 6 + 1, 1)) < 0.3
-        busy = np.repeat(spells, 6, axis=1)[:, : BLOCKS * 4].reshape(SIMULATIONS, BLOCKS, 4, 1)
+        spells = rng.random((SIMULATIONS, count * 4 // 6 + 1, 1)) < 0.3
+        busy = np.repeat(spells, 6, axis=1)[:, : count * 4].reshape(SIMULATIONS, count, 4, 1)
         slow = np.where(busy, 2.0, 1.0)
     if trouble == "neighbour":  # the same spells, on another core: they slow one contender by 16 %, the other by 5 %
-        spells = rng.random((SIMULATIONS, BLOCKS * 4 // 6 + 1, 1)) < 0.3
-        busy = np.repeat(spells, 6, axis=1)[:, : BLOCKS * 4].reshape(SIMULATIONS, BLOCKS, 4, 1)
+        spells = rng.random((SIMULATIONS, count * 4 // 6 + 1, 1)) < 0.3
+        busy = np.repeat(spells, 6, axis=1)[:, : count * 4].reshape(SIMULATIONS, count, 4, 1)
         slow = np.where(busy, np.array([1.16, 1.05, 1.05, 1.16]).reshape(1, 1, 4, 1), 1.0)
     noise = 0.02 if trouble == "neighbour" else 0.05
     turns = np.array([1.0, TRUE_RATIO, TRUE_RATIO, 1.0]).reshape(1, 1, 4, 1)
@@ -194,6 +198,32 @@ def test_the_interval_covers_the_true_ratio_of_loads_that_differ(trouble: str, e
     assert sum(each.low <= TRUE_RATIO <= each.high for each in found) >= 0.95 * SIMULATIONS
     widest = {"drift": 0.13, "throttling": 0.09, "load": 0.08}.get(trouble, 0.06)
     assert np.median([each.high - each.low for each in found]) < widest
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    ["neighbour", *(pytest.param(each, marks=pytest.mark.long) for each in ("none", "drift", "throttling", "load"))],
+)
+def test_the_interval_covers_the_true_ratio_where_measuring_goes_on(trouble: str) -> None:
+    """After 30 blocks, each time the blocks have gone through 5 loads: stopping for calm prefers no ratio."""
+    patience, loads = 3, 5
+    rng = np.random.default_rng(6)
+    shares = np.exp(0.01 * rng.standard_normal((SIMULATIONS, loads, 2)))[:, np.arange(patience * BLOCKS) % loads]
+    found, lengths = [], []
+    for blocks in (simulated_turns(trouble, patience * BLOCKS) * shares[..., [0, 1, 1, 0]]).tolist():
+        sides = [tuple(((one[a],), (one[b],)) for one in blocks) for _, a, b in SIDES]
+        made = BLOCKS
+        while goes_on([Samples("", side[:made], loads) for side in sides], BLOCKS, patience):
+            made += loads
+        lengths.append(made)
+        found.append(compare(*(Samples("", side[:made], loads) for side in sides), resamples=200))
+    assert sum(each.low <= TRUE_RATIO <= each.high for each in found) >= 0.95 * SIMULATIONS
+    assert np.mean([np.log(each.ratio) for each in found]) == pytest.approx(np.log(TRUE_RATIO), abs=0.002)
+    if trouble == "none":
+        assert np.mean(lengths) < 1.1 * BLOCKS
+    elif trouble == "neighbour":
+        assert all(each.calm >= BLOCKS or made == patience * BLOCKS for each, made in zip(found, lengths, strict=True))
+        assert BLOCKS < np.mean(lengths) < 2 * BLOCKS
 
 
 def test_one_load_says_nothing_of_the_next() -> None:
@@ -267,6 +297,18 @@ def test_all_blocks_count_where_they_are_to() -> None:
     assert (calm.ratio, calm.blocks, calm.calm) == (2.0, 30, 10)
     assert (everything.blocks, everything.calm) == (30, 30)
     assert everything.ratio == pytest.approx(1.5)
+
+
+def test_when_measuring_goes_on() -> None:
+    """While fewer blocks are calm than were planned, and patience lasts; of several pairs the less calm one tells."""
+    busy = np.arange(30) % 3 == 0
+    base = Samples.of("a", np.where(busy, 1.2, 1.0))
+    calm, other = Samples.of("b", np.where(busy, 1.7, 2.0)), Samples.of("c", np.where(busy, 3.6, 3.0))
+    assert fewest_calm([base]) == fewest_calm([base, calm]) == 30
+    assert fewest_calm([base, calm, other]) == 20
+    assert [goes_on([base, other], planned, 3) for planned in (10, 20, 21, 30)] == [False, False, True, True]
+    assert [goes_on([base, other], 25, patience) for patience in (1, 1.2, 1.21)] == [False, False, True]
+    assert not goes_on([base, calm], 30, 3)
 
 
 def test_swings_of_blocks() -> None:

@@ -6,6 +6,8 @@ turn is not counted: the caches still hold another contender's weights. Nor is a
 system gave the core to somebody else: it would tell of them, and hit long runs harder than short ones. Where
 hardly a run of a contender is left alone, its processor time counts, which does not run while others do.
 Where they can be made again, the blocks go through several loads of all contenders in turn (see `loads`).
+Where the machine was not calm, the blocks go on until as many are calm as were planned, or patience ends: what stops
+them is the time that contenders take together, never their ratio.
 `stats` turns the timings into statements.
 """
 
@@ -23,7 +25,7 @@ from edgesparse.errors import UsageError
 from edgesparse.measuring.conditions import Cause, Conditions, between, diagnose, look
 from edgesparse.measuring.cores import pinned, preemptions
 from edgesparse.measuring.loads import close_all, load_again
-from edgesparse.measuring.stats import Comparison, Samples, Stats, compare, settled, summarize
+from edgesparse.measuring.stats import Comparison, Samples, Stats, compare, fewest_calm, goes_on, settled, summarize
 
 Progress = Callable[[float, str], None]
 """Told the share done (0 to 1) and what is being done."""
@@ -85,6 +87,9 @@ class Plan:
         The one that reports name first.
     loads:
         How often each contender is loaded, where it can be made again.
+    patience:
+        Times as many blocks as were planned that are made at most, until that many are calm; 1 for what is planned.
+        Nothing goes on where all blocks count.
     """
 
     seconds: float = 10.0
@@ -97,12 +102,15 @@ class Plan:
     keep_all: bool = False
     percentile: int = 50
     loads: int = 8
+    patience: float = 3.0
 
     def __post_init__(self) -> None:
-        if not (0 < self.seconds < math.inf) or min(self.runs, self.threads, self.loads) < 1:
+        least = min(self.runs, self.threads, self.loads, self.patience)
+        if not (0 < self.seconds < math.inf) or not 1 <= least < math.inf:
             raise UsageError(
                 "the bench's settings make no sense",
-                why=f"seconds {self.seconds}, runs {self.runs}, threads {self.threads}, loads {self.loads}",
+                why=f"seconds {self.seconds}, runs {self.runs}, threads {self.threads}, loads {self.loads}, "
+                f"patience {self.patience}",
                 fix="all of them must be positive",
             )
 
@@ -119,6 +127,9 @@ MIN_TURN_RUNS, MAX_TURN_RUNS = 3, 1000
 _WATCH = 5.0
 """A fifth of a contender's seconds is spent on finding cores that stay quiet, up to 1 s: who works there in spells
 would have some of the blocks, and another part of them each time."""
+
+_PLANNED_PART = 0.9
+"""How far progress is when measuring could end, were the machine calm."""
 
 ENOUGH_RUNS = 100_000
 """Runs of every contender after which measuring ends before its seconds are over: a model of microseconds."""
@@ -153,7 +164,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All contenders, and the first one's speedup over each of the others."""
+    """All contenders, and the first one's speedup over each of the others.
+
+    After `planned` blocks each had its seconds and runs, or the limit came; what is beyond was made for want of calm.
+    """
 
     plan: Plan
     measured: tuple[Measured, ...]
@@ -161,6 +175,7 @@ class Outcome:
     cores: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
     conditions: Conditions = field(default=Conditions())
+    planned: int = 0
 
     def __getitem__(self, name: str) -> Measured:
         return next(item for item in self.measured if item.name == name)
@@ -212,7 +227,7 @@ def measure(
                 further, scarce = load_again(contenders, again, plan.loads, portion(report, 0.05, 0.08))
                 _warm_up_further(further, plan, portion(report, 0.08, 0.1))
             before = look(cores)
-            samples, counts, notes = _blocks([contenders, *further], plan, warm, portion(report, 0.1, 1.0))
+            samples, counts, planned, notes = _blocks([contenders, *further], plan, warm, portion(report, 0.1, 1.0))
             elsewhere = any(isinstance(item, Elsewhere) for item in contenders)
             own = not elsewhere and bool(cores)
             seen = between(before, look(cores), len(cores) or (os.cpu_count() or 1), own=own)
@@ -231,21 +246,31 @@ def measure(
         )
         for item in contenders
     ]
-    return conclude(plan, measured, cores=cores, notes=(*scarce, *notes), conditions=seen)
+    return conclude(plan, measured, planned=planned, cores=cores, notes=(*scarce, *notes), conditions=seen)
 
 
 def conclude(
     plan: Plan,
     measured: Sequence[Measured],
     *,
+    planned: int | None = None,
     cores: tuple[int, ...] = (),
     notes: tuple[str, ...] = (),
     conditions: Conditions | None = None,
 ) -> Outcome:
-    """Return the outcome of contenders that were timed in the same blocks, here or elsewhere; the first is the base."""
+    """Return the outcome of contenders that were timed in the same blocks, here or elsewhere; the first is the base.
+
+    After `planned` blocks (all of them) it would have ended on a calm machine; a note says where it went on.
+    """
     first, *others = measured
+    made = len(first.samples.blocks)
+    planned = planned or made
+    if made > planned:
+        calm = fewest_calm([item.samples for item in measured])
+        longer = f"measured {made / planned:.1f} times as long as planned"
+        notes = (*notes, f"{longer}, for want of calm: {calm} of {made} blocks were calm, {planned} were planned")
     comparisons = tuple(compare(first.samples, item.samples, seed=plan.seed, keep_all=plan.keep_all) for item in others)
-    return Outcome(plan, tuple(measured), comparisons, cores, notes, conditions or Conditions())
+    return Outcome(plan, tuple(measured), comparisons, cores, notes, conditions or Conditions(), planned)
 
 
 def portion(progress: Progress, low: float, high: float) -> Progress:
@@ -285,14 +310,22 @@ def _settling(item: Contender, seconds: float) -> list[float]:
 
 def _blocks(
     loads: Sequence[Sequence[Contender]], plan: Plan, warm: dict[str, list[float]], report: Progress
-) -> tuple[dict[str, Samples], dict[str, _Counts], tuple[str, ...]]:
-    """Run blocks, on one load after the other, until all have their runs and seconds, or one reaches the limit."""
+) -> tuple[dict[str, Samples], dict[str, _Counts], int, tuple[str, ...]]:
+    """Run blocks, on one load after the other, until all have their runs and seconds, or one reaches the limit; then
+    whole rounds of loads until as many are calm. The number is that of the blocks that were planned.
+    """
     turn_runs = {name: _turn_runs(times, plan) for name, times in warm.items()}
     blocks: dict[str, list[tuple[tuple[float, ...], ...]]] = {item.name: [] for item in loads[0]}
     spent = dict.fromkeys(blocks, 0.0)
     runs = dict.fromkeys(blocks, 0)
     counts = {name: _Counts() for name in blocks}
     notes: tuple[str, ...] = ()
+    patience = 1.0 if plan.keep_all or len(blocks) < 2 else plan.patience
+    planned = 0
+
+    def samples() -> dict[str, Samples]:
+        return {name: Samples(name, tuple(turns), len(loads)) for name, turns in blocks.items()}
+
     for number in itertools.count():
         contenders = in_order(loads, number)
         block: dict[str, list[tuple[float, ...]]] = {name: [] for name in blocks}
@@ -303,17 +336,23 @@ def _blocks(
             spent[name] += sum(map(sum, turns))
             runs[name] += sum(map(len, turns))
         share = min(min(spent[name] / plan.seconds, runs[name] / plan.runs) for name in blocks)
-        report(min(share, 1.0), "measuring in alternation")
-        if share >= 1:
-            break
-        if min(runs.values()) >= ENOUGH_RUNS:
-            notes = (f"ended after {ENOUGH_RUNS} runs each",)
-            report(1.0, "measuring in alternation")
-            break
-        if max(spent.values()) >= plan.limit:
-            notes = (f"ended after {plan.limit:g} s of one contender, with {min(runs.values())} runs each",)
-            break
-    return {name: Samples(name, tuple(turns), len(loads)) for name, turns in blocks.items()}, counts, notes
+        done, late = number + 1, max(spent.values()) >= plan.limit
+        if not planned:
+            report(_PLANNED_PART * min(share, 1.0), "measuring in alternation")
+            if share < 1 and min(runs.values()) >= ENOUGH_RUNS:
+                notes = (f"ended after {ENOUGH_RUNS} runs each",)
+                break
+            if share < 1 and late:
+                notes = (f"ended after {plan.limit:g} s of one contender, with {min(runs.values())} runs each",)
+                break
+            planned = done if share >= 1 else 0
+        if planned and (done == planned or done % len(loads) == 0):
+            if late or not goes_on(list(samples().values()), planned, patience):
+                break
+            gone = (done / planned - 1) / (patience - 1)
+            report(_PLANNED_PART + (1 - _PLANNED_PART) * gone, "measuring on until more blocks are calm")
+    report(1.0, "measuring in alternation")
+    return samples(), counts, planned or done, notes
 
 
 def in_order(loads: Sequence[Sequence[Contender]], block: int) -> list[Contender]:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesparse.errors import UsageError
+from edgesparse.measuring.calm import calm_blocks
 from edgesparse.measuring.intervals import MIN_BLOCKS, Floats, contrast
-from edgesparse.measuring.stats import calm_blocks
 
 Data = Mapping[str, Any]
 

@@ -113,6 +113,8 @@ def as_json(report: Report) -> dict[str, Any]:
             "percentile": plan.percentile,
             "keep_all": plan.keep_all,
             "loads": outcome.measured[0].samples.loads,
+            "patience": plan.patience,
+            "planned_blocks": outcome.planned,
         },
         "contenders": [_contender(report, item) for item in outcome.measured],
         "comparisons": [stats.as_dict(item) for item in outcome.comparisons],

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesparse.errors import UsageError
+from edgesparse.measuring.calm import calm_blocks, noise_of
 from edgesparse.measuring.intervals import MIN_BLOCKS, Floats, load_medians, ratio_interval
 
 TRIM = 0.1
@@ -43,10 +44,6 @@ MAX_TAIL = 3.0
 
 QUANTILES = 101
 """Percentiles of the runs that a report keeps, from 0 to 100 %: enough to draw the distribution."""
-
-CALMEST, CALM_WITHIN, CALM_NOISE, CALM_LEAST = 10, 0.04, 3.0, 0.2
-"""A block is calm if it took at most `CALM_WITHIN` longer than the calmest `CALMEST` per cent of blocks, or
-`CALM_NOISE` standard deviations of a block where that is more; and in any case the share `CALM_LEAST` of them is."""
 
 
 @dataclass(frozen=True)
@@ -207,50 +204,36 @@ def compare(
     ours, theirs = base.block_times, other.block_times
     calm = np.ones(len(ours), bool)
     if not keep_all:
-        swings = (base.block_swings + other.block_swings) / 2
-        noise = float(np.median(np.abs(swings))) * _SIGMAS_OF_MEDIAN / 2
-        calm = calm_blocks(ours, theirs, load_of=base.load_of, noise=noise)
+        calm = calm_pairs(base, other)
     ratios, load_of = (theirs / ours)[calm], base.load_of[calm]
     ratio, low, high = ratio_interval(ratios, load_of, confidence=confidence, resamples=resamples, seed=seed)
     by_load = tuple(float(each) for each in load_medians(ratios, load_of))
     return Comparison(base.name, other.name, ratio, low, high, confidence, len(ours), len(ratios), by_load)
 
 
-#: The standard deviation of a normal distribution, in medians of its distance to the middle.
-_SIGMAS_OF_MEDIAN = 1.4826
+def calm_pairs(base: Samples, other: Samples) -> NDArray[np.bool_]:
+    """Return which blocks of two contenders, timed in the same ones, were calm, as `calm_blocks` tells it."""
+    noise = noise_of(base.block_swings, other.block_swings)
+    return calm_blocks(base.block_times, other.block_times, load_of=base.load_of, noise=noise)
 
 
-def calm_blocks(*times: Floats, load_of: NDArray[np.intp] | None = None, noise: float = 0.0) -> NDArray[np.bool_]:
-    """Return which blocks had the machine to themselves, from the contenders' times in each.
+def fewest_calm(samples: Sequence[Samples]) -> int:
+    """Return how many blocks are calm for the first contender and another one, of the other that has fewest.
 
-    The geometric mean of all contenders' times tells it, as `CALMEST` and what stands with it say; at least
-    `MIN_BLOCKS` are. On a quiet machine all blocks count.
-
-    Parameters
-    ----------
-    load_of:
-        The load that each block was timed on. A load that is slow by itself is not disturbed: where every load has
-        `MIN_BLOCKS` blocks, they are compared with blocks of their own load only.
-    noise:
-        Standard deviation of a block's mean, as a share. What it would take for disturbed is only noise, and leaving
-        that out favours the contender that has less of it.
+    Alone, the first one has no ratio, and all of its blocks count.
     """
-    together = np.mean(np.log(times), axis=0)
-    loads, counts = np.unique(np.zeros(len(together), np.intp) if load_of is None else load_of, return_counts=True)
-    if load_of is None or len(loads) == 1 or counts.min() < MIN_BLOCKS:
-        return _calm(together, noise, MIN_BLOCKS)
-    calm = np.zeros(len(together), bool)
-    for load in loads:
-        calm[load_of == load] = _calm(together[load_of == load], noise, -(-MIN_BLOCKS // len(loads)))
-    return calm
+    base, *others = samples
+    return min((int(calm_pairs(base, other).sum()) for other in others), default=len(base.blocks))
 
 
-def _calm(together: Floats, noise: float, least: int) -> NDArray[np.bool_]:
-    """Return which blocks were calm by the logarithms of their times, at least `least`."""
-    least = min(max(int(np.ceil(CALM_LEAST * len(together))), least), len(together))
-    within = max(float(np.log1p(CALM_WITHIN)), CALM_NOISE * noise)
-    limit = float(np.percentile(together, CALMEST)) + within
-    return np.asarray(together <= max(limit, float(np.sort(together)[least - 1])))
+def goes_on(samples: Sequence[Samples], planned: int, patience: float) -> bool:
+    """Return whether blocks are to be made beyond those that were `planned`: until as many are calm, or there are
+    `patience` times as many.
+
+    Calm is told by contenders' times together, which say nothing of their ratio: none is liked better than another, and
+    so the interval holds what it says (`tests/test_stats.py`).
+    """
+    return len(samples[0].blocks) < patience * planned and fewest_calm(samples) < planned
 
 
 def settled(seconds: Sequence[float], *, window: int = 10, tolerance: float = 0.02) -> bool:
