@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from edgesparse.training.layers import Module, Tensor
 
 VIEWS = 4
 """Random parts of each picture held back that judge besides the whole."""
+LATE, TAKEN_BACK = (0.0, 0.5, 0.6, 0.7), (0.3, 0.6)
+"""Places among the parameters from which on they are late (0 is all of them), and how far they are taken back."""
+State = Mapping[str, Tensor]
 
 
 class Judge:
@@ -30,37 +34,85 @@ class Judge:
         self.best: dict[str, Any] = {"each": torch.full((self.count,), math.inf), "at": 0}
         self.stale = 0
 
-    def look(self, student: Module, done: int, sharpness: Callable[[Tensor], float], *, late: bool) -> None:
+    def look(
+        self,
+        student: Module,
+        done: int,
+        sharpness: Callable[[Tensor], float],
+        *,
+        late: bool,
+        others: Iterable[State] = (),
+    ) -> None:
         """Look at the student after `done` steps; keep its state unless an earlier one was better beyond chance.
+
+        With `others`, states that were made of the student's, it is the best of all these that is looked at.
 
         Of states whose difference is within its standard error the latest is kept (the one-standard-error rule of
         Breiman et al., Classification and Regression Trees, 1984): few inputs judge, and the last steps, small as they
         are, harm no others. `sharpness` gives the factor of the logits; only what is `late` can be stale.
         """
+        own = state(student)
+        found = [(self._measured(student, sharpness), own)]
+        for other in others:
+            put(student, other)
+            found.append((self._measured(student, sharpness), other))
+        put(student, own)
+        finite = [one for one in found if bool(one[0]["each"].isfinite().all())]
+        if not finite:
+            self.stale += 1
+            return
+        measured, weights = min(finite, key=lambda one: float(one[0]["each"].mean()))
+        each = measured.pop("each")
+        least = float(each.mean()) < float(self.best["each"].mean())
+        chance = within_chance(each, self.best["each"])
+        if least or (chance and self.best["at"] > 0):  # what training began with gives way to what is better only
+            self.best |= {**measured, "weights": weights}
+        if least:
+            self.best |= {"each": each, "at": done}
+        self.stale = self.stale + 1 if late and not chance else 0
+
+    def _measured(self, student: Module, sharpness: Callable[[Tensor], float]) -> dict[str, Any]:
+        """The logits' factor, the distances of every input, and the share of them with the teacher's class."""
         student.eval()
         ours = self._answers(student)
         factor = sharpness(ours)
         # views of one input are no independent witnesses: the standard error is that of the inputs' means
         each = distances(factor * ours, self.wanted).reshape(-1, self.count).mean(0)
         whole, wanted = ours[: self.count], self.wanted[: self.count]
-        same = (whole.argmax(1) == wanted.argmax(1)).float().mean() if ours.ndim > 1 else torch.ones(())
+        same = float((whole.argmax(1) == wanted.argmax(1)).float().mean()) if ours.ndim > 1 else 1.0
         student.train()
-        if not bool(each.isfinite().all()):
-            self.stale += 1
-            return
-        least = float(each.mean()) < float(self.best["each"].mean())
-        chance = within_chance(each, self.best["each"])
-        if least or (chance and self.best["at"] > 0):  # what training began with gives way to what is better only
-            weights = {name: value.detach().clone() for name, value in student.named_parameters()}
-            self.best |= {"agreement": float(same), "factor": factor, "weights": weights}
-        if least:
-            self.best |= {"each": each, "at": done}
-        self.stale = self.stale + 1 if late and not chance else 0
+        return {"factor": factor, "each": each, "agreement": same}
 
     def _answers(self, model: Module) -> Tensor:
         """Outputs [views * N, ...] for all views, the whole inputs first."""
         with torch.no_grad():
             return torch.cat([model(part) for part in self.views.split(self.batch)])
+
+
+def blends(start: State, end: State) -> Iterator[State]:
+    """States whose late parameters are partly taken back to the start: `start` and `end` have the network's order.
+
+    Late layers are large and see few different inputs, so that they learn these by heart while early ones still gain:
+    between the weights before and after, states can be better than both (Wortsman et al., 2109.01903).
+    """
+    for begin, share in itertools.product(LATE, TAKEN_BACK):
+        first = round(begin * len(end))
+        yield {
+            name: torch.lerp(end[name], start[name], share) if place >= first else value
+            for place, (name, value) in enumerate(end.items())
+        }
+
+
+def state(module: Module) -> State:
+    """A copy of a module's parameters, by name."""
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+def put(module: Module, values: State) -> None:
+    """Give a module these parameters."""
+    with torch.no_grad():
+        for name, value in module.named_parameters():
+            value.copy_(values[name])
 
 
 def parts(inputs: Tensor, seed: int) -> list[Tensor]:

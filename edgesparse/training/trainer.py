@@ -19,7 +19,7 @@ from edgesparse.training.checkpoint import CheckpointError, load_checkpoint, sav
 from edgesparse.training.converter import Converted
 from edgesparse.training.features import feature_loss, narrow, output_distance, sharpness, teaching
 from edgesparse.training.inputs import AUGMENTATIONS, augment
-from edgesparse.training.judging import Judge, parts
+from edgesparse.training.judging import Judge, blends, parts, put, state
 from edgesparse.training.layers import Tensor
 from edgesparse.training.optim import LEAST_DECAY, Average, RelativeAdam
 from edgesparse.training.run import NotFiniteError
@@ -136,6 +136,7 @@ class Trainer:
         )
         # masks that never change are final from the start, and the first state is one to beat
         self.final_from = 0.0 if method == "given" else FINAL_FROM
+        self.start = state(student)
         self.places = self._places()
         self.teach = settings.teach or teaching(self.judge.wanted, len(trained))
         rate = settings.rate or (REPAIR_RATE if method == "given" else RATE)
@@ -175,9 +176,7 @@ class Trainer:
         best = self.judge.best
         if "weights" not in best:
             raise NotFiniteError("the finetuned model's outputs are not finite", fix="lower the learning rate")
-        with torch.no_grad():
-            for name, value in self.student.named_parameters():
-                value.copy_(best["weights"][name])
+        put(self.student, best["weights"])
         self.student.graph.sharpen(best["factor"])
         return best["agreement"], self.seconds
 
@@ -224,9 +223,12 @@ class Trainer:
             self.steps = self.sparsifier.run.steps = max(fit, self.done + 1)
 
     def _evaluate(self) -> None:
-        """Look at the inputs held back with the mean of the weights."""
+        """Look at the inputs held back with the mean of the weights, and with parts of it taken back."""
+        late = self.done >= STALE_FROM * self.steps
         with self.average.in_place():
-            self.judge.look(self.student, self.done, self._sharpness, late=self.done >= STALE_FROM * self.steps)
+            # what began with all of its weights has other zeros now
+            others = blends(self.start, state(self.student)) if self.final_from == 0.0 and self.done > 0 else ()
+            self.judge.look(self.student, self.done, self._sharpness, late=late, others=others)
 
     def _rate(self, step: int) -> float:
         """Up in the first twentieth, then down as a cosine."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import sem
 
 from edgesparse.training.features import distances, output_distance
-from edgesparse.training.judging import VIEWS, Judge, parts, within_chance
+from edgesparse.training.judging import LATE, TAKEN_BACK, VIEWS, Judge, blends, parts, within_chance
 
 
 @pytest.mark.parametrize("shift", [-2.0, 0.0, 0.9, 1.1, 3.0])
@@ -101,6 +103,30 @@ def test_views_of_one_input_are_one_witness() -> None:
     assert stale(inputs, 1) == 0, "three inputs do not tell"
     assert stale(inputs, 100) == 0, "nor do the same three seen again and again"
     assert stale(inputs.repeat(100, 1), 1) == 1, "but 300 inputs do"
+
+
+def test_the_best_of_the_states_offered_is_looked_at_and_the_student_stays() -> None:
+    inputs, student = torch.tensor([[1.0, -1.0], [2.0, 1.0]]), Student()
+    judge = Judge(Student(), inputs, [], batch=2)
+    others = [{"bias": torch.tensor(value)} for value in (2.0, float("nan"), 0.25, 0.5)]
+    for value, kept in ((1.0, 0.25), (float("nan"), 0.25), (0.1, 0.1)):
+        student.bias.data.fill_(value)
+        judge.look(student, 10, lambda logits: 1.0, late=True, others=others)
+        assert float(judge.best["weights"]["bias"]) == pytest.approx(kept)
+        assert float(student.bias.data) == pytest.approx(value, nan_ok=True)
+        assert judge.stale == 0
+
+
+def test_late_parameters_are_taken_back_in_part() -> None:
+    start = {str(i): torch.tensor([0.0, 1.0]) for i in range(10)}
+    end = {str(i): torch.tensor([0.0, 2.0 + i]) for i in range(10)}
+    found = list(blends(start, end))
+    assert len(found) == len(LATE) * len(TAKEN_BACK)
+    for (late, share), made in zip(itertools.product(LATE, TAKEN_BACK), found, strict=True):
+        for i, value in enumerate(made.values()):
+            back = share if i >= 10 * late else 0.0
+            wanted = [0.0, (1 - back) * (2 + i) + back]  # a zero of both stays one
+            assert value.tolist() == pytest.approx(wanted)
 
 
 def test_parts_of_pictures_judge_besides() -> None:
