@@ -109,6 +109,29 @@ def test_whole_lines_come() -> None:
     assert moved == pytest.approx([40 * (192 + 60 * 15 / 16 + 36), 40 * (192 + 36)])
 
 
+def test_inputs_that_lie_close_together_take_longer() -> None:
+    """1000 channels of 96 pixels, of which each of 10 groups reads a tenth, half or all. Where nothing hides behind
+    anything, against columns that share pixels.
+    """
+    caches = Caches(1 << 20, {"l2": 32.0, "l3": 8.0, "memory": 4.0}, 1.0, 1.0)
+    ahead, alone = (Spmm(4, 96, 6, 16, False, RELU, ahead=256, columns_ahead=each) for each in (8, 0))
+
+    def longer(spec: Spmm, kept: float) -> float:
+        apart, shared, unknown = (
+            count(spec, V4, 10, round(1e4 * kept), {"l1": 1.0}, inputs=1000, columns=columns, caches=caches)
+            for columns in (1000, 1001, 0)
+        )
+        assert shared == unknown
+        assert all(apart[term] == shared[term] for term in shared if not term.startswith("stream."))
+        waits = [sum(terms[f"stream.{level}"] for level in ("l2", "l3")) for terms in (apart, shared)]
+        assert waits[1] > 0
+        return waits[0] / waits[1]
+
+    assert [longer(ahead, kept) for kept in (0.1, 0.5, 1.0)] == pytest.approx([0.82, 1.3, 1.9])
+    assert [longer(alone, kept) for kept in (0.1, 0.5)] == pytest.approx([1.3, 1.3])
+    assert longer(replace(ahead, groups_outer=True), 0.5) == 1.0, "in L1 for the tiles that follow"
+
+
 def test_a_depthwise_band_by_hand() -> None:
     """One row of 16 pixels under 3x3 taps: nine taps; the outer columns are masked; every tap loads a vector."""
     window = Window((3, 3), (1, 1), (1, 1), 1, 1, 16, 16, 1)
@@ -157,7 +180,7 @@ def test_what_windows_fetch_by_hand() -> None:
     measured = Caches(1 << 20, rates, 3.0, 2.0)
     assert fetched(pool, count(pool, V4, 10), far, measured) == {}, "what caches hold is there in time"
     far["memory"] = 400.0  # 100 cycles where it is asked for ahead
-    assert fetched(pool, count(pool, V4, 10), far, measured) == pytest.approx({"memory": 450})
+    assert fetched(pool, count(pool, V4, 10), far, measured) == pytest.approx({"memory": 550})
     assert fetched(spec, terms, {"l1": 5.0}, Caches(1 << 20, rates, 2.0, 2.0)) == {}
 
 

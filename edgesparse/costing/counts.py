@@ -79,7 +79,12 @@ _USUAL = Caches()
 _LINE, _FLOAT = 64, 4
 #: How many times as long memory takes where nobody asked ahead, and nothing hides it: for a long stream, of which the
 #: hardware foresees some, and for rows that end before it does. From the layers that `benchmarks/fit_cost.py` times.
-_UNASKED_STREAM, _UNASKED_ROWS = 2.5, 4.5
+_UNASKED_STREAM, _UNASKED_ROWS = 2.5, 5.5
+
+#: How many times as long as its rate tells a level takes for a sparse product's inputs: where they are asked for ahead,
+#: and how much that grows with the share of channels that a group reads, so with how close together they lie; and where
+#: nobody asks. From the same layers.
+_ASKED, _CROWDED, _UNASKED_INPUTS = 0.7, 1.2, 1.3
 
 #: Cycles from one multiply-add into an accumulator to the next into the same one.
 _LATENCY = 4.0
@@ -93,6 +98,7 @@ def count(
     weights: Mapping[str, float] | None = None,
     *,
     inputs: int = 0,
+    columns: int = 0,
     caches: Caches = _USUAL,
 ) -> Terms:
     """The terms of one call, but for the bytes that come from beyond L1 before it starts.
@@ -108,13 +114,16 @@ def count(
     inputs:
         Of a product: input channels that any of the pairs reads, fewer where columns share pixels; 0 if each group
         reads the same ones.
+    columns:
+        Of a product: columns that any of the pairs reads; more than `inputs` where they share pixels (as 0 tells).
     caches:
         The levels beyond L1, as the cost table has them.
 
     Families that no network of the fit uses (recurrences, TopK) have one coarse term for each unit of their range.
     """
     if isinstance(spec, Spmm):
-        terms = _product(spec, target, extent, pairs, inputs, weights or {"l2": 1.0}, caches)
+        apart = 0 < columns <= inputs
+        terms = _product(spec, target, extent, pairs, inputs, apart, weights or {"l2": 1.0}, caches)
     elif isinstance(spec, (Depthwise, Panel, Pool)):
         terms = _scaled(_window(spec), extent)
     elif isinstance(spec, Pointwise):
@@ -180,7 +189,14 @@ def _scaled(terms: Terms, times: float) -> Terms:
 
 
 def _product(
-    spec: Spmm, target: Target, groups: int, pairs: int, inputs: int, weights: Mapping[str, float], caches: Caches
+    spec: Spmm,
+    target: Target,
+    groups: int,
+    pairs: int,
+    inputs: int,
+    apart: bool,
+    weights: Mapping[str, float],
+    caches: Caches,
 ) -> Terms:
     terms = Terms()
     cut = spec.cut
@@ -196,6 +212,7 @@ def _product(
     # Whole lines come: of one at each end of a channel's vectors only a part is used.
     ends = (_LINE - _FLOAT) * crossing if measured else 0.0
     foreseen = spec.dense or spec.ahead or not measured
+    slower = _slower(spec, depth / inputs) if measured and apart else 1.0
     passes = 0
     for run in cut.runs:
         wide = len(run.offsets)
@@ -207,10 +224,11 @@ def _product(
         near = reused(panel, depth / inputs, target, caches.l3)
         for repeat, level in ((1, weights if passes == 0 else again), (run.repeat - 1, again)):
             if repeat:
-                far = mixed((wide * spec.lanes * 4 + ends, near), (pair_bytes, level))
+                nbytes = wide * spec.lanes * 4 + ends
+                moved, far = (mixed((read, near), (pair_bytes, level)) for read in (nbytes, nbytes * slower))
+                _moved(terms, repeat * pairs, moved)
                 if not foreseen:
                     waited: Any = far.pop("memory", 0.0)
-                    terms["moved.memory"] += repeat * pairs * waited
                     terms["stream.memory"] += repeat * pairs * waited * _UNASKED_STREAM / caches.rates["memory"]
                 _issue(terms, "product.issue", repeat * pairs, issue, far, caches)
                 passes += repeat
@@ -238,6 +256,7 @@ def _singles(
     terms = Terms()
     vectors, index = -(-spec.group // spec.lanes), bool(far) and not spec.dense
     sums, fetches = vectors * count / target.pipes, (vectors + count + index) / target.loads
+    _moved(terms, pairs, far)
     _issue(terms, "tail.issue", pairs, caches.together(sums, fetches), far, caches)
     terms["tail.group"] += groups
     terms["tail.store"] += groups * spec.group * count
@@ -249,11 +268,24 @@ _CHEAP = ("none", "relu", "clip", "leaky")
 
 
 def _issue(terms: Terms, term: str, times: Any, cycles: float, far: Mapping[str, float], caches: Caches) -> None:
-    """Add `times` times issuing for `cycles` while fetching `far` bytes from each level."""
-    for level, nbytes in far.items():
-        terms[f"moved.{level}"] += times * nbytes
+    """Add `times` times issuing for `cycles` while fetching what takes as long as `far` bytes from each level."""
     for part, spent in caches.cycles(cycles, far).items():
         terms[term if part == "issue" else f"stream.{part}"] += times * spent
+
+
+def _moved(terms: Terms, times: Any, far: Mapping[str, float]) -> None:
+    """Add the bytes that come from each level `times` times."""
+    for level, nbytes in far.items():
+        terms[f"moved.{level}"] += times * nbytes
+
+
+def _slower(spec: Spmm, kept: float) -> float:
+    """How many times as long inputs take as their rates tell where a group reads the share `kept` of them, and columns
+    share no pixels. With groups outermost they are in L1 for the tiles that follow.
+    """
+    if spec.dense or spec.groups_outer:
+        return 1.0
+    return _ASKED + _CROWDED * min(kept, 1.0) if spec.columns_ahead else _UNASKED_INPUTS
 
 
 #: Operations of a window's tap on each pixel.

@@ -102,11 +102,11 @@ def layer_terms(
             continue
         terms = found[program.layers[call.layer]]
         extent = call.end - call.begin
-        pairs, inputs, weights = 0, 0, None
+        pairs, inputs, columns, weights = 0, 0, 0, None
         if isinstance(spec, Spmm):
-            pairs, inputs = _pairs(spec, call, program)
+            pairs, inputs, columns = _pairs(spec, call, program)
             weights = next(held for operand, held in levels if operand.name == call.refs[1].name)
-        counted = count(spec, target, extent, pairs, weights, inputs=inputs, caches=caches)
+        counted = count(spec, target, extent, pairs, weights, inputs=inputs, columns=columns, caches=caches)
         _by_arguments(counted, spec, call, extent)
         _moved(counted, spec, levels, caches)
         factor: Any = factors.get(shape_of(spec) or shapes.get(program.layers[call.layer], ""), 1.0)
@@ -156,20 +156,21 @@ def _moved(
 _WRITTEN = 0.5
 
 
-def _pairs(spec: Spmm, call: Call, program: Program) -> tuple[int, int]:
-    """Stored (input channel, group) pairs that a product's call works through, and the input rows they read.
+def _pairs(spec: Spmm, call: Call, program: Program) -> tuple[int, int, int]:
+    """Stored (input channel, group) pairs that a product's call works through; the input rows and columns they read.
 
     Columns that begin within a tile of another share what lies in both.
     """
     if spec.dense:
         depth = call.args[3]
         assert isinstance(depth, int)
-        return depth * (call.end - call.begin), depth
+        return depth * (call.end - call.begin), depth, depth
     start, column = (program.constants[call.refs[at].name] for at in (2, 3))
     first, last = int(start[call.begin]), int(start[call.end])
     used = np.unique(column[first:last])
     wide = spec.pixels if spec.groups_outer else min(spec.vectors * spec.lanes, spec.pixels)
-    return last - first, -(-int(np.minimum(np.diff(used), wide).sum() + wide * min(len(used), 1)) // wide)
+    inputs = -(-int(np.minimum(np.diff(used), wide).sum() + wide * min(len(used), 1)) // wide)
+    return last - first, inputs, len(used)
 
 
 def _by_arguments(terms: Terms, spec: KernelSpec, call: Call, extent: int) -> None:

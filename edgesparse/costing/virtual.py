@@ -55,7 +55,7 @@ def virtual_cost(job: Job, product: Product, target: Target, pattern: SparsePatt
             spec = job.spec(product, size, target)
             pairs = round(groups * depth * share)
             for level, times in job.calls_from(product.form):
-                one = count(spec, target, groups, pairs, {level: 1.0}, inputs=inputs, caches=caches)
+                one = count(spec, target, groups, pairs, {level: 1.0}, inputs=inputs, columns=depth, caches=caches)
                 terms.update({term: times * value for term, value in one.items()})
     return table_for(target).price(terms) * gather_factor(job, product.form, target) + more
 

@@ -192,13 +192,15 @@ def cost(job: Job, product: Product, target: Target) -> float:
 
     The first call finds the weights beyond L2, as all others were used since the run before; the next find them there.
     """
-    terms, inputs, caches = Terms(), job.weight.shape[1], table_for(target).caches
+    terms, columns, caches = Terms(), job.weight.shape[1], table_for(target).caches
+    inputs = columns
     if job.window is not None:
-        inputs = job.gathering(product.form).inputs(inputs, product.vectors * target.lanes)
+        inputs = job.gathering(product.form).inputs(columns, product.vectors * target.lanes)
     for part in job.sizes(product):
         spec = job.spec(product, part.group, target)
         for level, times in job.calls_from(product.form):
-            one = count(spec, target, part.groups, part.nnz, {level: 1.0}, inputs=inputs, caches=caches)
+            reads = {"inputs": inputs, "columns": columns}
+            one = count(spec, target, part.groups, part.nnz, {level: 1.0}, **reads, caches=caches)
             terms.update({term: times * value for term, value in one.items()})
     return table_for(target).price(terms) * gather_factor(job, product.form, target)
 
