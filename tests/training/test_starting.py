@@ -176,10 +176,11 @@ trainer.SAVE_SECONDS, trainer.Trainer._save = -1.0, saved
 GOES = "import sys\nfrom edgesparse.cli import main\nsys.exit(main(sys.argv[1:]))"
 
 
-def test_a_run_that_is_killed_goes_on(trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sections", [SEARCH, REPAIR], ids=["pruned in training", "pruned before"])
+def test_a_run_that_is_killed_goes_on(sections: dict, trained: Path, tmp_path: Path) -> None:
     """Signal 9 from outside while it trains; then `--resume` gives the very file that an undisturbed run gives."""
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(json.dumps(GROUPS | SEARCH))
+    recipe.write_text(json.dumps(GROUPS | sections))
 
     def arguments(output: str) -> list[str]:
         options = ["--recipe", str(recipe), "--steps", "12", "--batch", "8", "-o", str(tmp_path / output)]
