@@ -28,6 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "environment",
         "yamltext",
         "lowering.program",
+        "measuring.calm",
         "measuring.cores",
         "measuring.intervals",
         "measuring.stats",
