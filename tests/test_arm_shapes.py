@@ -122,7 +122,7 @@ class Made:
 
 
 @pytest.mark.parametrize(
-    ("spills", "taken", "made"), [((0, 0), 0, 1), ((3, 1, 0, 0), 2, 3), ((3, 1, 2), 1, 3), ((2,), 0, 1), ((1, 1), 0, 2)]
+    ("spills", "taken", "made"), [((0, 0), 0, 1), ((3, 1, 0, 0), 2, 3), ((3, 1, 2), 1, 6), ((2,), 0, 2), ((1, 1), 0, 4)]
 )
 def test_the_first_form_without_is_taken_or_the_least(
     spills: tuple[int, ...], taken: int, made: int, monkeypatch: pytest.MonkeyPatch

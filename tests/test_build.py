@@ -69,9 +69,9 @@ def test_a_kernel_that_no_form_keeps_off_the_stack_is_told(
     """The form that touches it the least is taken; here each one that is tried touches it once less."""
     arm = Target.parse("armv7")
     spec = Spmm(4, 16, 3, 4, True, Epilogue(), by_lane=True)
-    left = iter(range(9, 0, -1))
+    left = iter(range(19, 0, -1))
     monkeypatch.setattr(registers, "inner_loops", lambda _asm: [Loop((), ("ldr r0, [sp]",) * next(left))])
-    tried = 1 + len(list(spec.modest))
+    tried = 2 * (1 + len(list(spec.modest)))  # by LLVM as usual, then with less of it
     build.build_kernels({spec.symbol: spec}, arm)
-    assert next(left) == 9 - tried, "every form was read"
-    assert f"{spec.symbol}: {10 - tried} instructions of its inner loops touch the stack" in caplog.text
+    assert next(left) == 19 - tried, "every form was read"
+    assert f"{spec.symbol}: {20 - tried} instructions of its inner loops touch the stack" in caplog.text

@@ -6,7 +6,6 @@ import functools
 import importlib.metadata
 import importlib.resources
 import json
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from edgesparse.building import codegen, registers
 from edgesparse.errors import CompileError
 from edgesparse.kernels import KernelSpec
 from edgesparse.target import Target
-
-_log = logging.getLogger(__name__)
 
 
 def build_kernels(
@@ -55,10 +52,7 @@ def build_kernels(
 
 def _object(symbol: str, spec: KernelSpec, target: Target) -> bytes:
     if target.checked:
-        found = registers.held(symbol, spec, target)
-        if found.spills:
-            _log.warning("%s: %d instructions of its inner loops touch the stack", symbol, found.spills)
-        return found.code.object()
+        return registers.held(symbol, spec, target).code.object()
     return codegen.compile_object({symbol: spec.build()}, target.tvm_target())
 
 

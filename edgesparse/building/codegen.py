@@ -45,6 +45,16 @@ def compile_asm(funcs: Mapping[str, Any], target: Mapping[str, Any]) -> str:
     return Code(funcs, target).asm()
 
 
+def plain(target: Mapping[str, Any]) -> dict[str, Any]:
+    """The same machine, for which LLVM does less to loops.
+
+    It holds no constants outside of them, in registers, or on the stack where there are too few, and does not unroll
+    them, as it does for some in-order cores of 64 bits.
+    """
+    core = {"mcpu": "generic"} if str(target["mtriple"]).startswith("aarch64") else {}
+    return {**target, **core, "opt-level": 2, "cl-opt": ["-disable-machine-licm:bool=1"]}
+
+
 class Code:
     """PrimFuncs as `compile_object` takes them, compiled, as an object or to be read. Raises CompileError."""
 

@@ -8,40 +8,57 @@ turn: kernels that do the same with the same arguments, less of it at a time.
 
 from __future__ import annotations
 
-import itertools
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from edgesparse.building import codegen
 from edgesparse.building.assembly import inner_loops
 from edgesparse.kernels import KernelSpec
 from edgesparse.target import Target
 
+Form = TypeVar("Form")
+
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class Held:
+class Held(Generic[Form]):
     """The form of a kernel that was taken, its code, and the stack accesses that its innermost loops have left."""
 
-    form: KernelSpec
+    form: Form
     code: codegen.Code
     spills: int
 
 
-def held(symbol: str, spec: KernelSpec, target: Target) -> Held:
+def held(symbol: str, spec: KernelSpec, target: Target) -> Held[KernelSpec]:
     """The first form of a kernel whose innermost loops do not touch the stack, or the one that does so the least.
 
     The function is called `symbol`, whatever its form. Raises CompileError.
     """
-    forms = itertools.chain([spec], getattr(spec, "modest", ()))
-    found = (_compiled(symbol, form, target) for form in forms)
-    best = next(found)
-    while best.spills:
-        other = next(found, None)
-        if other is None:
+    llvm = target.tvm_target()
+    specs = [spec, *getattr(spec, "modest", ())]
+    ways = [(form, way) for way in (llvm, codegen.plain(llvm)) for form in specs]
+    found = least(symbol, ways, lambda way: codegen.Code({symbol: way[0].build()}, way[1]))
+    return Held(found.form[0], found.code, found.spills)
+
+
+def least(name: str, forms: Iterable[Form], compiled: Callable[[Form], codegen.Code]) -> Held[Form]:
+    """As `held`, of any forms; no more of them are made and compiled than are read.
+
+    Where all touch the stack, that is logged as a warning about `name`.
+    """
+    best: Held[Form] | None = None
+    for form in forms:
+        code = compiled(form)
+        spills = sum(loop.spills for loop in inner_loops(code.asm()))
+        if best is None or spills < best.spills:
+            best = Held(form, code, spills)
+        if not spills:
             break
-        best = min(best, other, key=lambda each: each.spills)
+    if best is None:
+        raise ValueError(f"{name} has no form")
+    if best.spills:
+        _log.warning("%s: %d instructions of its inner loops touch the stack", name, best.spills)
     return best
-
-
-def _compiled(symbol: str, form: KernelSpec, target: Target) -> Held:
-    code = codegen.Code({symbol: form.build()}, target.tvm_target())
-    return Held(form, code, sum(loop.spills for loop in inner_loops(code.asm())))

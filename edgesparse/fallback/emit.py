@@ -10,9 +10,10 @@ from typing import Any
 from edgesparse.fallback import flat as flats
 from edgesparse.fallback.folds import emit_fold, fold_plan
 from edgesparse.fallback.maps import emit_map
-from edgesparse.fallback.nests import Axis, Function, Group, Nest, Raw, Store, group, shape_of, size_of
+from edgesparse.fallback.nests import STACK, Axis, Function, Group, Nest, Raw, Store, group, shape_of, size_of
 from edgesparse.fallback.raw import emit_raw
 from edgesparse.fallback.rewrite import substitute
+from edgesparse.kernels.builder import fence
 
 
 @dataclass(frozen=True)
@@ -24,17 +25,61 @@ class Kernel:
     workspaces: tuple[int, ...]
     #: Extent of the parallel axis: the range of a whole call is ``[0, extent)``.
     extent: int
+    #: To be compiled by `codegen.plain`.
+    plain: bool = False
+
+
+@dataclass(frozen=True)
+class Form:
+    """How much a kernel does at a time: what it computes is the same in all forms, to rounding.
+
+    Attributes
+    ----------
+    lanes:
+        float32 values in a vector; 1 for no vectors.
+    tile:
+        Rows and vectors of sums that a fold holds at once; None for as many as fill the registers.
+    barrier:
+        The no-op that ends every round of a loop (see `Target.barrier`), of whose number of rounds LLVM is not told
+        either: it neither unrolls the loop nor mixes its rounds. Empty for none.
+    stack:
+        Bytes that rows of intermediates may take on the stack; the others are workspaces of the caller.
+    plain:
+        To be compiled by `codegen.plain`.
+    apart:
+        What is dear in maps has loops of its own (see `fallback.apart`).
+    """
+
+    lanes: int
+    tile: tuple[int, int] | None = None
+    barrier: str = ""
+    stack: int = STACK
+    plain: bool = False
+    apart: bool = False
+
+    def modest(self, barrier: str) -> Iterator[Form]:
+        """This form, then those that take fewer and fewer registers."""
+        yield self
+        yield (fenced := replace(self, barrier=barrier))
+        yield (bare := replace(fenced, stack=0))
+        yield (plain := replace(bare, plain=True))
+        yield (narrow := replace(plain, tile=(1, 1)))
+        yield replace(narrow, lanes=2)
+        yield (single := replace(narrow, lanes=1))
+        yield replace(single, apart=True)
 
 
 class Scope:
-    """What the emitters share: the IR builder, the vector width, and the range that the caller gives."""
+    """What the emitters share: the IR builder, the form, and the range that the caller gives."""
 
-    def __init__(self, lanes: int, begin: Any, end: Any) -> None:
+    def __init__(self, form: Form, begin: Any, end: Any, most: int) -> None:
         from tvm.tirx.script import builder
 
         self.T = builder
-        self.width = lanes
+        self.form, self.width = form, form.lanes
         self.begin, self.end = begin, end
+        #: Zero, as no range has more than `most` elements; LLVM thinks that it may be many things.
+        self.nothing = begin >> max(24, most.bit_length())
         self.extent = 1
         self.rows: dict[Any, int] = {}
 
@@ -42,13 +87,15 @@ class Scope:
         """Elements of a type in one vector."""
         import numpy as np
 
+        if self.width == 1:
+            return 1
         size = 1 if dtype == "bool" else np.dtype(dtype).itemsize
         return max(2, self.width * 4 // max(size, 2 if size == 1 else size))
 
     @property
     def tile(self) -> tuple[int, int]:
         """Rows and vectors of accumulators that fit in the registers."""
-        return {16: (8, 3), 8: (6, 2)}.get(self.width, (4, 2))
+        return self.form.tile or {16: (8, 3), 8: (6, 2)}.get(self.width, (4, 2))
 
     @contextmanager
     def serial(self, axes: Sequence[Axis], parallel: bool = False) -> Iterator[dict[Any, Any]]:
@@ -58,10 +105,19 @@ class Scope:
             for position, axis in enumerate(axes):
                 if parallel and position == 0:
                     self.extent = axis.extent
-                    at[axis.var] = stack.enter_context(self.T.serial(self.begin, self.end))
+                    at[axis.var] = stack.enter_context(self.loop(self.begin, self.end))
                 else:
-                    at[axis.var] = stack.enter_context(self.T.serial(0, axis.extent))
+                    at[axis.var] = stack.enter_context(self.loop(0, axis.extent))
             yield at
+
+    @contextmanager
+    def loop(self, begin: Any, end: Any) -> Iterator[Any]:
+        """A loop; yields its variable."""
+        if self.form.barrier and isinstance(end, int):
+            end = self.T.max(self.T.int32(end) + self.nothing, self.T.int32(1))
+        with self.T.serial(begin, end) as index:
+            yield index
+            fence(self.T, self.form.barrier)
 
     @contextmanager
     def vector(self, lanes: int) -> Iterator[Any]:
@@ -73,12 +129,12 @@ class Scope:
                 yield lane
 
 
-def emit(function: Function, lanes: int) -> Kernel:
+def emit(function: Function, form: Form) -> Kernel:
     """Schedule a function: nests in row loops where possible, vectors inside, one parallel axis where simple."""
     from tvm.script.ir_builder import IRBuilder
     from tvm.tirx.script import builder as T
 
-    groups = _groups(function, lanes) if function.nests else []
+    groups = _groups(function, form) if function.nests else []
     local = {temp: item.depth for item in groups for temp in item.local}
     spilled = [temp for temp in function.temps if temp not in local]
     with IRBuilder() as build, T.prim_func():
@@ -87,7 +143,8 @@ def emit(function: Function, lanes: int) -> Kernel:
         buffers = [*function.params, *spilled]
         handles = [T.arg(f"p{i}", T.handle(str(b.dtype))) for i, b in enumerate(buffers)]
         T.arg("a", T.handle("int32"))
-        scope = Scope(lanes, T.arg("begin", T.int32()), T.arg("end", T.int32()))
+        most = max((_elements(buffer) for buffer in (*function.params, *function.temps)), default=1)
+        scope = Scope(form, T.arg("begin", T.int32()), T.arg("end", T.int32()), most)
         made = {
             buffer: T.decl_buffer((_elements(buffer),), str(buffer.dtype), data=handle)
             for buffer, handle in zip(buffers, handles, strict=True)
@@ -99,7 +156,7 @@ def emit(function: Function, lanes: int) -> Kernel:
                 emit_raw(scope, stage, made)
             else:
                 _emit_nest(scope, stage, 0, {}, (made, {}), False)
-    return Kernel(build.get(), tuple(size_of(temp) for temp in spilled), scope.extent)
+    return Kernel(build.get(), tuple(size_of(temp) for temp in spilled), scope.extent, form.plain)
 
 
 def _elements(buffer: Any, skip: int = 0) -> int:
@@ -109,9 +166,11 @@ def _elements(buffer: Any, skip: int = 0) -> int:
     return count
 
 
-def _groups(function: Function, lanes: int) -> list[Group]:
+def _groups(function: Function, form: Form) -> list[Group]:
     from tvm import tirx
 
+    if form.apart:
+        return [Group((nest,), 0) for nest in function.nests]
     plain = {
         buffer: tirx.decl_buffer((_elements(buffer),), str(buffer.dtype))
         for buffer in (*function.params, *function.temps)
@@ -120,10 +179,10 @@ def _groups(function: Function, lanes: int) -> list[Group]:
     for number, nest in enumerate(function.nests):
         if nest.is_fold:
             flat = flats.flatten(nest, plain, {})
-            used = [axis for axis in fold_plan(flat, lanes).kept if axis in nest.axes]
+            used = [axis for axis in fold_plan(flat, form.lanes).kept if axis in nest.axes]
             if used:
                 keep[number] = min(nest.axes.index(axis) for axis in used)
-    groups = group(function, keep)
+    groups = group(function, keep, form.stack)
     if len(function.nests) == 1 and function.nests[0].is_map:
         flat = flats.flatten(function.nests[0], plain, {})
         cut = flats.cuts(flat)

@@ -77,7 +77,7 @@ def emit_fold(scope: Scope, flat: Flat, parallel: bool) -> None:
         if plan.mode == "across":
             _rows(scope, plan.tile, scope.tile[0], tiled, lambda base, rows: _across(scope, flat, plan, at, base, rows))
         else:
-            rows = 4 if plan.tile else 1
+            rows = min(4, scope.tile[0]) if plan.tile else 1
             _rows(scope, plan.tile, rows, tiled, lambda base, rows: _along(scope, flat, plan, at, base, rows))
 
 
@@ -90,13 +90,13 @@ def _rows(scope: Scope, axis: Axis | None, most: int, parallel: bool, body: Call
     most = min(most, axis.extent)
     full, rest = divmod(axis.extent, most)
     if not parallel:
-        with T.serial(0, full) as tile:
+        with scope.loop(0, full) as tile:
             body(tile * most, most)
         if rest:
             body(T.int32(full * most), rest)
         return
     scope.extent = full + bool(rest)
-    with T.serial(scope.begin, scope.end) as tile:
+    with scope.loop(scope.begin, scope.end) as tile:
         if not rest:
             body(tile * most, most)
             return
@@ -113,15 +113,18 @@ def _across(scope: Scope, flat: Flat, plan: Plan, at: Mapping[Any, Any], base: A
     at = dict(at)
     lanes = scope.lanes(str(flat.acc.ty.dtype))
     vectors, rest = divmod(plan.vector.extent, lanes)
-    most = scope.tile[1] if rows > 1 else max(scope.tile[1], 4)
+    most = scope.tile[1] if rows > 1 or scope.form.tile else max(scope.tile[1], 4)
     blocks, left = divmod(vectors, most)
     if blocks:
-        with T.serial(0, blocks) as block:
+        with scope.loop(0, blocks) as block:
             tile = _Tile(scope, flat, at, plan, base, block * (most * lanes))
             tile.run([lanes] * most, rows)
     widths = [lanes] * left + ([rest] if rest else [])
-    if widths:
-        _Tile(scope, flat, at, plan, base, T.int32(blocks * most * lanes)).run(widths, rows)
+    start = blocks * most * lanes
+    while widths:
+        now, widths = widths[:most], widths[most:]
+        _Tile(scope, flat, at, plan, base, T.int32(start)).run(now, rows)
+        start += sum(now)
 
 
 class _Tile:
@@ -178,7 +181,8 @@ def _along(scope: Scope, flat: Flat, plan: Plan, at: Mapping[Any, Any], base: An
     T, axis = scope.T, plan.vector
     dtype = str(flat.acc.ty.dtype)
     lanes = min(scope.lanes(dtype), 1 << (axis.extent.bit_length() - 1))
-    unroll = max(1, min(4 if rows == 1 else 2, axis.extent // lanes))
+    streams = scope.form.tile[1] if scope.form.tile else 4 if rows == 1 else 2
+    unroll = max(1, min(streams, axis.extent // lanes))
     pitch = unroll * lanes
     acc = T.alloc_buffer((rows * pitch,), dtype, scope="local")
 
@@ -195,7 +199,7 @@ def _along(scope: Scope, flat: Flat, plan: Plan, at: Mapping[Any, Any], base: An
             T.buffer_store(acc, flat.init, [cell + lane])
     blocks, left = divmod(axis.extent, pitch)
     with scope.serial([other for other in flat.reduce if other is not axis]) as inner:
-        with T.serial(0, blocks) as block:
+        with scope.loop(0, blocks) as block:
             for row in range(rows):
                 for vector in range(unroll):
                     step(row, vector, lanes, block * pitch + vector * lanes, inner)

@@ -43,7 +43,7 @@ def _chunks(scope: Scope, flat: Flat, axis: Axis) -> None:
     T = scope.T
     full, rest = divmod(axis.extent, _CHUNK)
     scope.extent = full + bool(rest)
-    with T.serial(scope.begin, scope.end) as chunk:
+    with scope.loop(scope.begin, scope.end) as chunk:
         if not rest:
             _run(scope, flat, axis, {}, chunk * _CHUNK, _CHUNK)
             return
@@ -67,8 +67,9 @@ def _run(scope: Scope, flat: Flat, axis: Axis, at: Mapping[Any, Any], start: Any
     """`count` elements from `start` on along the axis: full vectors in a loop, then one shorter vector."""
     lanes = scope.lanes(str(flat.target.dtype))
     full, rest = divmod(count, lanes)
-    # A loop that copies one vector a step would become a call of memcpy: nothing is linked that has it.
-    unroll = _COPY_UNROLL if type(flat.value).__name__ == "TensorLoad" else 1
+    # A loop that copies one vector a step would become a call of memcpy: nothing is linked that has it. A barrier keeps
+    # LLVM from that too.
+    unroll = _COPY_UNROLL if type(flat.value).__name__ == "TensorLoad" and not scope.form.barrier else 1
     blocks, left = divmod(full, unroll)
 
     def vectors(first: Any, how_many: int) -> None:
@@ -77,7 +78,7 @@ def _run(scope: Scope, flat: Flat, axis: Axis, at: Mapping[Any, Any], start: Any
                 _store(scope, flat, {**at, axis.var: start + first + vector * lanes + lane})
 
     if blocks:
-        with scope.T.serial(0, blocks) as block:
+        with scope.loop(0, blocks) as block:
             vectors(block * (unroll * lanes), unroll)
     vectors(blocks * unroll * lanes, left)
     if rest:

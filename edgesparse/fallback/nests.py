@@ -310,10 +310,11 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a.same_as(b))
 
 
-def group(function: Function, keep: Mapping[int, int]) -> list[Group]:
+def group(function: Function, keep: Mapping[int, int], stack: int = STACK) -> list[Group]:
     """Put all nests in one set of row loops where dependences allow it, else each in a group of its own.
 
-    `keep` says for a nest how many of its leading axes may become row loops at most (its vectors need the rest).
+    `keep` says for a nest how many of its leading axes may become row loops at most (its vectors need the rest);
+    `stack` how many bytes of intermediates may lie there.
     """
     nests = function.nests
     if len(nests) == 1:
@@ -322,7 +323,7 @@ def group(function: Function, keep: Mapping[int, int]) -> list[Group]:
     limit = min([most, *(len(nest.axes) for nest in nests), *keep.values()])
     for depth in range(limit, 0, -1):
         if _rows(nests, depth):
-            return [Group(nests, depth, _local(function, depth))]
+            return [Group(nests, depth, _local(function, depth, stack))]
     return [Group((nest,), 0) for nest in nests]
 
 
@@ -352,8 +353,7 @@ def _leads(indices: Sequence[Any], rows: Sequence[Any]) -> bool:
     return first and not any(mentions(index, rows) for index in indices[len(rows) :])
 
 
-def _local(function: Function, depth: int) -> tuple[Any, ...]:
-    room = STACK
+def _local(function: Function, depth: int, room: int) -> tuple[Any, ...]:
     local = []
     for temp in sorted(function.temps, key=lambda temp: size_of(temp, depth)):
         room -= max(64, size_of(temp, depth))

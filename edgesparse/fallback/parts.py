@@ -40,9 +40,13 @@ def part_of(op: Fallback, number: int, target: Target) -> Part:
 def _lowered(op: Fallback, number: int, target: Target) -> Part:
     from edgesparse.fallback.relaxed import lower_subgraph
 
-    made = lower_subgraph(op.model, f"relax{number}", target.tvm_target())
+    llvm = target.tvm_target()
+    made = lower_subgraph(op.model, f"relax{number}", llvm, target.barrier if target.checked else "")
     # One object for each kernel: parts that share a kernel then share the object.
-    code = [codegen.compile_object({symbol: func}, target.tvm_target()) for symbol, func in made.kernels.items()]
+    code = [
+        codegen.compile_object({symbol: func}, codegen.plain(llvm) if symbol in made.plain else llvm)
+        for symbol, func in made.kernels.items()
+    ]
     calls = tuple((symbol, tuple(names), made.extents[symbol]) for symbol, names in made.calls)
     constants = {name: np.ascontiguousarray(array) for name, array in made.constants.items()}
     return Part(calls, dict(made.buffers), constants, tuple(code))

@@ -48,7 +48,7 @@ class _Statements:
 
     def _for(self, node: Any) -> None:
         first, count = self.value(node.min), self.value(node.extent)
-        with self.scope.T.serial(self.narrow(first), self.narrow(first) + self.narrow(count)) as loop:
+        with self.scope.loop(self.narrow(first), self.narrow(first) + self.narrow(count)) as loop:
             self.vars[node.loop_var] = loop
             self.emit(node.body)
 

@@ -15,14 +15,18 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnx.inliner
 
-from edgesparse.building.codegen import brief
+from edgesparse.building import registers
+from edgesparse.building.codegen import Code, brief, plain
 from edgesparse.errors import CompileError, UnsupportedError
+
+if TYPE_CHECKING:
+    from edgesparse.fallback.emit import Kernel
 
 #: Pointers that a kernel may take, results and workspaces among them.
 MAX_POINTERS = 15
@@ -49,6 +53,8 @@ class Part:
     extents:
         The parallel extent of each kernel: a whole call has ``begin = 0, end = extents[symbol]``, and ranges may be
         shared among threads.
+    plain:
+        Symbols of the kernels that are to be compiled by `codegen.plain`.
     """
 
     kernels: Mapping[str, Any]
@@ -56,9 +62,10 @@ class Part:
     buffers: Mapping[str, int]
     constants: Mapping[str, np.ndarray]
     extents: Mapping[str, int]
+    plain: frozenset[str] = frozenset()
 
 
-def lower_subgraph(model: onnx.ModelProto, prefix: str, target: Mapping[str, Any]) -> Part:
+def lower_subgraph(model: onnx.ModelProto, prefix: str, target: Mapping[str, Any], barrier: str = "") -> Part:
     """Lower a small ONNX model to kernel calls.
 
     Parameters
@@ -68,7 +75,11 @@ def lower_subgraph(model: onnx.ModelProto, prefix: str, target: Mapping[str, Any
     prefix:
         What the names of intermediate values and constants begin with; inputs and outputs keep their ONNX names.
     target:
-        TVM's target dict; only its vector width matters here.
+        TVM's target dict.
+    barrier:
+        Where there is one (see `Target.barrier`), each kernel is compiled and its inner loops are read: of its forms
+        the first is taken that does not touch the stack, or the one that does so the least. Else only the vector width
+        of the target matters here.
 
     Raises
     ------
@@ -87,7 +98,7 @@ def lower_subgraph(model: onnx.ModelProto, prefix: str, target: Mapping[str, Any
     try:
         with _quiet():
             lowered = _fused(module)
-        return _Collector(model, prefix, vector_lanes(target)).collect(lowered)
+        return _Collector(model, prefix, target, barrier).collect(lowered)
     except (UnsupportedError, CompileError):
         raise
     except Exception as error:  # out of TVM's C++: any kind
@@ -202,10 +213,12 @@ def _functions(module: Any) -> Iterator[tuple[str, Any]]:
 class _Collector:
     """Reads a straight-line Relax function: bindings in order, each a kernel call or another name for a value."""
 
-    def __init__(self, model: onnx.ModelProto, prefix: str, lanes: int) -> None:
-        self.model, self.prefix, self.lanes = model, prefix, lanes
+    def __init__(self, model: onnx.ModelProto, prefix: str, target: Mapping[str, Any], barrier: str) -> None:
+        self.model, self.prefix, self.target, self.barrier = model, prefix, target, barrier
+        self.lanes = vector_lanes(target)
         self.kernels: dict[str, Any] = {}
         self.extents: dict[str, int] = {}
+        self.plain: set[str] = set()
         self.calls: list[tuple[str, tuple[str, ...]]] = []
         self.buffers: dict[str, int] = {}
         self.constants: dict[str, np.ndarray] = {}
@@ -234,7 +247,7 @@ class _Collector:
             if have not in (None, self._declared(output)[1]):
                 raise self._unsupported(f"Relax gives {output!r} another shape than ONNX does")
         self._rename(made, outputs)
-        return Part(self.kernels, tuple(self.calls), self.buffers, self.constants, self.extents)
+        return Part(self.kernels, tuple(self.calls), self.buffers, self.constants, self.extents, frozenset(self.plain))
 
     def _results(self, body: Any) -> list[Any]:
         return list(body.body.fields) if hasattr(body.body, "fields") else [body.body]
@@ -298,14 +311,13 @@ class _Collector:
         self._add(str(callee.name_hint), module[callee], [*given, *made])
 
     def _add(self, hint: str, func: Any, names: list[str]) -> None:
-        from edgesparse.fallback.emit import emit
-        from edgesparse.fallback.nests import NotSimple, optimise, parse
+        from edgesparse.fallback.nests import NotSimple
 
         try:
-            kernel = emit(optimise(parse(func)), self.lanes)
+            kernel = self._kernel(hint, func)
         except NotSimple as error:
             raise self._unsupported(f"{hint} has {error}, which is not foreseen") from error
-        digest = hashlib.sha256(f"{self.lanes} {kernel.func.script()}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{self.lanes} {kernel.plain} {kernel.func.script()}".encode()).hexdigest()
         symbol = f"es_relax_{hint[:40]}_{digest[:16]}"
         for size in kernel.workspaces:
             name = f"{self.prefix}w{len(self.buffers)}"
@@ -315,7 +327,30 @@ class _Collector:
             raise self._unsupported(f"{hint} needs {len(names)} pointers, {MAX_POINTERS} are possible")
         self.kernels[symbol] = kernel.func.with_attr("global_symbol", symbol)
         self.extents[symbol] = kernel.extent
+        if kernel.plain:
+            self.plain.add(symbol)
         self.calls.append((symbol, tuple(names)))
+
+    def _kernel(self, hint: str, func: Any) -> Kernel:
+        from edgesparse.fallback.apart import apart
+        from edgesparse.fallback.emit import Form, emit
+        from edgesparse.fallback.nests import optimise, parse
+
+        function, form = optimise(parse(func)), Form(self.lanes)
+        if not self.barrier:
+            return emit(function, form)
+
+        def made() -> Iterator[Kernel]:
+            for each in form.modest(self.barrier):
+                cut = apart(function, MAX_POINTERS - len(function.params)) if each.apart else function
+                kernel = None if cut is None else emit(cut, each)
+                if kernel and (each == form or len(function.params) + len(kernel.workspaces) <= MAX_POINTERS):
+                    yield kernel
+
+        def compiled(kernel: Kernel) -> Code:
+            return Code({"kernel": kernel.func}, plain(self.target) if kernel.plain else self.target)
+
+        return registers.least(hint, made(), compiled).form
 
     def _rename(self, made: list[str], outputs: list[str]) -> None:
         """Give the results their ONNX names; what is not a fresh value (an input, a constant, a double) is copied."""

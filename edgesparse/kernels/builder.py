@@ -18,6 +18,15 @@ _UNBOUNDED = 1 << 30
 LINE = 16
 
 
+def fence(builder: Any, barrier: str) -> None:
+    """Put a barrier, named with its numbers as a target has it, into what is being built; none if it is empty."""
+    from tvm import tirx
+
+    if barrier:
+        name, *numbers = barrier.split()
+        builder.evaluate(tirx.call_llvm_intrin("void", name, *[tirx.IntImm("int32", int(n)) for n in numbers]))
+
+
 class Body:
     """The pointers of the kernel being built, and the constructs of its body (a thin face over TVM's IR builder)."""
 
@@ -105,11 +114,7 @@ class Body:
 
         LLVM orders a long body for the latency of its loads, finds too late that registers are out, and spills.
         """
-        from tvm import tirx
-
-        if self.barrier:
-            name, *numbers = self.barrier.split()
-            self.T.evaluate(tirx.call_llvm_intrin("void", name, *[tirx.IntImm("int32", int(n)) for n in numbers]))
+        fence(self.T, self.barrier)
 
     def hold(self, value: Any) -> None:
         """As `fence`, for all instructions, on every target and by none: LLVM's scheduler ends where a value that is

@@ -23,7 +23,7 @@ class Pointwise:
 
     Pointers: x, z (unless `operand` is "none"), y. Arguments: pitch of x, of z ("channel": distance between channels),
     of y. Range: channels. `swapped` computes ``z op x``. `one` keeps LLVM, where there is a `barrier`, to one vector at
-    a time; long activations do so anyway.
+    a time, in a loop that is not unrolled; long activations do so anyway where it does not see the number of rounds.
     """
 
     op: str
@@ -70,12 +70,13 @@ class Pointwise:
             channel = body.let(index + body.hidden(0, index)) if body.barrier and self._copies else index
             x_row, y_row = body.let(channel * body.arg(0)), body.let(channel * body.arg(2))
             z_row = channel * body.arg(1)
-            whole = self.pixels // self.lanes
+            whole, rest = divmod(self.pixels, self.lanes)
             if whole:
-                with body.loop(0, whole) as block:
+                with body.loop(0, body.rounds(whole) if self.one else whole) as block:
                     self._step(body, x_row, z_row, y_row, block * self.lanes, self.lanes)
-            if self.pixels % self.lanes:
-                with body.loop(whole * self.lanes, self.pixels) as pixel:
+            if rest:
+                first = whole * self.lanes
+                with body.loop(first, body.rounds(rest) + first if self.one else self.pixels) as pixel:
                     self._step(body, x_row, z_row, y_row, pixel, 1)
 
     def _step(self, body: Body, x_row: Any, z_row: Any, y_row: Any, pixel: Any, lanes: int) -> None:
