@@ -111,7 +111,7 @@ class Plan:
                 "the bench's settings make no sense",
                 why=f"seconds {self.seconds}, runs {self.runs}, threads {self.threads}, loads {self.loads}, "
                 f"patience {self.patience}",
-                fix="all of them must be positive",
+                fix="seconds must be positive, all others at least 1",
             )
 
 
