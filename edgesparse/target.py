@@ -218,7 +218,7 @@ def _arm32(name: str, runner: str = "device") -> Target:
     # nop: loads keep to their side.
     return Target(
         name=name,
-        triple="armv7-linux-gnueabihf",
+        triple="armv7-unknown-linux-gnueabihf",
         cpu="cortex-a7",
         features=("+neon", "+vfp4", "-slowfpvfmx", "-slowfpvmlx", "-expand-fp-mlx", "-vmlx-hazards", "+use-misched"),
         lanes=4,

@@ -48,7 +48,9 @@ def spills_of(name: str, target: Target) -> dict[str, int]:
     found = {}
     for symbol, func in part.kernels.items():
         asm = codegen.compile_asm({symbol: func}, codegen.plain(llvm) if symbol in part.plain else llvm)
-        assert not re.search(r"\bmem(cpy|set|move)\b", asm), "nothing is linked that has it"
+        # What is linked differs in the registers that floats are passed in, but for these.
+        calls = re.findall(r"^\s+bl?x?\s+([A-Za-z_]\w*)", asm, re.MULTILINE)
+        assert all(re.fullmatch(r"__aeabi_(u?ldivmod|u?l2[df]|[df]2u?lz)", name) for name in calls), calls
         found[symbol] = sum(loop.spills for loop in inner_loops(asm))
     return found
 

@@ -11,6 +11,7 @@ import pytest
 from native import TARGETS, call, host_target, link, undefined
 
 from edgesparse.building.codegen import compile_object
+from edgesparse.fallback import rounding
 
 #: Bound in ulp and range of arguments; None takes float32's whole range.
 UNARY: dict[str, tuple[float, tuple[float, float] | None]] = {
@@ -123,6 +124,50 @@ def test_remainder(library: Any) -> None:
     rng = np.random.default_rng(3)
     x, y = (rng.uniform(-50, 50, 1 << 12).astype(np.float32) for _ in range(2))
     np.testing.assert_array_equal(apply(library, "fmod", x, y), np.fmod(x, y))
+
+
+#: What onnxruntime and numpy compute: ties of `round` away from zero, of `nearbyint` to even.
+ROUNDED = {
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "trunc": np.trunc,
+    "nearbyint": np.rint,
+    "round": lambda x: np.copysign(np.trunc(np.abs(x) + (np.abs(x) % 1 == 0.5) * 0.5 + (np.abs(x) % 1 > 0.5)), x),
+}
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("name", rounding.NAMES)
+def test_rounding_without_an_instruction(name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, zeros of either sign too."""
+    from tvm import tirx
+
+    made = []
+
+    def missing() -> bool:
+        made.append(name)
+        return True
+
+    def body(x: Any, _y: Any) -> Any:
+        return tirx.Cast("float32x16", getattr(tirx, name)(tirx.Cast(f"{kind}x16", x)))
+
+    monkeypatch.setattr(rounding, "missing", missing)
+    code = compile_object({"k": kernel("k", body)}, host_target())
+    assert made, "the rule was asked"
+    library = link([code], tmp_path)
+    rng = np.random.default_rng(4)
+    x = rng.integers(0, 1 << 32, 1 << 14, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    ties = np.arange(-9, 9.5, 0.5)
+    edges = [0.49999997, 0.5, 1.5, 8388607.5, 8388608.0, 8388609.0, 16777216.0, 1e-40, 0.0, np.inf, 2.0**31, 3e38]
+    parts = [x[np.isfinite(x)], rng.uniform(-3, 3, 1 << 12), ties, edges, np.negative(edges)]
+    x = np.concatenate(parts).astype(np.float32)
+    with np.errstate(all="ignore"):
+        given = x.astype(kind).astype(np.float64)
+        wanted = given.copy()  # infinities stay
+        wanted[np.isfinite(given)] = ROUNDED[name](given[np.isfinite(given)])
+    found = apply(library, "k", x)
+    np.testing.assert_array_equal(found.view(np.uint32), wanted.astype(np.float32).view(np.uint32))
+    assert np.isnan(apply(library, "k", np.array([np.nan], np.float32))).all()
 
 
 def test_ends(library: Any) -> None:

@@ -14,7 +14,7 @@ from edgesparse.building import link
 from edgesparse.errors import CompileError, UnsupportedError
 
 #: LLVM's triple of the kernels to zig's of a library for Android.
-BARE_TRIPLES = {"aarch64-linux-gnu": "aarch64-linux-android", "armv7-linux-gnueabihf": "arm-linux-androideabi"}
+BARE_TRIPLES = {"aarch64-linux-gnu": "aarch64-linux-android", "armv7-unknown-linux-gnueabihf": "arm-linux-androideabi"}
 
 _SOURCES = ("runtime.c", "platform_linux.c")
 _FLAGS = (

@@ -17,7 +17,7 @@ from edgesparse.errors import CompileError, UnsupportedError
 #: LLVM's triple of the kernels to zig's of a static program.
 STATIC_TRIPLES = {
     "aarch64-linux-gnu": "aarch64-linux-musl",
-    "armv7-linux-gnueabihf": "arm-linux-musleabihf",
+    "armv7-unknown-linux-gnueabihf": "arm-linux-musleabihf",
     "x86_64-linux-gnu": "x86_64-linux-musl",
 }
 

@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from edgesparse.fallback import rounding
+
 _LN2 = math.log(2.0)
 #: ln 2 in two float32 parts; products of the first with integers under 2^8 are exact.
 _LN2_HIGH = float(np.float32(round(_LN2 * 2**15) / 2**15))
@@ -40,6 +42,8 @@ def register() -> None:
     """Make the polynomials TVM's lowering rules for the ``llvm`` targets of this process."""
     from tvm import tirx
 
+    for name, op in rounding.NAMES.items():
+        tirx.register_intrin_lowering(op, target="llvm", f=rounding.rule(name), level=_LEVEL)
     for name, rule in _RULES.items():
         op = "prim.log2" if name == "log2" else f"tirx.{name}"
         tirx.register_intrin_lowering(op, target="llvm", f=_lowering(rule), level=_LEVEL)
