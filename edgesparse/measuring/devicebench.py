@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
 
@@ -21,7 +22,7 @@ from edgesparse.measuring.conditions import Conditions
 from edgesparse.measuring.memory import Memory
 from edgesparse.measuring.report import LayerTime, Report, as_json, layer_times
 from edgesparse.measuring.session import DENSE, ORT, SPARSE, subject
-from edgesparse.measuring.stats import Comparison, Samples, Stats, summarize
+from edgesparse.measuring.stats import Comparison, Samples, Stats, goes_on, summarize
 from edgesparse.runtimes.device import RIVAL, Description, Device, files_of
 from edgesparse.runtimes.emulated import count_instructions
 
@@ -124,24 +125,28 @@ def bench_device(
         errors = _errors(told, device)
         counts = {form: count_instructions(device.artifact, form) for form in told["forms"]}
         return DeviceReport(device.description, errors, counts)
-    given += ["--seconds", _text(plan.seconds), "--runs", str(plan.runs), "--warm-up", _text(plan.warm_up)]
-    given += [
-        "--loads",
-        str(plan.loads),
-        "--most",
-        _text(plan.limit),
-        "--keep-all",
-        str(int(plan.keep_all)),
-        "--cores",
-        wanted.cores,
-    ]
-    given += [] if wanted.layers else ["--profile", "0"]
-    with waiting(tick, (2 + rival) * (plan.seconds * 1.3 + plan.warm_up / 2), "measuring on the device"):
-        told = _read(device.program(given, timeout=wanted.timeout, under=f"python3 {RIVAL}" if rival else ""))
+
+    def timed(times: float, text: str) -> dict[str, Any]:
+        """What the program tells of so many times the planned length."""
+        length = ["--seconds", _text(times * plan.seconds), "--runs", str(math.ceil(times * plan.runs))]
+        length += ["--warm-up", _text(plan.warm_up), "--loads", str(plan.loads), "--most", _text(times * plan.limit)]
+        how = ["--keep-all", str(int(plan.keep_all)), "--cores", wanted.cores]
+        how += [] if wanted.layers else ["--profile", "0"]
+        under = f"python3 {RIVAL}" if rival else ""
+        with waiting(tick, (2 + rival) * (times * plan.seconds * 1.3 + plan.warm_up / 2), text):
+            return _read(device.program([*given, *length, *how], timeout=wanted.timeout, under=under))
+
+    told, planned = timed(1.0, "measuring on the device"), None
+    found = _all_measured(told)
+    patience = 1.0 if plan.keep_all or _short(found, plan) else plan.patience
+    # The program makes its blocks by itself and cannot go on: it begins again, for as long as patience lasts.
+    if goes_on([each.samples for each in found], _made(found), patience):
+        planned = _made(found)
+        told = timed(patience, "measuring longer, for want of calm")
     memory = {NAMES[form]: _memory(device, form, wanted.timeout) for form in ("sparse", "dense")}
     tick(1.0, "done")
     errors = _errors(told, device)
-    return DeviceReport(device.description, errors, {}, _report(told, device, plan, errors, memory))
+    return DeviceReport(device.description, errors, {}, _report(told, device, plan, planned, errors, memory))
 
 
 @contextlib.contextmanager
@@ -164,24 +169,29 @@ def waiting(progress: Progress, seconds: float, text: str) -> Iterator[None]:
 
 
 def _report(
-    told: Mapping[str, Any], device: Device, plan: Plan, errors: Mapping[str, float], memory: Mapping[str, Memory]
+    told: Mapping[str, Any],
+    device: Device,
+    plan: Plan,
+    planned: int | None,
+    errors: Mapping[str, float],
+    memory: Mapping[str, Memory],
 ) -> Report:
     """Return what the program told as a report."""
     artifact, forms = device.artifact, told["forms"]
     loads = int(told.get("loads", 1))
-    measured = [_measured(NAMES[form], values, loads) for form, values in forms.items()]
+    measured = _all_measured(told)
     fewest = min(item.stats.n for item in measured)
-    short = fewest < plan.runs or min(float(item.samples.flat.sum()) for item in measured) < plan.seconds
     notes = [f"onnxruntime {device.description.onnxruntime} of the device"] if "onnxruntime" in forms else []
     notes += [f"{loads} loads of each instead of {plan.loads}: memory"] if loads < plan.loads else []
     ended = f"ended before {plan.seconds:g} s and {plan.runs} runs of each, with {fewest} runs"
     before, after = (told[key] for key in ("before", "after"))
     cores = tuple(int(core["core"]) for core in before["cores"])
     outcome = conclude(
-        replace(plan, patience=1.0),  # the program ends as planned, calm or not
+        plan,
         measured,
+        planned=planned,
         cores=cores,
-        notes=(*notes, ended) if short and fewest < ENOUGH_RUNS else tuple(notes),
+        notes=(*notes, ended) if _short(measured, plan) and fewest < ENOUGH_RUNS else tuple(notes),
         conditions=_conditions(before, after),
     )
     files = artifact.manifest.files
@@ -206,6 +216,20 @@ def _report(
         device=device.description.record(),
         errors={NAMES[form]: error for form, error in errors.items()},
     )
+
+
+def _all_measured(told: Mapping[str, Any]) -> list[Measured]:
+    return [_measured(NAMES[form], values, int(told.get("loads", 1))) for form, values in told["forms"].items()]
+
+
+def _made(measured: Sequence[Measured]) -> int:
+    return len(measured[0].samples.blocks)
+
+
+def _short(measured: Sequence[Measured], plan: Plan) -> bool:
+    """Whether it ended before what was planned."""
+    few = min(item.stats.n for item in measured) < plan.runs
+    return few or min(float(item.samples.flat.sum()) for item in measured) < plan.seconds
 
 
 def _measured(name: str, form: Mapping[str, Any], loads: int) -> Measured:

@@ -118,6 +118,33 @@ def test_the_program_goes_through_several_loads(arm: Artifact, board: Board) -> 
 
 
 @needs_qemu
+def test_a_device_measures_longer_for_want_of_calm(
+    arm: Artifact, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, as many times as long as patience says; not where every run counts, nor where it ended early."""
+    asked: list[tuple[int, float]] = []
+
+    def never_calm(samples: Any, planned: int, patience: float) -> bool:
+        asked.append((planned, patience))
+        return patience > 1
+
+    monkeypatch.setattr(devicebench, "goes_on", never_calm)
+    plan = Plan(seconds=0.1, runs=20, warm_up=0.05, loads=2, patience=4.0)
+    with Device(board, arm) as device:
+        longer = bench_device(device, Wanted(plan, cores="all", layers=False)).report
+        whole = bench_device(device, Wanted(replace(plan, keep_all=True), cores="all", layers=False)).report
+        early = bench_device(device, Wanted(replace(plan, seconds=30.0, limit=0.05), cores="all", layers=False)).report
+    assert longer is not None
+    assert whole is not None
+    assert early is not None
+    assert [patience for _, patience in asked] == [4.0, 1.0, 1.0]
+    assert longer.outcome.planned == asked[0][0]
+    assert all(item.stats.n >= 80 for item in longer.outcome.measured)
+    assert any("as long as planned, for want of calm" in note for note in longer.outcome.notes)
+    assert whole.outcome.planned == len(whole.outcome.measured[0].samples.blocks)
+
+
+@needs_qemu
 def test_a_bench_that_ended_early_says_so(arm: Artifact, board: Board) -> None:
     with Device(board, arm) as device:
         plan = Plan(seconds=30.0, runs=10, warm_up=0.05, limit=0.02)
