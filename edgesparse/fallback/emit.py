@@ -92,6 +92,17 @@ class Scope:
         size = 1 if dtype == "bool" else np.dtype(dtype).itemsize
         return max(2, self.width * 4 // max(size, 2 if size == 1 else size))
 
+    def tails(self, count: int, *dtypes: str) -> list[int]:
+        """Lanes of the vectors for fewer elements, of some types, than a whole one has.
+
+        Small elements are taken by powers of two: of three int64 made uint8, LLVM loses two on 64-bit ARM.
+        """
+        import numpy as np
+
+        if all(dtype != "bool" and np.dtype(dtype).itemsize >= 4 for dtype in dtypes):
+            return [count] if count else []
+        return [1 << bit for bit in reversed(range(count.bit_length())) if count >> bit & 1]
+
     @property
     def tile(self) -> tuple[int, int]:
         """Rows and vectors of accumulators that fit in the registers."""

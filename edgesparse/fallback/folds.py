@@ -119,7 +119,7 @@ def _across(scope: Scope, flat: Flat, plan: Plan, at: Mapping[Any, Any], base: A
         with scope.loop(0, blocks) as block:
             tile = _Tile(scope, flat, at, plan, base, block * (most * lanes))
             tile.run([lanes] * most, rows)
-    widths = [lanes] * left + ([rest] if rest else [])
+    widths = [lanes] * left + scope.tails(rest, str(flat.target.dtype), str(flat.acc.ty.dtype))
     start = blocks * most * lanes
     while widths:
         now, widths = widths[:most], widths[most:]

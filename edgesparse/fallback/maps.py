@@ -81,9 +81,11 @@ def _run(scope: Scope, flat: Flat, axis: Axis, at: Mapping[Any, Any], start: Any
         with scope.loop(0, blocks) as block:
             vectors(block * (unroll * lanes), unroll)
     vectors(blocks * unroll * lanes, left)
-    if rest:
-        with scope.vector(rest) as lane:
-            _store(scope, flat, {**at, axis.var: start + full * lanes + lane})
+    first = full * lanes
+    for width in scope.tails(rest, str(flat.target.dtype)):
+        with scope.vector(width) as lane:
+            _store(scope, flat, {**at, axis.var: start + first + lane})
+        first += width
 
 
 def _store(scope: Scope, flat: Flat, at: Mapping[Any, Any]) -> None:

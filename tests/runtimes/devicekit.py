@@ -14,12 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from edgesparse import pipeline
 from edgesparse.artifacts.artifact import Artifact
 from edgesparse.recipe import Recipe
+from edgesparse.runtimes.device import DeviceRunner, open_device
 from edgesparse.target import Target
 
 needs_qemu = pytest.mark.skipif(
@@ -33,8 +36,6 @@ needs_sshd = pytest.mark.skipif(
 
 def small_model(path: Path) -> Path:
     """A 1x1 convolution, a depthwise and a strided one, all small."""
-    import numpy as np
-
     rng = np.random.default_rng(0)
 
     def weight(*shape: int) -> onnx.TensorProto:
@@ -110,3 +111,24 @@ def sshd(folder: Path, path: str = "") -> Iterator[tuple[str, subprocess.Popen[b
     finally:
         server.kill()
         server.wait()
+
+
+def check_emulated(
+    model: onnx.ModelProto, feeds: dict[str, np.ndarray], target: str, folder: Path, slack: float
+) -> None:
+    """Compile a model, run it there, and compare with onnxruntime: to `slack` of the largest value, or of 1 if that is
+    more; whole numbers exactly.
+    """
+    onnx.save(model, folder / "model.onnx")
+    made = pipeline.compile_model(
+        folder / "model.onnx", target=Target.parse(target), output=folder / "artifact", tune=False
+    )
+    assert made is not None
+    wanted = onnxruntime.InferenceSession(model.SerializeToString()).run(None, feeds)
+    with open_device("qemu", made) as device:
+        found = DeviceRunner(device, timeout=600).run(feeds)
+    for value, expected in zip(model.graph.output, wanted, strict=True):
+        exact = expected.astype(np.float64)
+        most = float(np.abs(exact[np.isfinite(exact)]).max(initial=1.0))
+        atol = 0.0 if expected.dtype.kind in "biu" else slack * most
+        np.testing.assert_allclose(found[value.name].astype(np.float64), exact, rtol=0, atol=atol)

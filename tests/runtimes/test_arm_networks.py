@@ -8,17 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from devicekit import needs_qemu
-from fallback_cases import CASES as OPERATORS
+from devicekit import check_emulated, needs_qemu
 from networks import taking_form, windows_network
 from recurrences import feeds_of, recurrent_model
 from shapes import random_network
-from test_relaxed import feeds_of as inputs_of
-from test_relaxed import model_of
 
 from edgesparse import pipeline
 from edgesparse.artifacts import samples
@@ -113,48 +108,7 @@ def test_windows_in_each_form(form: str, target: str, tmp_path: Path) -> None:
 def test_recurrences_are_onnxruntimes(kind: str, hidden: int, target: str, tmp_path: Path) -> None:
     """Gates are cut into stages there, with and without a last vector that overlaps. States are below 1."""
     model = recurrent_model(kind, hidden, direction="bidirectional", states=True)
-    onnx.save(model, tmp_path / "model.onnx")
-    made = pipeline.compile_model(
-        tmp_path / "model.onnx", target=Target.parse(target), output=tmp_path / "artifact", tune=False
-    )
-    assert made is not None
-    feeds = feeds_of(model)
-    wanted = onnxruntime.InferenceSession(model.SerializeToString()).run(None, feeds)
-    with open_device("qemu", made) as device:
-        found = DeviceRunner(device, timeout=600).run(feeds)
-    for value, expected in zip(model.graph.output, wanted, strict=True):
-        np.testing.assert_allclose(found[value.name], expected, rtol=0, atol=2e-6)
-
-
-#: Operators that go through Relax: those that take a modest form (see test_arm_fallback.py), and for 32-bit ARM those
-#: that need what it has no instruction for: rounding, and 64-bit integers.
-RELAXED = [
-    *((name, "armv7") for name in ("GridSample", "Softmax 1", "ConvTranspose 4", "Pow", "Floor", "Ceil", "Round")),
-    *((name, "armv7") for name in ("Mod float", "LRN", "Div int64", "Mod int64", "Cast float int64")),
-    *((name, "cortex-a53") for name in ("Sinh", "Gelu", "LRN", "LogSoftmax 1")),
-]
-QUICK_RELAXED = ("GridSample", "Floor")
-
-
-@pytest.mark.parametrize(
-    ("name", "target"),
-    [pytest.param(*case, marks=() if case[0] in QUICK_RELAXED else pytest.mark.long) for case in RELAXED],
-)
-def test_relaxed_operators_are_onnxruntimes(name: str, target: str, tmp_path: Path) -> None:
-    opset, text = OPERATORS[name]
-    model = model_of(text, opset)
-    onnx.save(model, tmp_path / "model.onnx")
-    made = pipeline.compile_model(
-        tmp_path / "model.onnx", target=Target.parse(target), output=tmp_path / "artifact", tune=False
-    )
-    assert made is not None
-    feeds = inputs_of(model)
-    wanted = onnxruntime.InferenceSession(model.SerializeToString()).run(None, feeds)
-    with open_device("qemu", made) as device:
-        found = DeviceRunner(device, timeout=300).run(feeds)
-    for value, expected in zip(model.graph.output, wanted, strict=True):
-        slack = 0 if expected.dtype.kind in "biu" else 2e-6 * max(1.0, np.abs(expected).max())
-        np.testing.assert_allclose(found[value.name], expected, rtol=0, atol=slack)
+    check_emulated(model, feeds_of(model), target, tmp_path, 2e-6)
 
 
 #: Random networks that are run: those with a kernel in a modest form (for armv7 36, 45, 73 and 87, for aarch64 5, 11,
