@@ -208,16 +208,25 @@ def main(
         assert made is not None, "only stop_after ends without an artifact"
         portable = made.file(PORTABLE)
         expected = onnxruntime.InferenceSession(str(portable)).run(None, dict(feeds))[0]
-        contenders: list[Contender] = [ArtifactContender("edgesparse", made, feeds, threads=threads)]
-        contenders.append(OrtContender("onnxruntime", portable, feeds, threads=threads))
-        for name in peers.split(","):
-            if name == "litert" and tflite is None:
-                click.echo("litert: no --tflite; left out", err=True)
-                continue
-            source = tflite if name == "litert" and tflite is not None else portable
-            peer = join(name, source, feeds, threads, room, expected)
-            contenders += [peer] if peer is not None else []
-        outcome = measure(contenders, Plan(seconds=seconds, threads=threads))
+        wanted = peers.split(",")
+        if "litert" in wanted and tflite is None:
+            click.echo("litert: no --tflite; left out", err=True)
+            wanted.remove("litert")
+
+        def load() -> list[Contender]:
+            """All contenders, loaded anew; peers that were left out once are not tried again."""
+            made_now: list[Contender] = [ArtifactContender("edgesparse", made, feeds, threads=threads)]
+            made_now.append(OrtContender("onnxruntime", portable, feeds, threads=threads))
+            for name in tuple(wanted):
+                source = tflite if name == "litert" and tflite is not None else portable
+                peer = join(name, source, feeds, threads, room, expected)
+                if peer is None:
+                    wanted.remove(name)
+                else:
+                    made_now.append(peer)
+            return made_now
+
+        outcome = measure(load(), Plan(seconds=seconds, threads=threads), again=load)
     subject = {"artifact": model, "artifact_sha256": None, "model_sha256": None, "target": "native", "info": {}}
     subject["recipe"] = {"pattern": pattern, "density": density}
     here = environment.record()

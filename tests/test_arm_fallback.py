@@ -149,6 +149,9 @@ def test_what_is_cheap_is_not_cut() -> None:
     assert cut is not None
     assert len(cut.nests) == 2, "equal expressions are computed once"
     assert apart(Function((x, y), (), (dear,)), 0) is None
+    name = tirx.Var("t", "float32")
+    named = Nest(nest.axes, (), (Store(y, (i,), tirx.Let(name, x[i], tirx.exp(name))),))
+    assert apart(Function((x, y), (), (named,)), 9) is None
 
 
 @pytest.mark.parametrize("pixels", [3, 27, 120])

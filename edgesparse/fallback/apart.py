@@ -36,6 +36,9 @@ def _pieces(nest: Nest) -> Iterator[Nest]:
     from tvm_ffi import structural_equal
 
     store = nest.stores[0]
+    if any(type(node).__name__ == "Let" for node in walk(store.value)):
+        yield nest  # what uses the name cannot leave it
+        return
     sure = [load for load, guarded in _guards(store.value) if not guarded]
     indices = [axis.var for axis in nest.axes]
     shape = [axis.extent for axis in nest.axes]
