@@ -58,8 +58,8 @@ test: $(STAMP) $(WEB) $(ARM)
 	$(BIN)/python -m pytest -n auto -m "not long"
 
 test-arm: $(STAMP) $(ARM)
-	$(BIN)/python -m pytest -n auto -m "long or not long" tests/test_arm_loops.py tests/test_arm_shapes.py tests/test_arm_fallback.py \
-		tests/runtimes/test_arm_networks.py
+	$(BIN)/python -m pytest -n auto -m "long or not long" tests/test_arm_loops.py tests/test_arm_shapes.py \
+		tests/test_arm_fallback.py tests/runtimes/test_arm_networks.py
 
 test-long: $(STAMP) $(ARM)
 	$(BIN)/python -m pytest -m long

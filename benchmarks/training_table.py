@@ -10,8 +10,10 @@ file, and what is timed already is not timed again. Nothing else should run mean
 from __future__ import annotations
 
 import json
+import multiprocessing
 import statistics
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,13 @@ PATTERNS = {name: place for place, name in enumerate(("unstructured", "fanin", "
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, exists=True))
 @click.option("--time", "timed", is_flag=True, help="Compile and time what was exported.")
+@click.option("--jobs", default=1, show_default=True, help="Processes that compile.")
 @click.option("--grid", "across", is_flag=True, help="Print means and deviations alone, methods by patterns.")
 @click.option("--plot", "picture", type=click.Path(path_type=Path), help="An SVG file for accuracy over latency.")
-def main(file: Path, timed: bool, across: bool, picture: Path | None) -> None:
+def main(file: Path, timed: bool, jobs: int, across: bool, picture: Path | None) -> None:
     """Time what is not timed yet, print the table, draw the plot."""
     if timed:
-        time_all(file)
+        time_all(file, jobs)
     if across:
         grid(file)
     else:
@@ -39,19 +42,22 @@ def main(file: Path, timed: bool, across: bool, picture: Path | None) -> None:
         picture.write_text(plot(file), encoding="utf-8")
 
 
-def time_all(file: Path) -> None:
-    """Time what was exported and is not timed yet, each in alternation with its dense form."""
+def time_all(file: Path, jobs: int) -> None:
+    """Compile what was exported and is not timed yet, then time each in alternation with its dense form."""
     known = rows(file)
     timed = {row["key"] for row in known if "ms" in row}
     waiting = [row for row in known if "onnx" in row and row["key"] not in timed]
+    if not waiting:
+        return
     with tempfile.TemporaryDirectory() as folder, file.open("a", encoding="utf-8") as out:
-        dense = Path(folder) / "dense"
-        for row in waiting:
-            path = file.parent / row["onnx"]
-            if not dense.exists():  # where weights are zero does not matter to it
-                compiled(path, dense, dense=True)
-            found = paired_times(compiled(path, Path(folder) / "sparse"), dense)
-            print(json.dumps({"key": row["key"], **found}), file=out, flush=True)
+        paths = [file.parent / row["onnx"] for row in waiting]
+        into = [Path(folder) / str(place) for place in range(len(paths))]
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+            dense = pool.submit(compiled, paths[0], Path(folder) / "dense", dense=True)
+            made = list(pool.map(compiled, paths, into))
+            begin = dense.result()  # where weights are zero does not matter to it
+        for row, sparse in zip(waiting, made, strict=True):
+            print(json.dumps({"key": row["key"], **paired_times(sparse, begin)}), file=out, flush=True)
 
 
 def compiled(path: Path, into: Path, *, dense: bool = False) -> Path:
@@ -59,7 +65,7 @@ def compiled(path: Path, into: Path, *, dense: bool = False) -> Path:
     from edgesparse.pipeline import compile_model
     from edgesparse.target import Target
 
-    compile_model(path, target=Target.parse("native"), output=into, force=True, dense=dense)
+    compile_model(path, target=Target.parse("native"), output=into, dense=dense)
     return into
 
 
@@ -69,7 +75,7 @@ def paired_times(sparse: Path, begin: Path) -> dict[str, float]:
     from edgesparse.measuring.contenders import ArtifactContender
 
     both = [ArtifactContender("sparse", sparse), ArtifactContender("dense", begin)]
-    outcome = measure(both, Plan(seconds=1.0, runs=200, warm_up=0.3, limit=4.0))
+    outcome = measure(both, Plan(seconds=0.5, runs=200, warm_up=0.1, limit=2.0))
     for one in both:
         one.close()
     found, ms = outcome.comparisons[0], 1e3 * outcome.measured[0].stats.p50
@@ -96,7 +102,7 @@ class Cell:
     sparsity: float
     allocation: str
     distil: bool
-    epochs: int
+    epochs: float
     accuracy: dict[int, float]
     gaps: list[float]
     overhead: float | None
@@ -108,7 +114,7 @@ class Cell:
         return f"{self.method}, distilled" if self.distil else self.method
 
     @property
-    def place(self) -> tuple[str, float, int]:
+    def place(self) -> tuple[str, float, float]:
         """What it shares with the other methods' cells."""
         return self.pattern, self.sparsity, self.epochs
 
@@ -160,7 +166,15 @@ def table(file: Path) -> None:
     )
     header(*head, *last)
     for one in cells:
-        words = [one.name, one.pattern, f"{one.sparsity:g}", one.allocation, one.epochs, len(one.accuracy), one.told()]
+        words = [
+            one.name,
+            one.pattern,
+            f"{one.sparsity:g}",
+            one.allocation,
+            f"{one.epochs:g}",
+            len(one.accuracy),
+            one.told(),
+        ]
         words.append(f"{statistics.mean(one.gaps):+.2f}")
         for allocation in ("uniform", one.allocation):
             words.append(paired(one.accuracy, plain.get((one.pattern, one.sparsity, one.epochs, allocation), {})))
@@ -181,7 +195,7 @@ def grid(file: Path) -> None:
         here = [one for one in cells if (one.sparsity, one.epochs) == (sparsity, epochs)]
         patterns = sorted({one.pattern for one in here}, key=lambda name: PATTERNS.get(name, len(PATTERNS)))
         names = sorted({(one.name, one.allocation) for one in here}, key=lambda pair: (pair[0] == "random", pair))
-        header(f"{sparsity:.0%}, {epochs} epochs", "allocation", *patterns)
+        header(f"{sparsity:.0%}, {epochs:g} epochs", "allocation", *patterns)
         for name, allocation in names:
             words = [name, allocation]
             for pattern in patterns:
@@ -191,14 +205,14 @@ def grid(file: Path) -> None:
         print()
 
 
-def starred(cell: Cell, base: dict[tuple[str, float, int], dict[int, float]]) -> str:
+def starred(cell: Cell, base: dict[tuple[str, float, float], dict[int, float]]) -> str:
     """A star if the cell's mean is no better than the baseline's, over the seeds that both have."""
     theirs = base.get(cell.place, {})
     gaps = [value - theirs[seed] for seed, value in cell.accuracy.items() if seed in theirs]
     return " *" if gaps and cell.method != "random" and statistics.mean(gaps) <= 0 else ""
 
 
-def baseline(cells: list[Cell]) -> dict[tuple[str, float, int], dict[int, float]]:
+def baseline(cells: list[Cell]) -> dict[tuple[str, float, float], dict[int, float]]:
     """Accuracy by seed of random masks, as ERK allocates them, by pattern, sparsity and epochs."""
     return {one.place: one.accuracy for one in cells if one.method == "random" and not one.distil}
 

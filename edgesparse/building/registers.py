@@ -3,7 +3,8 @@
 What a body takes beside its sums (addresses, masks, constants, what LLVM's scheduler moves ahead) is LLVM's to say, and
 no rule for how to cut a kernel is right for windows of every shape. So a kernel for a target that is `checked` is
 compiled, the assembly of its innermost loops is read, and where they touch the stack its modest forms are tried in
-turn: kernels that do the same with the same arguments, less of it at a time.
+turn, kernels that do the same with the same arguments, less of it at a time; and then all of these with LLVM moving
+less (`codegen.plain`).
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from edgesparse.fallback import rounding
 from edgesparse.fallback.nests import Function, Nest, Store
 from edgesparse.fallback.rewrite import EXPENSIVE, children, dtype_of, loads, rebuilt, walk
 
 _DIVISIONS = ("Div", "Mod", "FloorDiv", "FloorMod")
-_ROUNDINGS = ("floor", "ceil", "round", "trunc", "nearbyint")
 
 
 def apart(function: Function, most: int) -> Function | None:
@@ -78,7 +78,7 @@ def _dear(node: Any) -> bool:
     kind = type(node).__name__
     if kind == "Call":
         name = node.op.name
-        return name in EXPENSIVE or name == "prim.if_then_else" or name.rpartition(".")[2] in _ROUNDINGS
+        return name in EXPENSIVE or name == "prim.if_then_else" or name.rpartition(".")[2] in rounding.NAMES
     if kind == "Cast":
         return "float" in dtype_of(node.value) and "int" in dtype_of(node)
     return _divides(node)

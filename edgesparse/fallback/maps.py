@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgesparse.fallback import rounding
 from edgesparse.fallback.flat import Flat
 from edgesparse.fallback.nests import Axis
 from edgesparse.fallback.rewrite import children, mentions, rebuilt, steps_of_index, substitute, walk
@@ -121,8 +122,7 @@ def _decides(node: Any) -> bool:
     kind = type(node).__name__
     if kind == "Cast":
         return "int" in str(node.ty.dtype) and "float" in str(node.value.ty.dtype)
-    names = ("round", "nearbyint", "floor", "ceil", "trunc")
-    return kind == "Call" and str(getattr(node.op, "name", "")).rpartition(".")[2] in names
+    return kind == "Call" and str(getattr(node.op, "name", "")).rpartition(".")[2] in rounding.NAMES
 
 
 def _unfolded(scope: Scope, value: Any) -> Any:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from edgesparse.fallback import rounding
+from edgesparse.fallback.bits import absolute, bits_as, kind_of, lanes_of, same, signed
 
 _LN2 = math.log(2.0)
 #: ln 2 in two float32 parts; products of the first with integers under 2^8 are exact.
@@ -51,7 +52,7 @@ def register() -> None:
 
 def _lowering(rule: Callable[..., Any]) -> Callable[[Any], Any]:
     def lower(call: Any) -> Any:
-        kind = _kind(call)
+        kind = kind_of(call)
         if kind in ("float32", "float64"):
             return _let_all(list(call.args), lambda *args: rule(*args))
         if kind.startswith(("float16", "bfloat16")):
@@ -83,38 +84,13 @@ _FITTED: dict[str, Callable[[float], float]] = {
 }
 
 
-def _kind(expr: Any) -> str:
-    return str(expr.ty.dtype).split("x")[0]
-
-
-def _lanes(expr: Any) -> str:
-    name = str(expr.ty.dtype)
-    return "x" + name.split("x")[1] if "x" in name else ""
-
-
-def _same(value: float | int, like: Any, kind: str | None = None) -> Any:
-    """A constant of the type of `like`, or of another kind with its lanes."""
-    from tvm import tirx
-
-    kind = kind or _kind(like)
-    constant = tirx.const(value, kind)
-    lanes = _lanes(like)
-    return tirx.Broadcast(constant, int(lanes[1:])) if lanes else constant
-
-
 def _cast(expr: Any, kind: str) -> Any:
     from tvm import tirx
 
     held = _held(expr)
     if held is not None:
-        return _same(held.value, expr, kind)
-    return tirx.Cast(kind + _lanes(expr), expr) if _kind(expr) != kind else expr
-
-
-def _bits(expr: Any, kind: str) -> Any:
-    from tvm import tirx
-
-    return tirx.reinterpret(kind + _lanes(expr), expr)
+        return same(held.value, expr, kind)
+    return tirx.Cast(kind + lanes_of(expr), expr) if kind_of(expr) != kind else expr
 
 
 def _held(expr: Any) -> Any | None:
@@ -140,9 +116,9 @@ def _let_all(values: list[Any], body: Callable[..., Any], *bound: Any) -> Any:
 
 
 def _horner(x: Any, coefficients: tuple[float, ...]) -> Any:
-    total = _same(coefficients[-1], x)
+    total = same(coefficients[-1], x)
     for c in reversed(coefficients[:-1]):
-        total = total * x + _same(c, x)
+        total = total * x + same(c, x)
     return total
 
 
@@ -158,14 +134,6 @@ def _sqrt(x: Any) -> Any:
     return tirx.sqrt(x)
 
 
-def _absolute(x: Any) -> Any:
-    from tvm import tirx
-
-    if _kind(x) == "float32":
-        return _bits(_bits(x, "int32") & _same(0x7FFFFFFF, x, "int32"), "float32")
-    return tirx.max(x, _same(0.0, x) - x)
-
-
 def _exp(x: Any, degree: int = 6, clamped: bool = True) -> Any:
     """2^n * e^r with n = round(x / ln 2).
 
@@ -175,99 +143,91 @@ def _exp(x: Any, degree: int = 6, clamped: bool = True) -> Any:
     """
     from tvm import tirx
 
-    double = _kind(x) == "float64"
+    double = kind_of(x) == "float64"
     magic, low, high, kind, shift, bias = (
         (_MAGIC64, -708.3, 709.8, "int64", 52, 1022) if double else (_MAGIC, -87.6, 89.0, "int32", 23, 126)
     )
     poly = tuple(2 * c for c in _fit("exp", -0.347, 0.347, 11 if double else degree))
 
     def with_top(top: Any) -> Any:
-        return _let(top * _same(1 / _LN2, x) + _same(magic, x), lambda t: with_t(top, t))
+        return _let(top * same(1 / _LN2, x) + same(magic, x), lambda t: with_t(top, t))
 
     def with_t(top: Any, t: Any) -> Any:
-        n = t - _same(magic, x)
-        rest = _let(n, lambda n: (top - n * _same(_LN2_HIGH, x)) - n * _same(_LN2_LOW, x))
-        scale = _bits((_bits(t, kind) << _same(shift, x, kind)) + _same(bias << shift, x, kind), _kind(x))
+        n = t - same(magic, x)
+        rest = _let(n, lambda n: (top - n * same(_LN2_HIGH, x)) - n * same(_LN2_LOW, x))
+        scale = bits_as((bits_as(t, kind) << same(shift, x, kind)) + same(bias << shift, x, kind), kind_of(x))
         return _let(rest, lambda r: _horner(r, poly) * scale)
 
-    return _let(tirx.max(_same(low, x), tirx.min(_same(high, x), x)) if clamped else x, with_top)
+    return _let(tirx.max(same(low, x), tirx.min(same(high, x), x)) if clamped else x, with_top)
 
 
 def _log(x: Any) -> Any:
     """e * ln 2 + log(m), m in [sqrt(1/2), sqrt 2)."""
-    if _kind(x) == "float64":
+    if kind_of(x) == "float64":
         return _log64(x)
-    tiny = x < _same(2.0**-126, x)
+    tiny = x < same(2.0**-126, x)
 
     def with_bits(bits: Any) -> Any:
-        e = (bits - _same(0x3F3504F3, x, "int32")) >> _same(23, x, "int32")
+        e = (bits - same(0x3F3504F3, x, "int32")) >> same(23, x, "int32")
         return _let(e, lambda e: with_e(bits, e))
 
     def with_e(bits: Any, e: Any) -> Any:
-        f = _bits(bits - (e << _same(23, x, "int32")), "float32") - _same(1.0, x)
-        n = _cast(e, "float32") - _select(tiny, _same(23.0, x), _same(0.0, x))
+        f = bits_as(bits - (e << same(23, x, "int32")), "float32") - same(1.0, x)
+        n = _cast(e, "float32") - _select(tiny, same(23.0, x), same(0.0, x))
         return _let_all([f, n], with_f)
 
     def with_f(f: Any, n: Any) -> Any:
         poly = _horner(f, _fit("log3", math.sqrt(0.5) - 1, math.sqrt(2) - 1, 8))
-        small = f * f * (f * poly) + n * _same(_LN2_LOW, x) - f * f * _same(0.5, x)
-        return _log_ends(x, (f + small) + n * _same(_LN2_HIGH, x))
+        small = f * f * (f * poly) + n * same(_LN2_LOW, x) - f * f * same(0.5, x)
+        return _log_ends(x, (f + small) + n * same(_LN2_HIGH, x))
 
-    return _let(_bits(_select(tiny, x * _same(2.0**23, x), x), "int32"), with_bits)
+    return _let(bits_as(_select(tiny, x * same(2.0**23, x), x), "int32"), with_bits)
 
 
 def _log_ends(x: Any, value: Any) -> Any:
-    inf = _same(math.inf, x)
-    bad = _select(x == _same(0.0, x), _same(-math.inf, x), _same(math.nan, x))
-    return _select(x > _same(0.0, x), _select(x < inf, value, inf), bad)
+    inf = same(math.inf, x)
+    bad = _select(x == same(0.0, x), same(-math.inf, x), same(math.nan, x))
+    return _select(x > same(0.0, x), _select(x < inf, value, inf), bad)
 
 
 def _log64(x: Any) -> Any:
     """The same in double precision, by the series of atanh((m - 1) / (m + 1)); takes normal numbers."""
 
     def with_bits(bits: Any) -> Any:
-        e = (bits - _same(0x3FE6A09E667F3BCD, x, "int64")) >> _same(52, x, "int64")
+        e = (bits - same(0x3FE6A09E667F3BCD, x, "int64")) >> same(52, x, "int64")
         return _let(e, lambda e: with_e(bits, e))
 
     def with_e(bits: Any, e: Any) -> Any:
-        m = _bits(bits - (e << _same(52, x, "int64")), "float64")
-        s = _let(m, lambda m: (m - _same(1.0, x)) / (m + _same(1.0, x)))
+        m = bits_as(bits - (e << same(52, x, "int64")), "float64")
+        s = _let(m, lambda m: (m - same(1.0, x)) / (m + same(1.0, x)))
         return _let(s, lambda s: with_s(s, _cast(e, "float64")))
 
     def with_s(s: Any, n: Any) -> Any:
         terms = tuple(2.0 / (2 * i + 1) for i in range(10))
-        return _log_ends(x, s * _let(s * s, lambda q: _horner(q, terms)) + n * _same(_LN2, x))
+        return _log_ends(x, s * _let(s * s, lambda q: _horner(q, terms)) + n * same(_LN2, x))
 
-    return _let(_bits(x, "int64"), with_bits)
+    return _let(bits_as(x, "int64"), with_bits)
 
 
 def _sigmoid(x: Any) -> Any:
-    return _same(1.0, x) / (_same(1.0, x) + _let(_same(0.0, x) - x, _exp))
-
-
-def _signed(x: Any, magnitude: Any) -> Any:
-    """The sign of `x` on a magnitude."""
-    if _kind(x) == "float32":
-        sign = _bits(x, "int32") & _same(-(2**31), x, "int32")
-        return _bits(_bits(magnitude, "int32") | sign, "float32")
-    return _select(x < _same(0.0, x), _same(0.0, x) - magnitude, magnitude)
+    return same(1.0, x) / (same(1.0, x) + _let(same(0.0, x) - x, _exp))
 
 
 def _tanh(x: Any) -> Any:
-    if _kind(x) == "float64":
-        return _same(1.0, x) - _same(2.0, x) / (_let(x + x, _exp) + _same(1.0, x))
+    if kind_of(x) == "float64":
+        return same(1.0, x) - same(2.0, x) / (_let(x + x, _exp) + same(1.0, x))
     poly = _fit("tanh3", 0.0, 0.3907, 5)
     near = x + x * _let(x * x, lambda s: s * _horner(s, poly))
 
     def with_size(a: Any) -> Any:
-        far = _same(1.0, x) - _same(2.0, x) / (_let(a + a, _exp) + _same(1.0, x))
-        return _select(a < _same(0.625, x), near, _signed(x, far))
+        far = same(1.0, x) - same(2.0, x) / (_let(a + a, _exp) + same(1.0, x))
+        return _select(a < same(0.625, x), near, signed(x, far))
 
-    return _let(_absolute(x), with_size)
+    return _let(absolute(x), with_size)
 
 
 def _erf(x: Any) -> Any:
-    if _kind(x) == "float64":
+    if kind_of(x) == "float64":
         return _cast(_let(_cast(x, "float32"), _erf), "float64")
     from tvm import tirx
 
@@ -275,20 +235,20 @@ def _erf(x: Any) -> Any:
     near = x + x * _let(x * x, lambda s: _horner(s, poly))
 
     def with_size(a: Any) -> Any:
-        tail = _let(tirx.min(a, _same(4.0, x)), lambda b: _horner(b, _fit("logerfc", 0.99, 4.0, 7)))
-        far = _same(1.0, x) - _let(tail, lambda t: _exp(t, 5, clamped=False))
-        return _select(a >= _same(1.0, x), _signed(x, far), near)
+        tail = _let(tirx.min(a, same(4.0, x)), lambda b: _horner(b, _fit("logerfc", 0.99, 4.0, 7)))
+        far = same(1.0, x) - _let(tail, lambda t: _exp(t, 5, clamped=False))
+        return _select(a >= same(1.0, x), signed(x, far), near)
 
-    return _let(_absolute(x), with_size)
+    return _let(absolute(x), with_size)
 
 
 def _pow(x: Any, y: Any) -> Any:
     """e^(y log |x|) in double precision, then the cases of IEEE 754: signs, zeros, infinities, not-a-numbers."""
     from tvm import tirx
 
-    if _kind(x) == "float32":
+    if kind_of(x) == "float32":
         return _cast(_let_all([_cast(x, "float64"), _cast(y, "float64")], _pow), "float32")
-    zero, one, half = _same(0.0, x), _same(1.0, x), _same(0.5, x)
+    zero, one, half = same(0.0, x), same(1.0, x), same(0.5, x)
     whole = tirx.trunc(y) == y
 
     def with_size(a: Any) -> Any:
@@ -296,20 +256,20 @@ def _pow(x: Any, y: Any) -> Any:
 
     def with_power(a: Any, power: Any) -> Any:
         odd_sign = _select(tirx.trunc(y * half) == y * half, power, zero - power)
-        negative = _select(whole, odd_sign, _same(math.nan, x))
+        negative = _select(whole, odd_sign, same(math.nan, x))
         finite = _select(x < zero, negative, power)
-        at_zero = _select(y > zero, zero, _same(math.inf, x))
+        at_zero = _select(y > zero, zero, same(math.inf, x))
         value = _select(a == zero, at_zero, finite)
         return _select(y == zero, one, _select(x == one, one, value))
 
-    return _let(_absolute(x), with_size)
+    return _let(absolute(x), with_size)
 
 
 def _wide(rule: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Compute a rare function in double precision, whatever it is asked in."""
 
     def wrapped(x: Any) -> Any:
-        return _cast(_let(_cast(x, "float64"), rule), _kind(x))
+        return _cast(_let(_cast(x, "float64"), rule), kind_of(x))
 
     return wrapped
 
@@ -320,9 +280,9 @@ def _turned(x: Any, quarter: int) -> Any:
     low = 6.077100506506192e-11
 
     def with_t(t: Any) -> Any:
-        n = t - _same(_MAGIC64, x)
-        rest = _let(n, lambda n: (x - n * _same(high, x)) - n * _same(low, x))
-        turn = _bits(t, "int64") + _same(quarter, x, "int64")
+        n = t - same(_MAGIC64, x)
+        rest = _let(n, lambda n: (x - n * same(high, x)) - n * same(low, x))
+        turn = bits_as(t, "int64") + same(quarter, x, "int64")
         return _let_all([rest, turn], with_rest)
 
     def with_rest(r: Any, turn: Any) -> Any:
@@ -332,55 +292,55 @@ def _turned(x: Any, quarter: int) -> Any:
             r * r,
             lambda s: _select(_odd(turn), _horner(s, cosine), r * _horner(s, sine)),
         )
-        flip = _odd(turn >> _same(1, x, "int64"))
-        return _let(value, lambda v: _select(flip, _same(0.0, x) - v, v))
+        flip = _odd(turn >> same(1, x, "int64"))
+        return _let(value, lambda v: _select(flip, same(0.0, x) - v, v))
 
     def _odd(turn: Any) -> Any:
-        return (turn & _same(1, x, "int64")) == _same(1, x, "int64")
+        return (turn & same(1, x, "int64")) == same(1, x, "int64")
 
-    return _let(x * _same(2 / math.pi, x) + _same(_MAGIC64, x), with_t)
+    return _let(x * same(2 / math.pi, x) + same(_MAGIC64, x), with_t)
 
 
 def _atan(x: Any) -> Any:
     """Twice halved: atan x = 2 atan(x / (1 + sqrt(1 + x^2)))."""
-    big = _absolute(x) > _same(1.0, x)
+    big = absolute(x) > same(1.0, x)
 
     def with_y(y: Any) -> Any:
-        z = y / (_same(1.0, x) + _sqrt(_same(1.0, x) + y * y))
+        z = y / (same(1.0, x) + _sqrt(same(1.0, x) + y * y))
         poly = _fit("atan", 0.0, 0.1717, 9)
         half = _let(z, lambda z: z * _let(z * z, lambda s: _horner(s, poly)))
-        return _let(half + half, lambda a: _select(big, _signed(x, _same(math.pi / 2, x)) - a, a))
+        return _let(half + half, lambda a: _select(big, signed(x, same(math.pi / 2, x)) - a, a))
 
-    return _let(_select(big, _same(1.0, x) / x, x), with_y)
+    return _let(_select(big, same(1.0, x) / x, x), with_y)
 
 
 def _asin(x: Any) -> Any:
-    one = _same(1.0, x)
+    one = same(1.0, x)
     return _let(x / _sqrt((one - x) * (one + x)), _atan)
 
 
 def _half_sum(x: Any, sign: float) -> Any:
-    e = _let_all([_let(x, _exp)], lambda e: e + _same(sign, x) / e)
-    return _same(0.5, x) * e
+    e = _let_all([_let(x, _exp)], lambda e: e + same(sign, x) / e)
+    return same(0.5, x) * e
 
 
 def _sinh(x: Any) -> Any:
     terms = tuple(1.0 / math.factorial(2 * i + 1) for i in range(9))
     near = x * _let(x * x, lambda s: _horner(s, terms))
-    return _select(_absolute(x) < _same(1.0, x), near, _half_sum(x, -1.0))
+    return _select(absolute(x) < same(1.0, x), near, _half_sum(x, -1.0))
 
 
 def _log1p(x: Any) -> Any:
     """In double precision log(1 + x) is exact enough for float32 from 1e-5 on; below, the series."""
-    near = x - x * x * (_same(0.5, x) - x * _same(1 / 3, x))
-    return _select(_absolute(x) < _same(1e-5, x), near, _let(_same(1.0, x) + x, _log64))
+    near = x - x * x * (same(0.5, x) - x * same(1 / 3, x))
+    return _select(absolute(x) < same(1e-5, x), near, _let(same(1.0, x) + x, _log64))
 
 
 def _asinh(x: Any) -> Any:
     def with_size(a: Any) -> Any:
-        return _log1p(a + a * a / (_same(1.0, x) + _sqrt(a * a + _same(1.0, x))))
+        return _log1p(a + a * a / (same(1.0, x) + _sqrt(a * a + same(1.0, x))))
 
-    return _signed(x, _let(_absolute(x), with_size))
+    return signed(x, _let(absolute(x), with_size))
 
 
 def _fmod(x: Any, y: Any) -> Any:
@@ -389,9 +349,9 @@ def _fmod(x: Any, y: Any) -> Any:
     def rest(a: Any, b: Any) -> Any:
         whole = a - tirx.trunc(a / b) * b
         # Nothing is left out of a finite number by an infinite one.
-        return _select(_absolute(b) == _same(math.inf, b), _select(_absolute(a) == _absolute(b), b - b, a), whole)
+        return _select(absolute(b) == same(math.inf, b), _select(absolute(a) == absolute(b), b - b, a), whole)
 
-    return _cast(_let_all([_cast(x, "float64"), _cast(y, "float64")], rest), _kind(x))
+    return _cast(_let_all([_cast(x, "float64"), _cast(y, "float64")], rest), kind_of(x))
 
 
 _RULES: dict[str, Callable[..., Any]] = {
@@ -401,21 +361,21 @@ _RULES: dict[str, Callable[..., Any]] = {
     "tanh": _tanh,
     "erf": _erf,
     "pow": _pow,
-    "exp2": _wide(lambda x: _let(x * _same(_LN2, x), _exp)),
-    "exp10": _wide(lambda x: _let(x * _same(math.log(10), x), _exp)),
-    "log2": _wide(lambda x: _let(x, _log64) * _same(1 / _LN2, x)),
-    "log10": _wide(lambda x: _let(x, _log64) * _same(1 / math.log(10), x)),
+    "exp2": _wide(lambda x: _let(x * same(_LN2, x), _exp)),
+    "exp10": _wide(lambda x: _let(x * same(math.log(10), x), _exp)),
+    "log2": _wide(lambda x: _let(x, _log64) * same(1 / _LN2, x)),
+    "log10": _wide(lambda x: _let(x, _log64) * same(1 / math.log(10), x)),
     "log1p": _wide(_log1p),
     "sin": _wide(lambda x: _turned(x, 0)),
     "cos": _wide(lambda x: _turned(x, 1)),
     "tan": _wide(lambda x: _turned(x, 0) / _turned(x, 1)),
     "atan": _wide(_atan),
     "asin": _wide(_asin),
-    "acos": _wide(lambda x: _same(math.pi / 2, x) - _asin(x)),
+    "acos": _wide(lambda x: same(math.pi / 2, x) - _asin(x)),
     "sinh": _wide(_sinh),
     "cosh": _wide(lambda x: _half_sum(x, 1.0)),
     "asinh": _wide(_asinh),
-    "acosh": _wide(lambda x: _let(x + _sqrt(x * x - _same(1.0, x)), _log64)),
-    "atanh": _wide(lambda x: _same(0.5, x) * (_log1p(x) - _log1p(_same(0.0, x) - x))),
+    "acosh": _wide(lambda x: _let(x + _sqrt(x * x - same(1.0, x)), _log64)),
+    "atanh": _wide(lambda x: same(0.5, x) * (_log1p(x) - _log1p(same(0.0, x) - x))),
     "fmod": _fmod,
 }

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from edgesparse.fallback.bits import absolute, kind_of, lanes_of, same, signed
+
 #: Every float is whole from here on; adding it to what is smaller rounds to the nearest whole number, ties to even.
 _WHOLE = {"float32": float(1 << 23), "float64": float(1 << 52)}
 
@@ -51,17 +53,11 @@ def spelled(name: str, x: Any) -> Any:
     """
     from tvm import tirx
 
-    kind, _, lanes = str(x.ty.dtype).partition("x")
-    if kind == "float16":
-        wide = "float32" + (f"x{lanes}" if lanes else "")
+    if kind_of(x) == "float16":
+        wide = "float32" + lanes_of(x)
         return tirx.Cast(str(x.ty.dtype), spelled(name, tirx.Cast(wide, x)))
-
-    def number(value: float) -> Any:
-        constant = tirx.const(value, kind)
-        return tirx.Broadcast(constant, int(lanes)) if lanes else constant
-
     # Nothing is bound to a name: TVM meets an expression twice where it stands in a condition. LLVM computes it once.
-    zero, one, whole = number(0.0), number(1.0), number(_WHOLE[kind])
+    zero, one, whole = same(0.0, x), same(1.0, x), same(_WHOLE[kind_of(x)], x)
     a = absolute(x)
     near = (a + whole) - whole
     below = near - tirx.Select(near > a, one, zero)
@@ -69,37 +65,8 @@ def spelled(name: str, x: Any) -> Any:
     found = {
         "nearbyint": near,
         "trunc": below,
-        "round": below + tirx.Select(a - below >= number(0.5), one, zero),
+        "round": below + tirx.Select(a - below >= same(0.5, x), one, zero),
         "floor": tirx.Select(x < zero, above, below),
         "ceil": tirx.Select(x > zero, above, below),
     }
     return tirx.Select(a < whole, signed(x, found[name]), x)
-
-
-def _bits(kind: str, lanes: str, expr: Any) -> Any:
-    from tvm import tirx
-
-    return tirx.reinterpret(f"{kind}x{lanes}" if lanes else kind, expr)
-
-
-def _masked(x: Any, sign: bool) -> Any:
-    """The bits of a float's sign, or the others, as integers."""
-    from tvm import tirx
-
-    kind, _, lanes = str(x.ty.dtype).partition("x")
-    whole, top = ("int32", -(2**31)) if kind == "float32" else ("int64", -(2**63))
-    mask = tirx.const(top if sign else -(top + 1), whole)
-    return _bits(whole, lanes, x) & (tirx.Broadcast(mask, int(lanes)) if lanes else mask)
-
-
-def absolute(x: Any) -> Any:
-    """|x| of float32 or float64."""
-    kind, _, lanes = str(x.ty.dtype).partition("x")
-    return _bits(kind, lanes, _masked(x, sign=False))
-
-
-def signed(x: Any, magnitude: Any) -> Any:
-    """The sign of x on a magnitude, which is not negative."""
-    kind, _, lanes = str(x.ty.dtype).partition("x")
-    whole = "int32" if kind == "float32" else "int64"
-    return _bits(kind, lanes, _bits(whole, lanes, magnitude) | _masked(x, sign=True))

@@ -72,6 +72,19 @@ def unit_energy(pattern: SparsePattern, scores: Array) -> NDArray[np.float64]:
     return table.reshape(-1)
 
 
+def unit_numbers(pattern: SparsePattern, shape: Shape3) -> NDArray[np.int64]:
+    """Of each weight of canonical `shape`, the index of its unit in `unit_energy`."""
+    grouped, apart = pattern.kind in ("group", "block"), pattern.kind not in ("block", "channel")
+    n, m = (pattern.n, pattern.m) if grouped else (1, 1)
+    rows, columns, taps = (np.arange(length) for length in shape)
+    rows, columns = rows // n, columns // m
+    if pattern.kind == "channel":
+        columns = columns * 0
+    taps = taps if apart else taps * 0
+    across, deep = columns[-1] + 1, taps[-1] + 1
+    return np.asarray((rows[:, None, None] * across + columns[:, None]) * deep + taps, np.int64)
+
+
 def _erk(shapes: Sequence[Shape3], sizes: NDArray[np.float64], budget: float) -> NDArray[np.float64]:
     """Raw ERK densities scaled to the budget; layers that would get more than all of theirs are full."""
     raw = np.array([(a + b + (taps**0.5) * 2 * (taps > 1)) / (a * b * taps) for a, b, taps in shapes])

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from edgesparse.errors import EdgesparseError, Reason, UnsupportedError
@@ -88,6 +89,11 @@ class Layer:
         """Canonical numbers as a tensor like the weight."""
         stored = from_canonical(view, self.kind, self.stored_shape, groups=self.groups, trans_b=True)
         return torch.empty_like(self.parameter, requires_grad=False).copy_(torch.from_numpy(stored))
+
+    def numbers(self, view: NDArray[np.int64]) -> Tensor:
+        """Canonical whole numbers as a tensor of the weight's shape, on its device."""
+        stored = from_canonical(view, self.kind, self.stored_shape, groups=self.groups, trans_b=True)
+        return torch.from_numpy(np.ascontiguousarray(stored)).to(self.parameter.device)
 
     def canonical_mask(self, mask: Tensor) -> Mask:
         """The inverse of `mask_tensor`."""

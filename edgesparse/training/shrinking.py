@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 import torch
 
 from edgesparse.pattern import Array, SparsePattern
-from edgesparse.training.allocation import unit_energy
+from edgesparse.training.allocation import unit_energy, unit_numbers
 from edgesparse.training.layers import Tensor
 from edgesparse.training.methods import Method, check_positive, check_shares
 from edgesparse.training.run import Run
+
+TINY = 1e-30
+"""Of a unit's squared norm: the slope of a root is infinite at zero."""
 
 
 @dataclass
@@ -125,17 +128,18 @@ class HyperSparse(Method):
     L = sum_i |w_i| (sum_j t(s |w_j|)) / A - |w_i|, with A = sum_j t(s |w_j|) held constant and t = tanh: of value zero,
     with the gradient sign(w_i) s t'(s |w_i|) sum_j |w_j| / A, which is strong for weights that would be pruned and
     vanishes for large ones. s is 1 / the magnitude at the border of the projection. Its factor grows from `strength` by
-    `growth` over the run up to share `end`; then the mask is set and the rest is fine-tuning. Per weight, whatever the
-    pattern.
+    `growth` over the run up to share `end`; then the mask is set and the rest is fine-tuning. Where a pattern keeps and
+    drops units of several weights, |w| is a unit's L2 norm: the paper has single weights only.
     """
 
     name: ClassVar[str] = "hypersparse"
     source: ClassVar[str] = "2308.07163"
 
-    strength: float = 5e-6
+    strength: float = 1e-4
     growth: float = 1000.0
-    end: float = 0.6
+    end: float = 0.5
     every: int = 16
+    units: dict[str, Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_shares(end=self.end)
@@ -143,7 +147,7 @@ class HyperSparse(Method):
 
     def start(self, run: Run) -> None:
         super().start(run)
-        self.memory["fixed"] = False
+        self.memory |= {"fixed": False, "scale": {}}
         self._sharpen(run)
 
     def step(self, run: Run) -> None:
@@ -159,7 +163,7 @@ class HyperSparse(Method):
         if self.memory["fixed"]:
             return None
         factor = self.strength * self.growth ** run.progress(0.0, self.end)
-        magnitudes = [weight.abs() for weight in run.weights().values()]
+        magnitudes = [self._norms(name, weight, run) for name, weight in run.weights().items()]
         bent = [torch.tanh(self.memory["scale"][name] * a) for name, a in zip(run.layers, magnitudes, strict=True)]
         total, bent_total = sum(a.sum() for a in magnitudes), sum(b.sum() for b in bent)
         return factor * (total.detach() * bent_total / bent_total.detach().clamp_min(1e-12) - total.detach())
@@ -173,8 +177,23 @@ class HyperSparse(Method):
     def _sharpen(self, run: Run) -> None:
         scores = run.scores(run.weights())
         masks = run.project(scores)
-        border = {name: np.sqrt(scores[name][masks[name]].min()) for name in run.layers}
-        self.memory["scale"] = {name: float(1.0 / max(value, 1e-8)) for name, value in border.items()}
+        for name in run.layers:
+            kept = unit_energy(run.patterns[name], masks[name]) > 0
+            border = np.sqrt(unit_energy(run.patterns[name], scores[name])[kept].min())
+            self.memory["scale"][name] = float(1.0 / max(border, 1e-8))
+
+    def _norms(self, name: str, weight: Tensor, run: Run) -> Tensor:
+        """L2 norms of the layer's units; magnitudes where each weight is one."""
+        if name not in self.units:
+            layer = run.layers[name]
+            numbers = unit_numbers(run.patterns[name], layer.shape)
+            single = int(numbers.max()) + 1 == layer.size
+            self.units[name] = None if single else layer.numbers(numbers).reshape(-1)
+        units = self.units[name]
+        if units is None:
+            return weight.abs()
+        energy = weight.new_zeros(int(units.max()) + 1).index_add(0, units, weight.square().reshape(-1))
+        return energy.clamp_min(TINY).sqrt()
 
 
 def unit_sums(pattern: SparsePattern, scores: Array) -> Array:

@@ -170,6 +170,21 @@ def test_hypersparse_term_is_zero_with_the_gradient_of_the_paper() -> None:
     assert size[flat.argmin()] > size[flat.argmax()]
 
 
+def test_hypersparse_spares_strong_groups_whatever_weights_they_have() -> None:
+    model = small()
+    sparsifier = made(model, "group:4x1", method="hypersparse")
+    sparsifier.regularizer().backward()
+    weight = model.wide.conv.weight.detach().flatten(1)
+    slope = model.wide.conv.weight.grad.flatten(1)
+    groups, slopes = weight.reshape(-1, 4, weight.shape[1]), slope.reshape(-1, 4, weight.shape[1])
+    norms, sizes = groups.norm(dim=1), slopes.norm(dim=1)
+    # along the group's own weights, and the weaker the group, the harder
+    assert torch.allclose(slopes / sizes[:, None], groups / norms[:, None], atol=1e-5)
+    order = norms.flatten().argsort()
+    assert (sizes.flatten()[order].diff() <= 1e-9).all()
+    assert sizes.max() > 1.2 * sizes.min()
+
+
 def test_gradient_accumulation_clipping_and_averages() -> None:
     torch.manual_seed(0)
     model = small()

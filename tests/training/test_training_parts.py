@@ -13,7 +13,7 @@ from torch import nn
 from edgesparse.errors import UsageError
 from edgesparse.pattern import SparsePattern
 from edgesparse.training import Sparsifier
-from edgesparse.training.allocation import ALLOCATIONS, allocate
+from edgesparse.training.allocation import ALLOCATIONS, allocate, unit_energy, unit_numbers
 from edgesparse.training.distil import SquareHead, logit_loss
 from edgesparse.training.soup import average, recalibrate, share
 
@@ -29,6 +29,14 @@ def test_allocations_spend_the_budget(name: str, pattern: SparsePattern) -> None
     sizes = [one.size for one in scores]
     assert all(0.0 < density <= 1.0 for density in found)
     assert np.dot(found, sizes) == pytest.approx(0.2 * sum(sizes), abs=4)
+
+
+@pytest.mark.parametrize("name", ["unstructured", "group:4x1", "group:4x2", "nm:2:4", "fanin", "block:2x4", "channel"])
+def test_every_weight_has_the_number_of_its_unit(name: str) -> None:
+    pattern, scores = SparsePattern.parse(name), np.random.default_rng(0).random((10, 7, 3))
+    numbers = unit_numbers(pattern, (10, 7, 3))
+    found = np.bincount(numbers.reshape(-1), weights=scores.reshape(-1))
+    np.testing.assert_allclose(found, unit_energy(pattern, scores))
 
 
 def test_erk_is_proportional_until_full() -> None:
