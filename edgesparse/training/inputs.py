@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +18,17 @@ from edgesparse.training.layers import Tensor
 MAX_BYTES = 4 << 30
 AUGMENTATIONS = ("none", "shift", "crop", "strong")
 """How inputs are changed: not at all; moved, mixed and in other contrast; pictures also cropped and mirrored; and, for
-long training on few photographs, with smaller crops, patches of each other, and other colours."""
+long training on few photographs, with smaller, turned crops, places of each other, and other colours."""
 AREA, ASPECT = (0.35, 1.0), (3 / 4, 4 / 3)
 """Share of the picture that a crop shows, and its width over height."""
-STRONG_AREA = (0.15, 1.0)
-"""Share of the picture that a strong crop shows."""
-BLENDED, PATCHED = 0.4, 0.3
-"""Shares of strongly changed inputs that are blended with another, and that have a patch of one."""
+STRONG_AREA, STRONG_ASPECT = (0.08, 1.0), (0.7, 1 / 0.7)
+"""Share of the picture that a strong crop shows, small ones as often as large ones, and its width over height."""
+TURN, SHEAR = 20.0, 0.15
+"""Degrees up to which half of the strong crops are turned, and how far another half leans."""
+WOVEN, BLENDED, TIMES = 0.35, 0.2, 2
+"""Shares of strongly changed inputs that have places of another one, and that are blended with one; how many times."""
+WAVES = (2, 7)
+"""Numbers of points, along each side, between which the border of such places runs smoothly: from, and below."""
 COLOUR = 0.3
 """How far strong changes move the saturation and the channels, relative to what they are."""
 
@@ -66,7 +72,7 @@ def augment(batch: Tensor, source: torch.Generator, kind: str = "shift", side: i
     count = len(batch)
     ones = (count,) + (1,) * (batch.ndim - 1)
     if kind == "strong" and batch.ndim == 4:
-        return _coloured(_mixed(crop(batch, source, side, STRONG_AREA), source), source)
+        return _coloured(_woven(batch, source, side), source)
     if kind == "crop" and batch.ndim == 4:
         batch = crop(batch, source, side)
     share = torch.rand(ones, generator=source)
@@ -80,24 +86,41 @@ def augment(batch: Tensor, source: torch.Generator, kind: str = "shift", side: i
     return made * (0.8 + 0.4 * torch.rand(ones, generator=source))
 
 
-def crop(batch: Tensor, source: torch.Generator, side: int | None = None, shares: tuple[float, float] = AREA) -> Tensor:
+def crop(batch: Tensor, source: torch.Generator, side: int | None = None) -> Tensor:
     """Each picture's random part, of the same size or with `side` pixels on the shorter side; every second mirrored.
 
-    `shares` of the picture's area; sampled bilinearly.
+    Parts have `AREA` of the picture's area; sampled bilinearly.
     """
     count = len(batch)
+    area, aspect = _between(AREA, count, source), _logarithmic(ASPECT, count, source)
+    upright = torch.eye(2).repeat(count, 1, 1)
+    return _part(batch, source, side, area, aspect, upright)
 
-    def between(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(count, generator=source)
 
-    area, aspect = between(*shares), torch.exp(between(*np.log(ASPECT)))
+def _strong_crop(batch: Tensor, source: torch.Generator, side: int | None) -> Tensor:
+    """As `crop`, with the shares of `STRONG_AREA`, and some parts turned or leaning."""
+    count = len(batch)
+    area, aspect = (_logarithmic(one, count, source) for one in (STRONG_AREA, STRONG_ASPECT))
+    angle, lean = (
+        _between((-most, most), count, source) * (torch.rand(count, generator=source) < 0.5)
+        for most in (math.radians(TURN), SHEAR)
+    )
+    sine, cosine = angle.sin(), angle.cos()
+    return _part(batch, source, side, area, aspect, torch.stack([cosine, lean - sine, sine, cosine], 1).view(-1, 2, 2))
+
+
+def _part(
+    batch: Tensor, source: torch.Generator, side: int | None, area: Tensor, aspect: Tensor, turned: Tensor
+) -> Tensor:
+    """Parts of these shares of the area and shapes, at random places, every second mirrored, by `turned` [N, 2, 2]."""
+    count = len(batch)
     width, height = (area * aspect).sqrt().clamp_max(1.0), (area / aspect).sqrt().clamp_max(1.0)
-    theta = torch.zeros(count, 2, 3)
     mirrored = torch.rand(count, generator=source) < 0.5
-    theta[:, 0, 0] = torch.where(mirrored, -width, width)
-    theta[:, 1, 1] = height
-    theta[:, 0, 2] = (1 - width) * between(-1.0, 1.0)
-    theta[:, 1, 2] = (1 - height) * between(-1.0, 1.0)
+    across = torch.where(mirrored, -width, width)
+    theta = torch.empty(count, 2, 3)
+    theta[:, :, :2] = turned * torch.stack([across, height], 1)[:, None]
+    theta[:, 0, 2] = (1 - width) * _between((-1.0, 1.0), count, source)
+    theta[:, 1, 2] = (1 - height) * _between((-1.0, 1.0), count, source)
     whole = batch.shape[2:]
     scale = 1.0 if side is None else side / min(whole)
     size = [count, batch.shape[1], *(max(round(length * scale), 1) for length in whole)]
@@ -105,19 +128,39 @@ def crop(batch: Tensor, source: torch.Generator, side: int | None = None, shares
     return torch.nn.functional.grid_sample(batch, grid, padding_mode="reflection", align_corners=False)
 
 
-def _mixed(batch: Tensor, source: torch.Generator) -> Tensor:
-    """Some pictures blended with another (mixup, 1710.09412), some with a rectangle of another (CutMix, 1905.04899)."""
-    ones = (len(batch), 1, 1, 1)
-    lot, share = (torch.rand(ones, generator=source) for _ in range(2))
-    other = batch[torch.randperm(len(batch), generator=source)]
-    blended = torch.where(lot < BLENDED, share * batch + (1 - share) * other, batch)
-    inside = torch.ones(())
-    for axis in (2, 3):
-        length = batch.shape[axis]
-        middle = length * torch.rand(ones, generator=source)
-        at = torch.arange(length).reshape([-1 if i == axis else 1 for i in range(4)]) + 0.5
-        inside = inside * ((at - middle).abs() <= 0.5 * length * (1 - share).sqrt())
-    return torch.where((lot >= BLENDED) & (lot < BLENDED + PATCHED) & (inside > 0), other, blended)
+def _woven(batch: Tensor, source: torch.Generator, side: int | None) -> Tensor:
+    """Strong crops, some with places of another's (after FMix, 2002.12047), some blended with one (mixup, 1710.09412).
+
+    Few pictures make many: what a network can learn of each by heart is then of less use to it.
+    """
+    count = len(batch)
+    made = _strong_crop(batch, source, side)
+    for _ in range(TIMES):
+        other = _strong_crop(batch[torch.randperm(count, generator=source)], source, side)
+        lot, share = (torch.rand((count, 1, 1, 1), generator=source) for _ in range(2))
+        places = _places(count, made.shape[2:], source)
+        weight = torch.where(lot < WOVEN, places, torch.where(lot < WOVEN + BLENDED, share, torch.zeros(())))
+        made = torch.lerp(made, other, weight)
+    return made
+
+
+def _places(count: int, size: Sequence[int], source: torch.Generator) -> Tensor:
+    """Smooth random weights [count, 1, *size] within 0 and 1, mostly near one of them, with hard or soft borders."""
+    points = int(torch.randint(*WAVES, (), generator=source))
+    field = torch.randn(count, 1, points, points, generator=source)
+    field = torch.nn.functional.interpolate(field, size=tuple(size), mode="bicubic", align_corners=False)
+    steep, shift = (torch.randn((count, 1, 1, 1), generator=source) for _ in range(2))
+    return torch.sigmoid(field * (steep + 1.5).exp() + shift)
+
+
+def _between(ends: tuple[float, float], count: int, source: torch.Generator) -> Tensor:
+    """`[count]` numbers, evenly spread."""
+    return ends[0] + (ends[1] - ends[0]) * torch.rand(count, generator=source)
+
+
+def _logarithmic(ends: tuple[float, float], count: int, source: torch.Generator) -> Tensor:
+    """`[count]` numbers whose logarithms are evenly spread."""
+    return _between((math.log(ends[0]), math.log(ends[1])), count, source).exp()
 
 
 def _coloured(batch: Tensor, source: torch.Generator) -> Tensor:

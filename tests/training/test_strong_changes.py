@@ -11,29 +11,43 @@ import torch
 
 from edgesparse.training import inputs
 from edgesparse.training.features import feature_loss
-from edgesparse.training.inputs import BLENDED, COLOUR, PATCHED
+from edgesparse.training.inputs import COLOUR
 
 
-def test_pictures_are_blended_or_get_one_rectangle_of_another() -> None:
-    count = 4000
-    own = torch.arange(count, dtype=torch.float32)
-    made = inputs._mixed(own.reshape(-1, 1, 1, 1).expand(-1, 3, 6, 9).clone(), torch.Generator().manual_seed(0))
+def test_pictures_have_places_of_others_or_are_blended_with_them() -> None:
+    count = 2000
+    # the pixels of a picture are all its number, and numbers are far apart, so that each tells what it is made of
+    own = 3.0 ** torch.arange(6)
+    numbers = own.repeat(count // 6 + 1)[:count]
+    made = inputs._woven(numbers.reshape(-1, 1, 1, 1).expand(-1, 3, 12, 9).clone(), torch.Generator().manual_seed(0), 8)
+    assert made.shape == (count, 3, 11, 8)
     assert torch.equal(made, made[:, :1].expand(-1, 3, -1, -1)), "channels go together"
-    patched = blended = 0
-    for value, picture in zip(own, made[:, 0], strict=True):
-        other = picture != value
-        foreign = picture[other].unique()
-        assert len(foreign) <= 1, "of one other picture"
-        if other.all():  # a blend of two, or a patch that hides everything
-            blended += 1
-        elif other.any():
-            patched += 1
-            assert float(foreign) == int(foreign), "a patch is of the other picture itself"
-            rows, columns = other.any(1).nonzero()[:, 0], other.any(0).nonzero()[:, 0]
-            assert other[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
-            assert int(other.sum()) == int((rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1))
-    assert blended / count == pytest.approx(BLENDED, abs=0.06)
-    assert 0.1 < patched / count <= PATCHED + 0.03  # the smallest patches lie between the pixels
+    assert float(made.min()) >= 1.0 - 1e-3, "nothing but the pictures"
+    assert float(made.max()) <= float(own[-1]) * (1 + 1e-5)
+    spread = made.flatten(1).amax(1) - made.flatten(1).amin(1)
+    even = spread <= 1e-4 * numbers
+    kept = even & ((made[:, 0, 0, 0] / numbers - 1).abs() < 1e-4)
+    # a fifth of what is mixed finds the same number
+    once = inputs.WOVEN + inputs.BLENDED
+    assert int(kept.sum()) / count == pytest.approx((1 - once * 5 / 6) ** 2, abs=0.05)
+    woven = 1 - (1 - inputs.WOVEN * 5 / 6) ** 2
+    assert int((~even).sum()) / count == pytest.approx(woven, abs=0.06)
+
+
+def test_strong_crops_are_turned_parts_of_the_picture() -> None:
+    # a picture whose values are its coordinates, so that each crop tells where it is from
+    down, right = torch.meshgrid(torch.linspace(-1, 1, 65), torch.linspace(-1, 1, 65), indexing="ij")
+    both = torch.stack([down, right]).repeat(400, 1, 1, 1)
+    made = inputs._strong_crop(both, torch.Generator().manual_seed(3), None)
+    along = made[:, :, 32, 33] - made[:, :, 32, 31]  # of one step to the right: down, right
+    below = made[:, :, 33, 32] - made[:, :, 31, 32]
+    area = (along[:, 1] * below[:, 0] - along[:, 0] * below[:, 1]).abs() * 16 * 16
+    assert 0.06 < float(area.min()) < 0.1
+    assert float(area.median()) == pytest.approx((0.08 * 1.0) ** 0.5, rel=0.2), "small ones as often as large ones"
+    angle = torch.rad2deg(torch.atan2(along[:, 0], along[:, 1].abs()))
+    assert 0.35 < float((angle.abs() > 0.5).float().mean()) < 0.65
+    assert float(angle.abs().max()) <= inputs.TURN + 0.5
+    assert float((angle.abs() > inputs.TURN / 2).float().mean()) > 0.15
 
 
 def test_colours_change_by_one_rule_for_all_pixels_of_a_picture() -> None:
