@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,12 @@ from edgesparse.training.layers import Tensor
 MAX_BYTES = 4 << 30
 AUGMENTATIONS = ("none", "shift", "crop", "strong")
 """How inputs are changed: not at all; moved, mixed and in other contrast; pictures also cropped and mirrored; and, for
-long training on few photographs, with smaller, turned crops, places of each other, and other colours."""
+long training on few photographs, with smaller, turned crops, places of each other, and other colours. For its last
+steps there is "whole": the same without crops."""
 AREA, ASPECT = (0.35, 1.0), (3 / 4, 4 / 3)
 """Share of the picture that a crop shows, and its width over height."""
-STRONG_AREA, STRONG_ASPECT = (0.08, 1.0), (0.7, 1 / 0.7)
-"""Share of the picture that a strong crop shows, small ones as often as large ones, and its width over height."""
+STRONG_AREA, STRONG_ASPECT = (0.15, 1.0), (0.7, 1 / 0.7)
+"""Share of the picture that a strong crop shows, and its width over height."""
 TURN, SHEAR = 20.0, 0.15
 """Degrees up to which half of the strong crops are turned, and how far another half leans."""
 WOVEN, BLENDED, TIMES = 0.35, 0.2, 2
@@ -72,7 +73,9 @@ def augment(batch: Tensor, source: torch.Generator, kind: str = "shift", side: i
     count = len(batch)
     ones = (count,) + (1,) * (batch.ndim - 1)
     if kind == "strong" and batch.ndim == 4:
-        return _coloured(_woven(batch, source, side), source)
+        return _coloured(_woven(batch, source, lambda one: _strong_crop(one, source, side)), source)
+    if kind == "whole" and batch.ndim == 4:
+        return _coloured(_woven(batch, source, lambda one: _mirrored(one, source)), source)
     if kind == "crop" and batch.ndim == 4:
         batch = crop(batch, source, side)
     share = torch.rand(ones, generator=source)
@@ -86,13 +89,13 @@ def augment(batch: Tensor, source: torch.Generator, kind: str = "shift", side: i
     return made * (0.8 + 0.4 * torch.rand(ones, generator=source))
 
 
-def crop(batch: Tensor, source: torch.Generator, side: int | None = None) -> Tensor:
+def crop(batch: Tensor, source: torch.Generator, side: int | None = None, shares: tuple[float, float] = AREA) -> Tensor:
     """Each picture's random part, of the same size or with `side` pixels on the shorter side; every second mirrored.
 
-    Parts have `AREA` of the picture's area; sampled bilinearly.
+    `shares` of the picture's area; sampled bilinearly.
     """
     count = len(batch)
-    area, aspect = _between(AREA, count, source), _logarithmic(ASPECT, count, source)
+    area, aspect = _between(shares, count, source), _logarithmic(ASPECT, count, source)
     upright = torch.eye(2).repeat(count, 1, 1)
     return _part(batch, source, side, area, aspect, upright)
 
@@ -100,7 +103,7 @@ def crop(batch: Tensor, source: torch.Generator, side: int | None = None) -> Ten
 def _strong_crop(batch: Tensor, source: torch.Generator, side: int | None) -> Tensor:
     """As `crop`, with the shares of `STRONG_AREA`, and some parts turned or leaning."""
     count = len(batch)
-    area, aspect = (_logarithmic(one, count, source) for one in (STRONG_AREA, STRONG_ASPECT))
+    area, aspect = _between(STRONG_AREA, count, source), _logarithmic(STRONG_ASPECT, count, source)
     angle, lean = (
         _between((-most, most), count, source) * (torch.rand(count, generator=source) < 0.5)
         for most in (math.radians(TURN), SHEAR)
@@ -128,15 +131,21 @@ def _part(
     return torch.nn.functional.grid_sample(batch, grid, padding_mode="reflection", align_corners=False)
 
 
-def _woven(batch: Tensor, source: torch.Generator, side: int | None) -> Tensor:
-    """Strong crops, some with places of another's (after FMix, 2002.12047), some blended with one (mixup, 1710.09412).
+def _mirrored(batch: Tensor, source: torch.Generator) -> Tensor:
+    """Every second picture mirrored."""
+    return torch.where(torch.rand((len(batch), 1, 1, 1), generator=source) < 0.5, batch.flip(3), batch)
+
+
+def _woven(batch: Tensor, source: torch.Generator, shown: Callable[[Tensor], Tensor]) -> Tensor:
+    """What is `shown` of each, some with places of another's, some blended with one (after FMix, 2002.12047, and mixup,
+    1710.09412).
 
     Few pictures make many: what a network can learn of each by heart is then of less use to it.
     """
     count = len(batch)
-    made = _strong_crop(batch, source, side)
+    made = shown(batch)
     for _ in range(TIMES):
-        other = _strong_crop(batch[torch.randperm(count, generator=source)], source, side)
+        other = shown(batch[torch.randperm(count, generator=source)])
         lot, share = (torch.rand((count, 1, 1, 1), generator=source) for _ in range(2))
         places = _places(count, made.shape[2:], source)
         weight = torch.where(lot < WOVEN, places, torch.where(lot < WOVEN + BLENDED, share, torch.zeros(())))

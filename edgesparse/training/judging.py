@@ -13,8 +13,8 @@ from edgesparse.training.features import distances
 from edgesparse.training.inputs import crop
 from edgesparse.training.layers import Module, Tensor
 
-VIEWS = 4
-"""Random parts of each picture held back that judge besides the whole."""
+VIEWS, LARGE = 2, (0.7, 1.0)
+"""Random parts of each picture held back that judge besides the whole and its mirror image, and their shares of it."""
 LATE, TAKEN_BACK = (0.0, 0.5, 0.6, 0.7), (0.3, 0.6)
 """Places among the parameters from which on they are late (0 is all of them), and how far they are taken back."""
 State = Mapping[str, Tensor]
@@ -116,9 +116,12 @@ def put(module: Module, values: State) -> None:
 
 
 def parts(inputs: Tensor, seed: int) -> list[Tensor]:
-    """`VIEWS` random parts of each picture [N, C, H, W], in its size, the same for one seed; of other inputs none."""
+    """Pictures [N, C, H, W] mirrored, and `VIEWS` large random parts of them, the same for one seed; of others none.
+
+    In their size, and mostly of their area: what is kept is to be good on pictures as they are, not on small parts.
+    """
     source = torch.Generator().manual_seed(seed)
-    return [crop(inputs, source) for _ in range(VIEWS)] if inputs.ndim == 4 else []
+    return [inputs.flip(3), *(crop(inputs, source, None, LARGE) for _ in range(VIEWS))] if inputs.ndim == 4 else []
 
 
 def within_chance(ours: Tensor, best: Tensor) -> bool:

@@ -36,6 +36,9 @@ AVERAGED = 1 / 30
 """Share of the steps that the moving average of the weights reaches back; `optim.Average` has the least."""
 MEASURED, SLACK = 8, 0.95
 """Steps after which their pace is known, and the share of the steps planned below which they are planned anew."""
+WHOLE_FROM = 2 / 3
+"""Share of the steps from which on photographs are shown whole and in their own size, as in the end: what is learnt on
+parts does not all hold for wholes (1906.06423)."""
 STALE_FROM = 0.5
 """Share of the steps before which no look is stale: what large steps blur comes back as they get smaller."""
 TEACHINGS = ("features", "both")
@@ -185,7 +188,8 @@ class Trainer:
             (self.settings.seed << 32) + self.done
         )  # so that a resumed run is the same
         rows = torch.randint(0, len(self.trained), (self.settings.batch,), generator=source)
-        batch = augment(self.trained[rows], source, self.settings.augment, self.settings.crop_size)
+        whole = self.settings.augment == "strong" and self.done >= WHOLE_FROM * self.steps
+        batch = self._changed(self.trained[rows], source, whole=whole)
         self.optimizer.zero_grad()
         with torch.no_grad():
             wanted = self.teacher.graph.values([*self.places, *self.teacher.wanted], batch)
@@ -236,22 +240,32 @@ class Trainer:
         return min(share / 0.05 + 0.01, 1.0) * (0.5 + 0.5 * math.cos(math.pi * min(share, 1.0)) + 0.01)
 
     def _steps_in(self, seconds: float) -> int:
-        """Steps that fit, from the time of three on a copy; a sixth is left for evaluation and a busier machine."""
+        """Steps that fit, from the time of some on a copy; a sixth is left for evaluation and a busier machine."""
         twin = copy.deepcopy(self.student).train()
-        batch = self._example()
-        took = []
-        for _ in range(3):
+
+        def took(batch: Tensor) -> float:
             began = time.monotonic()
             with torch.no_grad():
                 self.teacher(batch)
             twin(batch).square().mean().backward()
-            took.append(time.monotonic() - began)
-        return max(int(seconds / 1.2 / max(min(took[1:]) * 1.2, 1e-4)), 8)
+            return time.monotonic() - began
 
-    def _example(self) -> Tensor:
+        shares = {False: WHOLE_FROM, True: 1.0 - WHOLE_FROM} if self.settings.augment == "strong" else {False: 1.0}
+        mean = 0.0
+        for whole, share in shares.items():
+            batch = self._example(whole=whole)
+            mean += share * min([took(batch) for _ in range(3)][1:])
+        return max(int(seconds / 1.2 / max(mean * 1.2, 1e-4)), 8)
+
+    def _example(self, *, whole: bool = False) -> Tensor:
         """A batch as steps have it."""
         batch = self.trained[torch.arange(self.settings.batch) % len(self.trained)]
-        return augment(batch, torch.Generator().manual_seed(0), self.settings.augment, self.settings.crop_size)
+        return self._changed(batch, torch.Generator().manual_seed(0), whole=whole)
+
+    def _changed(self, batch: Tensor, source: torch.Generator, *, whole: bool) -> Tensor:
+        """Inputs changed at random, photographs in parts or whole."""
+        kind = "whole" if whole else self.settings.augment
+        return augment(batch, source, kind, None if whole else self.settings.crop_size)
 
     def _places(self) -> list[str]:
         """Names of the values at which the two are compared."""

@@ -205,6 +205,47 @@ def test_smaller_crops_where_the_network_takes_them(trained: Path, tmp_path: Pat
     assert made.steps == 4  # a global pooling takes maps of any size
 
 
+def test_the_last_third_shows_photographs_whole(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = Recipe.from_dict({"pattern": "unstructured", "sparsity": 0.5, "targets": ["Conv"]})
+    shown: list[tuple[str, tuple[int, ...]]] = []
+    right = trainer.augment
+
+    def seen(batch: torch.Tensor, source: torch.Generator, kind: str, side: int | None) -> torch.Tensor:
+        made = right(batch, source, kind, side)
+        shown.append((kind, tuple(made.shape[2:])))
+        return made
+
+    monkeypatch.setattr(trainer, "augment", seen)
+    where = (trained / "digits.onnx", trained / "inputs", tmp_path / "out.onnx", targets)
+    finetune(*where, Settings(steps=6, batch=8, augment="strong", crop_size=6))
+    assert shown[-6:] == [("strong", (6, 6))] * 4 + [("whole", (8, 8))] * 2
+    finetune(*where, Settings(steps=6, batch=8, augment="crop", crop_size=6))
+    assert shown[-6:] == [("crop", (6, 6))] * 6
+
+
+def test_a_time_budget_counts_what_whole_photographs_take(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = Recipe.from_dict({"pattern": "unstructured", "sparsity": 0.5, "targets": ["Conv"]})
+    clock, planned = [0.0], []
+    answer, plan = trainer.Logits.forward, trainer.Trainer._steps_in
+
+    def slow(self: trainer.Logits, inputs: torch.Tensor) -> torch.Tensor:
+        clock[0] += 0.5 if inputs.shape[-1] == 6 else 2.0  # teacher and student, once each
+        return answer(self, inputs)
+
+    def steps(self: trainer.Trainer, seconds: float) -> int:
+        planned.append(plan(self, 600.0))
+        return 2
+
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(trainer.Logits, "forward", slow)
+    monkeypatch.setattr(trainer.Trainer, "_steps_in", steps)
+    where = (trained / "digits.onnx", trained / "inputs", tmp_path / "out.onnx", targets)
+    finetune(*where, Settings(batch=8, augment="strong", crop_size=6))
+    assert planned == [int(600.0 / 1.2 / (1.2 * (2 / 3 * 1.0 + 1 / 3 * 4.0)))]
+
+
 def test_smaller_crops_where_the_shape_is_fixed(tmp_path: Path) -> None:
     model = graph(
         "agraph (float[1,2,4,4] x) => (float[1,3] y) "

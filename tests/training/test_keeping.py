@@ -132,7 +132,8 @@ def test_late_parameters_are_taken_back_in_part() -> None:
 def test_parts_of_pictures_judge_besides() -> None:
     pictures = torch.randn(3, 3, 16, 16)
     found = parts(pictures, seed=1)
-    assert len(found) == VIEWS
+    assert len(found) == 1 + VIEWS
+    assert torch.equal(found[0], pictures.flip(3))
     assert all(view.shape == pictures.shape for view in found)
     every = [pictures, *found]
     assert not any(torch.equal(a, b) for i, a in enumerate(every) for b in every[:i])
