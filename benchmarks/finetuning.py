@@ -23,7 +23,6 @@ from edgesparse.models import pages, pictures
 from edgesparse.models.data import evaluate, onnx_run
 from edgesparse.models.exporting import model_path
 from edgesparse.recipe import Recipe
-from edgesparse.sections import VIEWS
 from edgesparse.training.finetune import Settings, finetune
 from edgesparse.training.inputs import AUGMENTATIONS
 from edgesparse.training.memory import keep_freed
@@ -86,8 +85,6 @@ def main(
     if repair:
         full = recipe.with_repair()
         recipe = full if pattern.startswith("group") else replace(full, rearrangement=None)
-        if augment in ("crop", "strong"):
-            recipe = recipe.with_views(VIEWS)
     model = model_path(network)
     target = out.parent / f"{network}-{pattern.replace(':', '')}-{sparsity:g}.onnx"
     settings = Settings(

@@ -59,7 +59,7 @@ PLAN = {
         Cells(("gradual",), ("unstructured", "group:4x1", "group:8x1"), (0.9,), distil=True),
         Cells(tuple(METHODS), PATTERNS, (0.9, 0.8)),
     ),
-    "fashion-short": (Cells(tuple(METHODS), PATTERNS, (0.9, 0.8)),),
+    "fashion-short": (Cells(tuple(METHODS), PATTERNS, (0.9,)), Cells(tuple(METHODS), PATTERNS, (0.8,))),
     "fashion": (
         Cells(("gradual",), ("unstructured", "group:4x1"), (0.8, 0.9), distil=True),
         Cells(("gradual",), ("group:8x1",), (0.8,), distil=True),

@@ -112,11 +112,6 @@ class Recipe:
             fitting=Fitting("auto"),
         )
 
-    def with_views(self, count: int) -> Recipe:
-        """The same with so many random parts of each calibration picture, unless it says itself how many."""
-        calibration = self.calibration or Calibration()
-        return self if calibration.views else replace(self, calibration=replace(calibration, views=count))
-
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
         """Check and take over a mapping as YAML or JSON gives it. RecipeError names the path of what is

@@ -1,6 +1,6 @@
 """The sections of a recipe that need calibration data: what is repaired, how densities are spread, what is moved.
 
-calibration: {mean: 127, scale: 128, order: rgb, limit: 256}   # pictures become (pixel - mean) / scale; also: views
+calibration: {mean: 127, scale: 128, order: rgb, limit: 256}   # pictures become (pixel - mean) / scale
 reconstruction: {method: refit, damping: 0.03}                 # or swap, projected, none
 recalibration: {layers: all}                                   # all, pruned or none
 allocation: {method: sensitivity, budget: latency=0.5x}        # uniform, erk, global or sensitivity; budget: optional
@@ -25,23 +25,16 @@ FITTINGS = ("auto", "weights", "channels", "none")
 CHANGES = ("auto", "shift", "crop", "none")
 ORDERS = ("rgb", "bgr")
 MAX_SAMPLES = 100_000
-MAX_VIEWS = 100
-VIEWS = 3
-"""Of each photograph, where commands ask for them."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How pictures become inputs, `(pixel - mean) / scale` per channel in `order`; `limit` samples at most.
-
-    Statistics are also of `views` random parts of each (`passes.views`).
-    """
+    """How pictures become inputs, `(pixel - mean) / scale` per channel in `order`; `limit` samples at most."""
 
     mean: tuple[float, ...] = (127.0,)
     scale: tuple[float, ...] = (128.0,)
     order: str = "rgb"
     limit: int = 256
-    views: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,12 +119,6 @@ def _whole(path: str, value: Any) -> int:
     return value
 
 
-def _few(path: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_VIEWS:
-        _refuse(path, f"it is {str(value)[:40]}", f"it takes a whole number from 0 to {MAX_VIEWS}")
-    return value
-
-
 def _numbers(positive: bool) -> Callable[[str, Any], tuple[float, ...]]:
     def read(path: str, value: Any) -> tuple[float, ...]:
         items = list(value) if isinstance(value, list | tuple) else [value]
@@ -160,13 +147,7 @@ _Readers = Mapping[str, Callable[[str, Any], Any]]
 SECTIONS: dict[str, tuple[Callable[..., Any], _Readers]] = {
     "calibration": (
         Calibration,
-        {
-            "mean": _numbers(False),
-            "scale": _numbers(True),
-            "order": _choice(ORDERS),
-            "limit": _whole,
-            "views": _few,
-        },
+        {"mean": _numbers(False), "scale": _numbers(True), "order": _choice(ORDERS), "limit": _whole},
     ),
     "reconstruction": (Reconstruction, {"method": _choice(RECONSTRUCTIONS), "damping": _number(1e-9, 10.0)}),
     "recalibration": (Recalibration, {"layers": _choice(RECALIBRATIONS)}),

@@ -98,17 +98,13 @@ def sensitivities(
 
 
 def split(inputs: Iterable[Feeds], count: int) -> tuple[Iterable[Feeds], Iterable[Feeds]]:
-    """Samples to fit to, and at most `count` to judge by, spread over all; of four or fewer both are all of them.
-
-    Of samples with views (`views.Views`) only the samples themselves judge, and what is fitted to has no views of them.
-    """
-    each = getattr(inputs, "together", 1)
-    total = sum(1 for _ in inputs) // each
+    """Samples to fit to, and at most `count` to judge by, spread over all; of four or fewer both are all of them."""
+    total = sum(1 for _ in inputs)
     if total <= 4:
         return inputs, inputs
     chosen = {int(i) for i in np.linspace(0, total - 1, min(count, total // 3)).round()}
-    judge = [feeds for number, feeds in enumerate(inputs) if number % each == 0 and number // each in chosen]
-    return _Without(inputs, frozenset(each * i + k for i in chosen for k in range(each))), judge
+    judge = [feeds for number, feeds in enumerate(inputs) if number in chosen]
+    return _Without(inputs, frozenset(chosen)), judge
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ from edgesparse.passes.prune import LAYERS_KEY, RECIPE_KEY, VERSION_KEY, keep_re
 from edgesparse.passes.rearrange import SetReport, rearrange
 from edgesparse.passes.reconstruct import Repair, can_observe, repair_in_order, scores
 from edgesparse.passes.score import CRITERIA
-from edgesparse.passes.views import with_views
 from edgesparse.pattern import SparsePattern, density, kept_units
 from edgesparse.recipe import AUTO, Choice, Recipe
 from edgesparse.sections import Fitting, Rearrangement, Recalibration, Reconstruction
@@ -96,9 +95,7 @@ def calibrated_passes(
         )
     if recipe.criterion == "fisher" and weigher is None:
         raise UsageError("criterion fisher needs gradients", why="nothing here knows them", fix="use sparsify, or obs")
-    plain, steps = inputs, []
-    if inputs is not None and recipe.calibration is not None:
-        inputs = with_views(inputs, recipe.calibration.views, recipe.seed)
+    steps = []
     if recipe.criterion == AUTO and inputs is not None:
         steps.append(Pass("choose", lambda model: choose(model, recipe, inputs, weigher, tick)))
     section = recipe.rearrangement
@@ -107,10 +104,10 @@ def calibrated_passes(
     fitting = recipe.fitting
     if fitting is not None and fitting.method == "auto" and fitter is None:
         fitting = None
-    if fitting is None or fitting.method == "none" or inputs is None or plain is None:
+    if fitting is None or fitting.method == "none" or inputs is None:
         steps.append(Pass("prune", lambda model: sparsify(model, recipe, inputs, tick, pricer=pricer, weigher=weigher)))
     else:
-        steps += _prune_and_fit(recipe, fitting, inputs, plain, tick, pricer, fitter, weigher)
+        steps += _prune_and_fit(recipe, fitting, inputs, tick, pricer, fitter, weigher)
     if section is not None and section.method == "cluster":
         steps.append(Pass("cluster", lambda model: _cluster(model, recipe.seed, tick)))
     return tuple(steps)
@@ -120,16 +117,12 @@ def _prune_and_fit(
     recipe: Recipe,
     fitting: Fitting,
     inputs: Iterable[Feeds],
-    plain: Iterable[Feeds],
     tick: Tick | None,
     pricer: Pricer | None,
     fitter: Fitter | None,
     weigher: Weigher | None,
 ) -> tuple[Pass, Pass]:
-    """The passes `prune` and `fit`; what was dense before the one is the teacher of the other.
-
-    Fitting changes samples at random itself, and holds some back: it gets the `plain` ones, without views.
-    """
+    """The passes `prune` and `fit`; what was dense before the one is the teacher of the other."""
     if fitter is None:
         raise UsageError("the recipe fits by gradient", why="nothing here knows how", fix="use sparsify, with torch")
     dense: list[ir.Model] = []
@@ -140,7 +133,7 @@ def _prune_and_fit(
 
     def fit(model: ir.Model) -> PassResult:
         try:
-            told = fitter(model, dense.pop(), plain, fitting, recipe.seed)
+            told = fitter(model, dense.pop(), inputs, fitting, recipe.seed)
         except EdgesparseError as error:
             if fitting.method != "auto":
                 raise

@@ -20,7 +20,6 @@ from edgesparse.passes.allocate import GRID
 from edgesparse.passes.choose import Weigher
 from edgesparse.passes.observe import Feeds, Tick
 from edgesparse.passes.sparsify import Measured, Pricer, amount_of, measure, settled, sparsify
-from edgesparse.passes.views import with_views
 from edgesparse.recipe import Recipe
 from edgesparse.sections import Allocation
 
@@ -90,11 +89,10 @@ def prepare(
     steps = [step for step in sparsify_passes(wanted, inputs, tick, pricer, weigher=weigher) if step.name != "prune"]
     base = run_passes(model, steps).model
     wanted = settled(wanted, base)
-    seen = with_views(inputs, recipe.calibration.views if recipe.calibration else 0, recipe.seed)
-    measured = measure(base, wanted, seen, tick, pricer, weigher)
+    measured = measure(base, wanted, inputs, tick, pricer, weigher)
     if measured is None:
         raise UsageError("the recipe leaves no layer to the budget", fix="give layers no density of their own")
-    return Ground(base, wanted, seen, kind, measured)
+    return Ground(base, wanted, inputs, kind, measured)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import click
 from edgesparse.commands import common
 from edgesparse.console import Console
 from edgesparse.errors import UsageError
-from edgesparse.sections import VIEWS
 
 
 @click.command()
@@ -83,8 +82,6 @@ def finetune(
                 "--repair has nothing to add", why=why, fix="leave the option out, or the recipe's sections"
             )
         chosen = replace(chosen.with_repair(), fitting=None)  # training takes its place
-        if augment in ("crop", "strong"):  # so they are photographs
-            chosen = chosen.with_views(VIEWS)
     place = output or model.with_suffix(".finetuned.onnx")
     if place.exists() and not force:
         raise UsageError(f"{place} is there already", fix="choose another --output, or --force")

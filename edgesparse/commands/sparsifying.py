@@ -14,7 +14,6 @@ from edgesparse.commands import common
 from edgesparse.commands.building import step_options
 from edgesparse.console import Console
 from edgesparse.errors import UsageError
-from edgesparse.sections import MAX_VIEWS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -60,8 +59,6 @@ def _percent(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
     metavar="PATH",
     help="Samples without labels: a folder of pictures or .npy/.npz files. With --pattern: all that keeps accuracy.",
 )
-@click.option("--views", type=click.IntRange(0, MAX_VIEWS), default=0, show_default=True,
-              help="Random parts of each photograph of --calibrate that count besides it.")  # fmt: skip
 @click.option(
     "--budget", metavar="KIND=AMOUNT", help="latency=0.5x, latency=8ms, flops=300M, size=2MB, instead of a density."
 )
@@ -102,7 +99,6 @@ def sparsify(
     density: float | None,
     sparsity: float | None,
     calibrate: Path | None,
-    views: int,
     budget: str | None,
     max_drop: float | None,
     cost: str,
@@ -149,10 +145,6 @@ def sparsify(
         raise UsageError("nothing says what to prune", fix="give --recipe, or --pattern group:8x1 --density 0.5")
     if calibrate is not None and recipe is None:
         rules = rules.with_repair()
-    if views:
-        if calibrate is None:
-            raise UsageError("--views are parts of the pictures of --calibrate", fix="give --calibrate DIR")
-        rules = rules.with_views(views)
     if free and calibrate is None:
         raise UsageError(
             "a budget or drop needs calibration data", why="layers are weighed by measuring", fix="give --calibrate DIR"

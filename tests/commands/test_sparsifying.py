@@ -67,7 +67,6 @@ def test_as_far_as_the_drop_allows(run: Run, made: tuple[Path, Path], tmp_path: 
     ("options", "message"),
     [
         (("--max-drop", "1%"), "--max-drop needs samples to evaluate on"),
-        (("--views", "2", "--density", "0.5"), "--views are parts of the pictures of --calibrate"),
         (("--max-drop", "much"), "write it as 1%"),
         (("--max-drop", "-1"), "write it as 1%"),
         (("--labels", "names"), "--labels needs samples to evaluate on"),
@@ -117,15 +116,6 @@ def test_bad_calibration_data(run: Run, made: tuple[Path, Path], tmp_path: Path,
     code, _, err = run("sparsify", made[0], *options)
     assert code == 2
     assert message in " ".join(err.split())
-    assert not (tmp_path / "net.sparse.onnx").exists()
-
-
-@pytest.mark.parametrize("amount", [("--density", "0.5"), ("--budget", "flops=0.5x")])
-def test_views_are_of_pictures(run: Run, made: tuple[Path, Path], tmp_path: Path, amount: tuple[str, str]) -> None:
-    options = ("--pattern", "group:4x1", *amount, "--calibrate", made[1], "--views", "2")
-    code, _, err = run("sparsify", made[0], *options)
-    assert code == 2
-    assert "none of the inputs is a picture" in " ".join(err.split())
     assert not (tmp_path / "net.sparse.onnx").exists()
 
 

@@ -26,7 +26,6 @@ from edgesparse.passes import SIMPLIFY, load_model, run_passes, weight_layers
 from edgesparse.passes.layers import canonical_weight
 from edgesparse.pattern import SparsePattern, keeps
 from edgesparse.recipe import Recipe
-from edgesparse.sections import VIEWS
 from edgesparse.training import Sparsifier
 from edgesparse.training.finetune import Settings, finetune
 from edgesparse.training.optim import Average, RelativeAdam, size
@@ -105,8 +104,7 @@ def test_repair_from_the_command_line(trained: Path, tmp_path: Path, capsys: pyt
     assert main(common) == 0
     made = load_model(tmp_path / "out.onnx")
     done = Recipe.from_yaml(made.metadata_props["edgesparse.recipe"])
-    # photographs, as the changes say, also count by their parts
-    assert done == replace(Recipe.from_dict(GROUPS).with_repair(), fitting=None).with_views(VIEWS)
+    assert done == replace(Recipe.from_dict(GROUPS).with_repair(), fitting=None)
     layers = json.loads(made.metadata_props["edgesparse.layers"])
     assert len({one["density"] for one in layers.values()}) > 1
     for sections in (REPAIR, SEARCH):
