@@ -34,8 +34,8 @@ class SoftShrinkage(Method):
 
     begin: float = 0.0
     ramp: float = 0.5
-    end: float = 0.8
-    every: int = 8
+    end: float = 0.6
+    every: int = 4
 
     def __post_init__(self) -> None:
         check_shares(begin=self.begin, ramp=self.ramp, end=self.end)
@@ -75,6 +75,9 @@ class GroupProximal(SoftShrinkage):
 
     name: ClassVar[str] = "group-proximal"
     source: ClassVar[str] = "WGSEF; 10.1007/s10957-022-02115-9; k-support norm: 1204.5043"
+
+    end: float = 0.8
+    every: int = 8
 
     def step(self, run: Run) -> None:
         time = run.progress(self.begin, self.end)
