@@ -288,6 +288,6 @@ def accuracy(model: Any, held: Any, judged: int | None = None) -> float:
     model.eval()
     with torch.no_grad():
         right = sum(
-            int((model(a).argmax(1) == b).sum()) for a, b in zip(held[0].split(500), held[1].split(500), strict=True)
+            int((model(a).argmax(1) == b).sum()) for a, b in zip(held[0].split(64), held[1].split(64), strict=True)
         )
     return 100 * right / len(held[1])
