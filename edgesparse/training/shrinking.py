@@ -142,7 +142,7 @@ class HyperSparse(Method):
     growth: float = 1000.0
     end: float = 0.5
     every: int = 16
-    units: dict[str, Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+    units: dict[str, tuple[Tensor, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_shares(end=self.end)
@@ -190,22 +190,14 @@ class HyperSparse(Method):
         if name not in self.units:
             layer = run.layers[name]
             numbers = unit_numbers(run.patterns[name], layer.shape)
-            single = int(numbers.max()) + 1 == layer.size
-            self.units[name] = None if single else layer.numbers(numbers).reshape(-1)
-        units = self.units[name]
-        if units is None:
+            self.units[name] = layer.numbers(numbers).reshape(-1), int(numbers.max()) + 1
+        units, count = self.units[name]
+        if count == len(units):
             return weight.abs()
-        energy = weight.new_zeros(int(units.max()) + 1).index_add(0, units, weight.square().reshape(-1))
+        energy = weight.new_zeros(count).index_add(0, units, weight.square().reshape(-1))
         return energy.clamp_min(TINY).sqrt()
 
 
 def unit_sums(pattern: SparsePattern, scores: Array) -> Array:
     """Of each weight, the sum over the unit that it belongs to."""
-    if pattern.kind not in ("group", "block"):
-        return scores
-    sums = np.add.reduceat(scores, np.arange(0, scores.shape[0], pattern.n), axis=0)
-    sums = np.add.reduceat(sums, np.arange(0, scores.shape[1], pattern.m), axis=1)
-    if pattern.kind == "block":
-        sums = np.broadcast_to(sums.sum(axis=2, keepdims=True), sums.shape)
-    rows, columns = np.arange(scores.shape[0]) // pattern.n, np.arange(scores.shape[1]) // pattern.m
-    return sums[rows][:, columns]
+    return unit_energy(pattern, scores)[unit_numbers(pattern, scores.shape)]
