@@ -23,8 +23,9 @@ _TYPES = {
     ".json": "application/json",
     ".wasm": "application/wasm",
 }
-#: Seconds that a request for a job waits.
-_POLL = 600.0
+#: Seconds that a request for a job waits before it is to be made anew: Node gives one up after 300.
+_POLL = 30.0
+_WAIT: dict[str, Any] = {"deed": "wait"}
 _END: dict[str, Any] = {"deed": "end"}
 _MAX_RESULT = 1 << 30
 #: Bytes that are sent at once where files have a pace.
@@ -113,7 +114,7 @@ def _handler(box: Mailbox) -> type[BaseHTTPRequestHandler]:
                 try:
                     job = box.jobs.get(timeout=_POLL)
                 except queue.Empty:
-                    job = _END
+                    job = _WAIT
                 self._send(200 if job is not _END else 204, json.dumps(job).encode(), "application/json")
                 return
             found = box.find(path) if path is not None else None

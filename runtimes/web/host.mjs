@@ -194,6 +194,7 @@ export async function host(base) {
     const response = await fetch(`${base}/job`);
     if (response.status !== 200) return;
     const job = await response.json();
+    if (job.deed === "wait") continue;
     let result;
     try {
       result = await DEEDS[job.deed](job);

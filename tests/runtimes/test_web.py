@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import queue
 import shutil
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -268,6 +272,26 @@ def test_engines_that_cannot_be(made: dict[str, Bundle], node: Engine, tmp_path:
         load(node, made["pruned"], thread=1)
     with pytest.raises(DeviceError, match="npm package no-such-package is not installed"):
         find_package("no-such-package", tmp_path)
+
+
+def test_an_engine_waits_as_long_as_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("node")
+    waits: list[float] = []
+
+    def get(box: queue.Queue[Any], timeout: float) -> Any:
+        """Nothing comes within any wait until the third, and no wait is as long as Node's patience."""
+        waits.append(timeout)
+        return taken(box, timeout=0.1)
+
+    taken = queue.Queue.get
+    with Engine("node") as engine:
+        monkeypatch.setattr(engine._box.jobs, "get", functools.partial(get, engine._box.jobs))
+        engine.ask({"deed": "hello"})  # the wait that began before
+        began = time.monotonic()
+        while len(waits) < 3 and time.monotonic() - began < 20:
+            time.sleep(0.05)
+        assert engine.ask({"deed": "hello"})["engine"].startswith("Node")
+    assert max(waits) < 300
 
 
 def test_inputs_are_checked_before_they_are_sent(made: dict[str, Bundle], node: Engine) -> None:
