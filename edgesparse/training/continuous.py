@@ -28,10 +28,10 @@ class Cast(Method):
     name: ClassVar[str] = "cast"
     source: ClassVar[str] = "2509.25996"
 
-    strength: float = 4.0
-    ramp: float = 0.5
-    end: float = 0.7
-    every: int = 8
+    strength: float = 8.0
+    ramp: float = 0.3
+    end: float = 0.4
+    every: int = 4
 
     def __post_init__(self) -> None:
         check_shares(ramp=self.ramp, end=self.end)

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from edgesparse.errors import UnsupportedError, UsageError
-from edgesparse.pattern import Array, Mask, SparsePattern, best_mask
-from edgesparse.training.allocation import unit_energy
+from edgesparse.pattern import Array, Mask, SparsePattern
+from edgesparse.training.allocation import even_tails, layer_mask, unit_energy, unit_numbers, whole_rows
 from edgesparse.training.methods import Method, check_positive, check_shares
 from edgesparse.training.run import NotFiniteError, Run, has_pattern
 
@@ -141,12 +141,12 @@ class Rigl(Method):
             density = float(units.mean())
             # a weight of exactly zero inside the mask still goes before all that is outside
             inside = np.where(mask, strength[name] + 1e-30, 0.0)
-            stays = best_mask(pattern, inside, density * (1.0 - share)) & mask
+            stays = layer_mask(pattern, inside, density * (1.0 - share)) & mask
             top = grow[name].sum() + 1.0
             wanted = np.where(stays, top, grow[name])
             rows = self._alive(pattern, inside, grow[name], mask, share)
             if rows.all():
-                masks[name] = best_mask(pattern, wanted, density)
+                masks[name] = layer_mask(pattern, wanted, density)
             else:
                 masks[name] = _on_rows(pattern, wanted, density, rows)
         for name, layer in run.layers.items():
@@ -155,11 +155,16 @@ class Rigl(Method):
         run.set_masks(masks)
 
     def _alive(self, pattern: SparsePattern, inside: Array, grow: Array, mask: Mask, share: float) -> Mask:
-        """Output channels [Cout] that stay: those with enough units that matter in the layer as a whole."""
+        """Output channels [Cout] that stay: those with enough units that matter in the layer as a whole.
+
+        Last groups that are smaller compete with no others, and stay.
+        """
         every = np.ones(mask.shape[0], np.bool_)
         height = pattern.n if pattern.kind == "group" else 1
         if pattern.kind not in ("fanin", "group") or self.ablate == 0.0:
             return every
+        whole = whole_rows(pattern, mask.shape[0])
+        inside, grow, mask = inside[:whole], grow[:whole], mask[:whole]
         units = SparsePattern("group", height, pattern.m if pattern.kind == "group" else 1)
         kept = unit_energy(units, mask) > 0
         count = int(kept.sum())
@@ -176,7 +181,8 @@ class Rigl(Method):
         least = -(-count // (kept.size // blocks))
         order = np.argsort(-per_row, kind="stable")
         weak[order[:least]] = False
-        return np.repeat(~weak, height)[: mask.shape[0]]
+        every[:whole] = np.repeat(~weak, height)[:whole]
+        return every
 
 
 def _on_rows(pattern: SparsePattern, scores: Array, density: float, rows: Mask) -> Mask:
@@ -184,7 +190,7 @@ def _on_rows(pattern: SparsePattern, scores: Array, density: float, rows: Mask) 
     found = np.zeros(scores.shape, np.bool_)
     left = scores[rows]
     more = unit_energy(pattern, scores).size / unit_energy(pattern, left).size
-    found[rows] = best_mask(pattern, left, min(density * more, 1.0))
+    found[rows] = layer_mask(pattern, left, min(density * more, 1.0))
     return found
 
 
@@ -192,8 +198,9 @@ def random_masks(run: Run) -> dict[str, Mask]:
     """Random masks of the patterns; the allocation sees equal scores, except `lamp`, which is random with them."""
     scores = {}
     for name, layer in run.layers.items():
-        # a unit's draws count as one: the same number in the whole of it would make narrow last units weak
-        scores[name] = run.rng.random(layer.shape)
+        numbers = unit_numbers(run.patterns[name], layer.shape)
+        drawn = run.rng.random(int(numbers.max()) + 1)[numbers]  # one draw a unit
+        scores[name] = even_tails(run.patterns[name], drawn)
     return run.project(scores)
 
 

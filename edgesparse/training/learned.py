@@ -9,8 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from edgesparse.errors import UnsupportedError, UsageError
-from edgesparse.pattern import best_mask
-from edgesparse.training.allocation import unit_energy
+from edgesparse.training.allocation import even_tails, layer_mask, unit_energy, whole_rows
 from edgesparse.training.methods import Method, check_positive, check_shares
 from edgesparse.training.run import Run
 from edgesparse.training.shrinking import unit_sums
@@ -99,7 +98,7 @@ class AutoSparse(Method):
                     fix="call sparsifier.step() after optimizer.step() and before zero_grad()",
                 )
             dense = layer.view(self.memory["dense"][name]).astype(np.float64)
-            norms = np.sqrt(unit_sums(run.patterns[name], dense**2))
+            norms = np.sqrt(unit_sums(run.patterns[name], even_tails(run.patterns[name], dense**2)))
             along = np.where(layer.canonical_mask(run.masks[name]), dense / np.maximum(norms, 1e-30), 0.0)
             found = -self.memory["threshold"][name] * float((layer.view(gradient) * along).sum())
             if not math.isfinite(found):  # an overflow of scaled gradients, which mixed precision skips as well
@@ -136,10 +135,15 @@ class AutoSparse(Method):
         for (name, layer), ratio in zip(run.layers.items(), ratios, strict=True):
             kept = max(int(chosen[at : at + ratio.size].sum()), 1) / ratio.size
             at += ratio.size
-            masks[name] = best_mask(run.patterns[name], scores[name], _at_least(kept, layer.shape, run, name))
+            masks[name] = layer_mask(run.patterns[name], scores[name], _at_least(kept, layer.shape, run, name))
             self.memory["threshold"][name] = level * scale[name]
             norms = np.sqrt(unit_sums(run.patterns[name], scores[name]))
-            factor = np.maximum(0.0, 1.0 - self.memory["threshold"][name] / np.maximum(norms, 1e-30))
+            threshold = np.full_like(norms, self.memory["threshold"][name])
+            whole = whole_rows(run.patterns[name], len(norms))
+            # smaller last groups compete among themselves: their own border where the layer's takes all
+            border = norms[whole:].max(where=~masks[name][whole:], initial=0.0)
+            threshold[whole:] = np.minimum(threshold[whole:], border)
+            factor = np.maximum(0.0, 1.0 - threshold / np.maximum(norms, 1e-30))
             self.memory["factor"][name] = layer.tensor(np.where(masks[name], factor, 0.0))
         run.set_masks(masks)
 

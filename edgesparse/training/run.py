@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from edgesparse.errors import EdgesparseError, PatternError
-from edgesparse.pattern import Array, Mask, SparsePattern, best_mask, fixed_density, keeps
-from edgesparse.training.allocation import allocate
+from edgesparse.pattern import Array, Mask, SparsePattern, fixed_density, keeps
+from edgesparse.training.allocation import allocate, even_tails, layer_mask
 from edgesparse.training.layers import Layer, Tensor
 
 
@@ -55,10 +55,14 @@ class Run:
     def scores(
         self, tensors: Mapping[str, Tensor], criterion: Callable[[Array], Array] = np.square
     ) -> dict[str, Array]:
-        """Canonical saliency of tensors of the weights' shapes: squared, so that units compare by L2 norm."""
+        """Canonical saliency of tensors of the weights' shapes: squared, so that units compare by L2 norm.
+
+        Units that are smaller, as the last groups of a layer may be, count as whole ones (`allocation.even_tails`).
+        """
         found = {}
         for name, layer in self.layers.items():
-            found[name] = criterion(layer.view(tensors[name]).astype(np.float64))
+            values = criterion(layer.view(tensors[name]).astype(np.float64))
+            found[name] = even_tails(self.patterns[name], values)
             if not np.isfinite(found[name]).all():
                 raise NotFiniteError(
                     f"layer {name!r} has weights or gradients that are not finite",
@@ -78,7 +82,7 @@ class Run:
         found = allocate(self.allocation, patterns, wanted, [scores[name] for name in names])
         masks = {}
         for name, pattern, density in zip(names, patterns, found, strict=True):
-            masks[name] = best_mask(pattern, scores[name], None if pattern.fixed else density)
+            masks[name] = layer_mask(pattern, scores[name], None if pattern.fixed else density)
         return masks
 
     def set_masks(self, masks: Mapping[str, Mask]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from edgesparse.pattern import Array, SparsePattern
-from edgesparse.training.allocation import unit_energy, unit_numbers
+from edgesparse.training.allocation import even_tails, unit_energy, unit_numbers, whole_rows
 from edgesparse.training.layers import Tensor
 from edgesparse.training.methods import Method, check_positive, check_shares
 from edgesparse.training.run import Run
@@ -76,8 +76,9 @@ class GroupProximal(SoftShrinkage):
     name: ClassVar[str] = "group-proximal"
     source: ClassVar[str] = "WGSEF; 10.1007/s10957-022-02115-9; k-support norm: 1204.5043"
 
-    end: float = 0.8
-    every: int = 8
+    ramp: float = 0.4
+    end: float = 0.5
+    every: int = 4
 
     def step(self, run: Run) -> None:
         time = run.progress(self.begin, self.end)
@@ -95,7 +96,9 @@ class GroupProximal(SoftShrinkage):
             kept = float((unit_energy(pattern, masks[name]) > 0).sum())
             left = envelope_shares(norms, kept, strength)(np.sqrt(unit_sums(pattern, scores[name])))
             factor = (1.0 + strength) * left / (left + strength) if strength > 0 else np.ones_like(left)
-            if pattern.fixed or pattern.kind == "fanin":  # units compete within rows: the best of each row are spared
+            rows = layer.shape[0]
+            if pattern.fixed or pattern.kind == "fanin" or whole_rows(pattern, rows) < rows:
+                # units compete within rows, or parts of them: the best of each are spared
                 factor = np.where(masks[name], 1.0, factor)
             layer.weight.data.mul_(layer.tensor(factor))
 
@@ -140,9 +143,9 @@ class HyperSparse(Method):
 
     strength: float = 1e-4
     growth: float = 1000.0
-    end: float = 0.5
+    end: float = 0.35
     every: int = 16
-    units: dict[str, tuple[Tensor, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    units: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_shares(end=self.end)
@@ -186,16 +189,18 @@ class HyperSparse(Method):
             self.memory["scale"][name] = float(1.0 / max(border, 1e-8))
 
     def _norms(self, name: str, weight: Tensor, run: Run) -> Tensor:
-        """L2 norms of the layer's units; magnitudes where each weight is one."""
+        """L2 norms of the layer's units, as scores have them; magnitudes where each weight is one."""
         if name not in self.units:
-            layer = run.layers[name]
-            numbers = unit_numbers(run.patterns[name], layer.shape)
-            self.units[name] = layer.numbers(numbers).reshape(-1), int(numbers.max()) + 1
-        units, count = self.units[name]
-        if count == len(units):
+            pattern, layer = run.patterns[name], run.layers[name]
+            numbers = unit_numbers(pattern, layer.shape)
+            each = np.ones(layer.shape)
+            size = unit_energy(pattern, even_tails(pattern, each)) / unit_energy(pattern, each)
+            self.units[name] = layer.numbers(numbers).reshape(-1), weight.new_tensor(size)
+        units, size = self.units[name]
+        if len(size) == len(units):
             return weight.abs()
-        energy = weight.new_zeros(count).index_add(0, units, weight.square().reshape(-1))
-        return energy.clamp_min(TINY).sqrt()
+        energy = weight.new_zeros(len(size)).index_add(0, units, weight.square().reshape(-1))
+        return (energy * size).clamp_min(TINY).sqrt()
 
 
 def unit_sums(pattern: SparsePattern, scores: Array) -> Array:

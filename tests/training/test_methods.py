@@ -11,7 +11,7 @@ from torch import nn
 
 from edgesparse.pattern import SparsePattern, best_mask, keeps
 from edgesparse.recipe import Recipe
-from edgesparse.training import Sparsifier
+from edgesparse.training import Sparsifier, methods
 from edgesparse.training.run import has_pattern
 from edgesparse.training.shrinking import envelope_prox
 
@@ -160,7 +160,7 @@ def test_progressive_flow_fades_what_is_outside() -> None:
 
 def test_cast_lets_weights_without_gradient_go_first() -> None:
     model, sparsifier = one_layer(
-        4, 16, pattern="unstructured", density=0.5, steps=100, method="cast", every=1, ramp=0.0
+        4, 16, pattern="unstructured", density=0.5, steps=100, method="cast", every=1, ramp=0.0, end=0.7, strength=4.0
     )
     weight = torch.cat([torch.full((4, 8), 1.0), torch.full((4, 8), 4.0)], 1)
     model[0].weight.data.copy_(weight)
@@ -193,3 +193,15 @@ def test_the_loss_falls(method: str) -> None:
         loop.sparsifier.step(loss)
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("method", [name for name in methods() if name != "given"])
+def test_no_method_gives_up_whole_classes(method: str) -> None:
+    model, sparsifier = one_layer(10, 64, pattern="group:8x1", density=0.125, steps=20, method=method)
+    with torch.no_grad():
+        model[0].weight[8:] *= 0.1
+    for _ in range(20):
+        model[0].weight.grad = torch.randn(10, 64) * torch.tensor([1.0] * 8 + [0.1] * 2)[:, None]
+        sparsifier.step()
+    sparsifier.finalize()
+    assert (model[0].weight != 0).any(dim=1).all()
