@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,26 +76,51 @@ TIMING = 3.0
 
 
 def main() -> None:
-    """Make the runs that are asked for and are not there yet; then the table."""
+    """Make the runs that are asked for and are not there yet; then the tables."""
     args = parsed()
     end = time.monotonic() + 60 * args.minutes
-    for task in [TASKS[name] for name in ([args.task] if args.task else UNASKED)]:
-        out = args.out or Path(f"out/training-{task.name}.jsonl")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        seeds = range(args.first_seed, args.first_seed + args.seeds)
-        keys = asked(args, task, seeds)
-        begin = task.dense_seed if args.dense_seed is None else args.dense_seed
-        first = list(seeds) if begin is None else [begin]
-        fixed = [("dense", "", 0.0, "", False, seed, 0) for seed in first]
-        missing: list[Key] = []
-        for part in (fixed, keys):  # all others begin with the dense networks
-            missing += train(task, out, part, args.jobs, end, begin, export=not args.untimed)
+    tasks = [TASKS[name] for name in ([args.task] if args.task else UNASKED)]
+    asked = [one for task in tasks for one in runs(args, task)]
+    asked.sort(key=lambda one: not one.dense)  # all others begin with these
+    missing = train(asked, args.jobs, end, export=not args.untimed)
+    for task in tasks:
+        out = rows_of(args, task)
         words = [str(Path(__file__).with_name("training_table.py")), str(out), "--jobs", str(args.jobs)]
         subprocess.run([sys.executable, *words, *([] if args.untimed else ["--time"])], check=True)
-        if missing:
-            print(f"no time was left for {len(missing)} of {len(fixed) + len(keys)} runs on {task.name}:")
-            for line in told(missing):
+        if left := [one.key for one in missing if one.task is task]:
+            print(f"no time was left for {len(left)} of {sum(one.task is task for one in asked)} runs on {task.name}:")
+            for line in told(left):
                 print(f"  {line}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is asked for: what it is, the dense network's seed that it begins with, the file its row goes to."""
+
+    task: Task
+    key: Key
+    begin: int
+    out: Path
+
+    @property
+    def dense(self) -> bool:
+        """Whether it makes a dense network, which others begin with."""
+        return self.key[0] == "dense"
+
+
+def rows_of(args: argparse.Namespace, task: Task) -> Path:
+    """The file of a task's rows."""
+    return args.out or Path(f"out/training-{task.name}.jsonl")
+
+
+def runs(args: argparse.Namespace, task: Task) -> Iterator[Run]:
+    """The dense networks, and all that the plan or the options name."""
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    begin = task.dense_seed if args.dense_seed is None else args.dense_seed
+    for seed in seeds if begin is None else [begin]:
+        yield Run(task, ("dense", "", 0.0, "", False, seed, 0), seed, rows_of(args, task))
+    for key in asked_keys(args, task, seeds):
+        yield Run(task, key, key[5] if begin is None else begin, rows_of(args, task))
 
 
 def told(keys: Sequence[Key]) -> list[str]:
@@ -110,8 +135,8 @@ def told(keys: Sequence[Key]) -> list[str]:
     return lines
 
 
-def asked(args: argparse.Namespace, task: Task, seeds: range) -> list[Key]:
-    """The runs, each once: the plan's, or those that the options name."""
+def asked_keys(args: argparse.Namespace, task: Task, seeds: range) -> list[Key]:
+    """The runs with a method, each once: the plan's, or those that the options name."""
     if args.methods is None and args.patterns is None and args.sparsity is None:
         cells: tuple[Cells, ...] = PLAN[task.name]
     else:
@@ -125,42 +150,50 @@ def asked(args: argparse.Namespace, task: Task, seeds: range) -> list[Key]:
     return list(dict.fromkeys(key for one in cells for key in one.keys(seeds, epochs)))
 
 
-def train(
-    task: Task, out: Path, keys: list[Key], jobs: int, end: float, dense_seed: int | None, *, export: bool
-) -> list[Key]:
+def train(asked: Sequence[Run], jobs: int, end: float, *, export: bool) -> list[Run]:
     """Train what is missing in so many processes of one thread each; the runs that there was no time for.
 
-    Nothing is begun after `end`, less what timing the exported networks takes.
+    A run waits for the dense networks of its task. Nothing is begun after `end`, less what timing the exported
+    networks takes.
     """
-    lines = out.read_text(encoding="utf-8").splitlines() if out.is_file() else []
-    rows = [json.loads(line) for line in lines]
-    known = {tuple(row["key"]) for row in rows}
-    missing = [key for key in keys if key not in known][::-1]
+    rows = []
+    for out in {one.out for one in asked}:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lines = out.read_text(encoding="utf-8").splitlines() if out.is_file() else []
+        rows += [(out, json.loads(line)) for line in lines]
+    known = {(out, *row["key"]) for out, row in rows}
+    missing = [one for one in asked if (one.out, *one.key) not in known]
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        running = {}
-        end -= TIMING * (sum("onnx" in row for row in rows) - sum("ms" in row for row in rows)) if export else 0.0
+        running: dict[Future[dict[str, Any]], Run] = {}
+        if export:
+            end -= TIMING * (sum("onnx" in row for _, row in rows) - sum("ms" in row for _, row in rows))
         while running or (missing and time.monotonic() < end):
-            while missing and len(running) < jobs and time.monotonic() < end:
-                key = missing.pop()
-                begin = key[5] if dense_seed is None else dense_seed
-                running[pool.submit(work, task.name, key, begin, out.parent, export)] = key
+            begun = {one.task.name for one in running.values() if one.dense}
+            for one in list(missing):
+                if len(running) == jobs or time.monotonic() >= end:
+                    break
+                if one.task.name in begun and not one.dense:
+                    continue
+                missing.remove(one)
+                running[pool.submit(work, one, export)] = one
+                begun |= {one.task.name} if one.dense else set()
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 made = future.result()
                 end -= TIMING if "onnx" in made else 0.0
-                record(out, running.pop(future), made)
-    return missing[::-1]
+                record(running.pop(future), made)
+    return missing
 
 
-def work(name: str, key: Key, begin: int, folder: Path, export: bool) -> dict[str, Any]:
+def work(one: Run, export: bool) -> dict[str, Any]:
     """One run, in a process of its own; the first network of a cell is exported, to be timed later."""
     torch.set_num_threads(1)
-    task = TASKS[name]
-    teacher = dense(task, begin, folder)
-    row = {"dense": teacher.accuracy, "dense seed": begin}
-    if key[0] == "dense":
+    teacher = dense(one.task, one.begin, one.out.parent)
+    row = {"dense": teacher.accuracy, "dense seed": one.begin}
+    if one.dense:
         return {"accuracy": teacher.accuracy, **row}
+    path = exported(one.out.parent, one.task, one.key) if export else None
     try:
-        return row | run(task, loaded(task.data), teacher, key, exported(folder, task, key) if export else None)
+        return row | run(one.task, loaded(one.task.data), teacher, one.key, path)
     except EdgesparseError as error:
         return {"refused": str(error)}
 
@@ -172,11 +205,11 @@ def exported(folder: Path, task: Task, key: Key) -> Path:
     return folder / f"{'-'.join(word.replace(':', '').replace(', ', '-') for word in words if word)}.onnx"
 
 
-def record(out: Path, key: Key, made: dict[str, Any]) -> None:
-    """Add a row to the file."""
-    with out.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"key": key, **made}) + "\n")
-    print(*(word for word in key if word != ""), made, flush=True)
+def record(one: Run, made: dict[str, Any]) -> None:
+    """Add a row to the task's file."""
+    with one.out.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"key": one.key, **made}) + "\n")
+    print(one.task.name, *(word for word in one.key if word != ""), made, flush=True)
 
 
 def parsed() -> argparse.Namespace:
