@@ -7,7 +7,8 @@
 The tasks and what one run is are in `training_runs.py`. Besides, a dense network is once left as it is ("dense"), and
 can be trained on just the same ("dense, longer"). Rows go to a file of JSON lines as they are made, and those that are
 there already are not made again. One network of each cell is exported, and `training_table.py` compiles and times them
-at the end and prints the table. What `--minutes` leaves no time for is told by name; nothing is begun later.
+at the end and prints the table. What `--minutes` leaves no time for is told by name; nothing is begun later, and the
+same command goes on with it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import torch
 from training_runs import METHODS, TASKS, Key, Task, dense, loaded, run
 
 from edgesparse.errors import EdgesparseError
+from edgesparse.training.memory import keep_freed
 
 PATTERNS = ("unstructured", "group:4x1", "group:8x1", "nm:2:4", "fanin")
 
@@ -87,8 +89,9 @@ def main() -> None:
         out = rows_of(args, task)
         words = [str(Path(__file__).with_name("training_table.py")), str(out), "--jobs", str(args.jobs)]
         subprocess.run([sys.executable, *words, *([] if args.untimed else ["--time"])], check=True)
-        if left := [one.key for one in missing if one.task is task]:
-            print(f"no time was left for {len(left)} of {sum(one.task is task for one in asked)} runs on {task.name}:")
+        if left := [one.key for one in missing if one.name == task.name]:
+            every = sum(one.name == task.name for one in asked)
+            print(f"no time was left for {len(left)} of {every} runs on {task.name}:")
             for line in told(left):
                 print(f"  {line}")
 
@@ -97,10 +100,15 @@ def main() -> None:
 class Run:
     """A run that is asked for: what it is, the dense network's seed that it begins with, the file its row goes to."""
 
-    task: Task
+    name: str
     key: Key
     begin: int
     out: Path
+
+    @property
+    def task(self) -> Task:
+        """The task of this name: its module does not go to other processes."""
+        return TASKS[self.name]
 
     @property
     def dense(self) -> bool:
@@ -118,9 +126,9 @@ def runs(args: argparse.Namespace, task: Task) -> Iterator[Run]:
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     begin = task.dense_seed if args.dense_seed is None else args.dense_seed
     for seed in seeds if begin is None else [begin]:
-        yield Run(task, ("dense", "", 0.0, "", False, seed, 0), seed, rows_of(args, task))
+        yield Run(task.name, ("dense", "", 0.0, "", False, seed, 0), seed, rows_of(args, task))
     for key in asked_keys(args, task, seeds):
-        yield Run(task, key, key[5] if begin is None else begin, rows_of(args, task))
+        yield Run(task.name, key, key[5] if begin is None else begin, rows_of(args, task))
 
 
 def told(keys: Sequence[Key]) -> list[str]:
@@ -168,15 +176,15 @@ def train(asked: Sequence[Run], jobs: int, end: float, *, export: bool) -> list[
         if export:
             end -= TIMING * (sum("onnx" in row for _, row in rows) - sum("ms" in row for _, row in rows))
         while running or (missing and time.monotonic() < end):
-            begun = {one.task.name for one in running.values() if one.dense}
+            begun = {one.name for one in running.values() if one.dense}
             for one in list(missing):
                 if len(running) == jobs or time.monotonic() >= end:
                     break
-                if one.task.name in begun and not one.dense:
+                if one.name in begun and not one.dense:
                     continue
                 missing.remove(one)
                 running[pool.submit(work, one, export)] = one
-                begun |= {one.task.name} if one.dense else set()
+                begun |= {one.name} if one.dense else set()
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 made = future.result()
                 end -= TIMING if "onnx" in made else 0.0
@@ -187,6 +195,7 @@ def train(asked: Sequence[Run], jobs: int, end: float, *, export: bool) -> list[
 def work(one: Run, export: bool) -> dict[str, Any]:
     """One run, in a process of its own; the first network of a cell is exported, to be timed later."""
     torch.set_num_threads(1)
+    keep_freed()
     teacher = dense(one.task, one.begin, one.out.parent)
     row = {"dense": teacher.accuracy, "dense seed": one.begin}
     if one.dense:
@@ -209,7 +218,7 @@ def record(one: Run, made: dict[str, Any]) -> None:
     """Add a row to the task's file."""
     with one.out.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"key": one.key, **made}) + "\n")
-    print(one.task.name, *(word for word in one.key if word != ""), made, flush=True)
+    print(one.name, *(word for word in one.key if word != ""), made, flush=True)
 
 
 def parsed() -> argparse.Namespace:
@@ -227,7 +236,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--dense-seed", type=int, help="begin all runs with this dense network; digits else each with its own"
     )
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing later than that")
+    parser.add_argument("--minutes", type=float, default=60.0, help="end within so many: begin nothing later; else 60")
     parser.add_argument("--jobs", type=int, default=1, help="processes that train, one thread each")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--untimed", action="store_true", help="do not compile and time the result")
