@@ -158,12 +158,10 @@ def kept_units(pattern: SparsePattern, shape: Shape3, density: float) -> int:
     """Units that `best_mask` keeps at `density`: rounded half up; `fanin` rounds per output channel.
 
     For the fixed patterns `density` must be their own: PatternError otherwise. Where the channels are no
-    multiple of the group, the last groups are smaller. Those of output channels are rounded by themselves.
+    multiple of the group, the last groups are smaller: the density in weights may differ from that in units.
     """
     if not 0.0 <= density <= 1.0:
         raise PatternError(f"density {density}", why="it is not within 0 and 1", fix="give a share like 0.5")
-    if parts := _parts(pattern, shape):
-        return sum(kept_units(pattern, part, density) for part in parts)
     rows, per_row = _rows(pattern, shape)
     if pattern.fixed:
         quota = _fixed_quota(pattern, shape)
@@ -186,9 +184,6 @@ def fixed_density(pattern: SparsePattern, shape: Shape3) -> float | None:
 def best_mask(pattern: SparsePattern, saliency: Array, density: float | None = None) -> Mask:
     """The mask that keeps the pattern and the number of units of `density`, and most of the summed saliency.
 
-    Where output channels are no multiple of the group's, those left over are groups of their own, which compete among
-    themselves only: by their sums, the last two of ten classes would be given up before all others.
-
     Parameters
     ----------
     pattern:
@@ -201,8 +196,7 @@ def best_mask(pattern: SparsePattern, saliency: Array, density: float | None = N
     Returns
     -------
     bool `[Cout, Cin, taps]`, True where a weight is kept. It is an exact projection: no other mask with
-    this pattern and this many units, whole ones and smaller last ones, has a larger sum. Among equals the lower index
-    is kept: deterministic.
+    this pattern and this many units has a larger sum. Among equals the lower index is kept: deterministic.
 
     Raises
     ------
@@ -216,9 +210,6 @@ def best_mask(pattern: SparsePattern, saliency: Array, density: float | None = N
         density = fixed_density(pattern, shape)
         if density is None:
             raise PatternError(f"pattern {pattern} needs a density", fix="give a share such as 0.5")
-    if parts := _parts(pattern, shape):
-        cut = parts[0][0]
-        return np.concatenate([best_mask(pattern, part, density) for part in (scores[:cut], scores[cut:])])
     kept = kept_units(pattern, shape, density)
     if pattern.kind == "nm":
         return _best_nm(pattern, scores)
@@ -227,11 +218,6 @@ def best_mask(pattern: SparsePattern, saliency: Array, density: float | None = N
     table = _pool(scores, unit)
     chosen = _top(table.reshape(rows, per_row), kept // rows)
     return _spread(chosen.reshape(table.shape), unit, shape)
-
-
-def whole_rows(pattern: SparsePattern, rows: int) -> int:
-    """So many of the output channels are in groups of the full height; all of them where none are."""
-    return (rows - rows % pattern.n or rows) if pattern.kind in ("group", "block") else rows
 
 
 def keeps(pattern: SparsePattern, mask: Array) -> bool:
@@ -294,13 +280,6 @@ def _unit(pattern: SparsePattern, shape: Shape3) -> Shape3:
     if pattern.kind == "block":
         return (pattern.n, pattern.m, shape[2])
     return (1, shape[1], shape[2]) if pattern.kind == "channel" else (1, 1, 1)
-
-
-def _parts(pattern: SparsePattern, shape: Shape3) -> tuple[Shape3, ...]:
-    """Shapes of the whole groups' output channels and of those left over; nothing where none are."""
-    cout, cin, taps = shape
-    whole = whole_rows(pattern, cout)
-    return ((whole, cin, taps), (cout - whole, cin, taps)) if whole < cout else ()
 
 
 def _rows(pattern: SparsePattern, shape: Shape3) -> tuple[int, int]:

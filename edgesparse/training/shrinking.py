@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from edgesparse.pattern import Array, SparsePattern, whole_rows
-from edgesparse.training.allocation import even_tails, unit_energy, unit_numbers
+from edgesparse.pattern import Array, SparsePattern
+from edgesparse.training.allocation import even_tails, unit_energy, unit_numbers, whole_rows
 from edgesparse.training.layers import Tensor
 from edgesparse.training.methods import Method, check_positive, check_shares
 from edgesparse.training.run import Run
