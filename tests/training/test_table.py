@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -125,6 +127,41 @@ def test_what_there_was_no_time_for_is_told(
         "  gradual nm:2:4 0.5 uniform, seeds 0, 1",
         "  rigl nm:2:4 0.5 uniform, seeds 0, 1",
     ]
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 16])
+def test_runs_wait_for_the_dense_networks_of_their_task(
+    tables: ModuleType, jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import training
+
+    made: list[Any] = []
+
+    class Pool:
+        """Takes what goes to another process, and is done at once."""
+
+        def __init__(self, *_: Any) -> None: ...
+
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def submit(self, deed: Any, one: Any, export: bool) -> Future[dict[str, Any]]:
+            one = pickle.loads(pickle.dumps(one))
+            same = [each for each in made if each.name == one.name and each.dense]
+            assert one.dense or len(same) == {"digits": 3, "fashion-short": 1}[one.name]
+            future: Future[dict[str, Any]] = Future()
+            future.set_result({})
+            return future
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["training.py", "--untimed", "--jobs", str(jobs)])
+    monkeypatch.setattr(training, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(training, "record", lambda one, _: made.append(one))
+    monkeypatch.setattr(training.subprocess, "run", lambda *_, **__: None)
+    training.main()
+    assert len(made) == len({(one.name, one.key) for one in made}) == 3 + 1 + 369 + 351
 
 
 def test_points_lost_are_drawn_over_latency(tables: ModuleType, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
