@@ -75,7 +75,7 @@ def paired_times(sparse: Path, begin: Path) -> dict[str, float]:
     from edgesparse.measuring.contenders import ArtifactContender
 
     both = [ArtifactContender("sparse", sparse), ArtifactContender("dense", begin)]
-    outcome = measure(both, Plan(seconds=0.5, runs=200, warm_up=0.1, limit=2.0))
+    outcome = measure(both, Plan(seconds=0.2, runs=200, warm_up=0.1, limit=0.4, patience=1.0))
     for one in both:
         one.close()
     found, ms = outcome.comparisons[0], 1e3 * outcome.measured[0].stats.p50

@@ -158,7 +158,7 @@ def kept_units(pattern: SparsePattern, shape: Shape3, density: float) -> int:
     """Units that `best_mask` keeps at `density`: rounded half up; `fanin` rounds per output channel.
 
     For the fixed patterns `density` must be their own: PatternError otherwise. Where the channels are no
-    multiple of the group, the last groups are smaller: the density in weights may differ from that in units.
+    multiple of the group, the last groups are smaller; units of each extent are rounded by themselves.
     """
     if not 0.0 <= density <= 1.0:
         raise PatternError(f"density {density}", why="it is not within 0 and 1", fix="give a share like 0.5")
@@ -173,7 +173,23 @@ def kept_units(pattern: SparsePattern, shape: Shape3, density: float) -> int:
                 fix="leave the density out",
             )
         return int(quota.sum())
-    return rows * int(np.floor(density * per_row + 0.5))
+    if rows > 1:
+        return rows * rounded(density * per_row)
+    deep = -(-shape[2] // _unit(pattern, shape)[2])
+    sizes = [(high.stop - high.start) * (wide.stop - wide.start) * deep for high, wide in _contests(pattern, shape)]
+    return sum(rounded(density * size) for size in sizes)
+
+
+def rounded(amount: float) -> int:
+    """The nearest whole number, halves up: how many a share of units is."""
+    return int(np.floor(amount + 0.5))
+
+
+def equal_spans(length: int, extent: int) -> list[slice]:
+    """Units of `extent` along an axis of `length`: those that are whole, then the smaller last one, if there is one."""
+    whole = length // extent
+    spans = slice(0, whole), slice(whole, -(-length // extent))
+    return [span for span in spans if span.stop > span.start]
 
 
 def fixed_density(pattern: SparsePattern, shape: Shape3) -> float | None:
@@ -183,6 +199,9 @@ def fixed_density(pattern: SparsePattern, shape: Shape3) -> float | None:
 
 def best_mask(pattern: SparsePattern, saliency: Array, density: float | None = None) -> Mask:
     """The mask that keeps the pattern and the number of units of `density`, and most of the summed saliency.
+
+    Where channels are no multiple of a group's, the smaller last groups compete among themselves: by their sums, the
+    last two of ten classes in groups of eight would be given up before all others.
 
     Parameters
     ----------
@@ -196,7 +215,7 @@ def best_mask(pattern: SparsePattern, saliency: Array, density: float | None = N
     Returns
     -------
     bool `[Cout, Cin, taps]`, True where a weight is kept. It is an exact projection: no other mask with
-    this pattern and this many units has a larger sum. Among equals the lower index is kept: deterministic.
+    this pattern and as many units of each extent has a larger sum. Among equals the lower index is kept: deterministic.
 
     Raises
     ------
@@ -216,8 +235,14 @@ def best_mask(pattern: SparsePattern, saliency: Array, density: float | None = N
     rows, per_row = _rows(pattern, shape)
     unit = _unit(pattern, shape)
     table = _pool(scores, unit)
-    chosen = _top(table.reshape(rows, per_row), kept // rows)
-    return _spread(chosen.reshape(table.shape), unit, shape)
+    if rows > 1:
+        chosen = _top(table.reshape(rows, per_row), kept // rows).reshape(table.shape)
+        return _spread(chosen, unit, shape)
+    chosen = np.zeros(table.shape, np.bool_)
+    for contest in _contests(pattern, shape):
+        sums = table[contest]
+        chosen[contest] = _top(sums.reshape(1, -1), rounded(density * sums.size)).reshape(sums.shape)
+    return _spread(chosen, unit, shape)
 
 
 def keeps(pattern: SparsePattern, mask: Array) -> bool:
@@ -289,6 +314,12 @@ def _rows(pattern: SparsePattern, shape: Shape3) -> tuple[int, int]:
     if pattern.kind == "fanin":
         return shape[0], shape[1] * shape[2]
     return 1, units(pattern, shape)
+
+
+def _contests(pattern: SparsePattern, shape: Shape3) -> list[tuple[slice, slice]]:
+    """Where in the table of units `[rows, columns, taps]` those are that compete: all of equal extent."""
+    high, wide, _ = _unit(pattern, shape)
+    return [(rows, columns) for rows in equal_spans(shape[0], high) for columns in equal_spans(shape[1], wide)]
 
 
 def _nominal(pattern: SparsePattern, shape: Shape3) -> float:

@@ -18,7 +18,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from edgesparse.passes.graph import Array
-from edgesparse.passes.permute import View, rounded, unstructured
+from edgesparse.passes.permute import View, unstructured
+from edgesparse.pattern import rounded
 
 #: Prices that are tried, as multiples of the least entry that is kept in the given order. Any price gives a bound.
 _PRICES = (0.5, 0.7, 0.9)
@@ -38,7 +39,7 @@ def ceiling(view: View) -> float:
         raise ValueError("only groups that compete have such a ceiling")
     matrix = view.matrix.astype(np.float64)
     total = float(matrix.sum())
-    if view.size < 2 or len(matrix) % view.size or total <= 0:
+    if view.size < 2 or len(matrix) % view.size or view.apart is not None or total <= 0:
         return unstructured([view])
     sums = np.sort(matrix.reshape(-1, view.size, matrix.shape[1]).sum(axis=1), axis=None)[::-1]
     kept = rounded(view.density * sums.size)

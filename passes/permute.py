@@ -4,9 +4,10 @@ A view is a matrix A `[channels, features]` of saliencies of one layer, seen fro
 for groups Nx1, inputs for groups 1xM and n:m. Groups are `size` consecutive channels. Either groups compete: G = sums
 of A over them, and the k largest entries of G over the whole view are kept. With the k-th largest value t, what is
 retained is k t + sum of max(G - t, 0), so for fixed t a channel is worth max(R - t + a, 0) in a group whose others sum
-to R. Or, in n:m, channels compete within each group, feature by feature, and a channel is worth max(a - r, 0) where r
-is the n-th largest of the others. Or the zeros are there already, entries are the price p of a feature or zero, and a
-channel saves max(a + u - p, 0) in a group where the largest entry of the others is u.
+to R; a smaller last group competes with itself only, and has a t of its own. Or, in n:m, channels compete within each
+group, feature by feature, and a channel is worth max(a - r, 0) where r is the n-th largest of the others. Or the zeros
+are there already, entries are the price p of a feature or zero, and a channel saves max(a + u - p, 0) in a group where
+the largest entry of the others is u.
 
 All are max(R + a, 0), and so is the search: take one channel out of each group, and give all of them back to the
 groups by the assignment that is best of all (scipy's `linear_sum_assignment`); again with other channels, until nothing
@@ -24,6 +25,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from edgesparse.passes.graph import Array
+from edgesparse.pattern import Mask, equal_spans, rounded
 
 WORK = 3e9
 """Sums that exchanges in one set may make: a few seconds; at least `_LEAST` exchanges are made."""
@@ -47,7 +49,8 @@ class View:
     matrix:
         Saliencies float32 `[channels, features]`, not negative.
     density:
-        Share of the groups' entries that is kept, of all together; without a meaning where there is `keep`.
+        Share of the groups' entries that is kept, of all sums of equally many; without a meaning where there is
+        `keep`.
     size:
         Consecutive channels of a group.
     keep:
@@ -55,6 +58,9 @@ class View:
     shared:
         For zeros that are there already: entries are a feature's price or zero, and what counts is the work that
         channels of a group have in common. `density` then has no meaning.
+    apart:
+        Where whole groups compete, bool `[features]`: features that are sums of fewer than the others, as the last
+        group of the layer's other side may be; None where all are alike.
     """
 
     matrix: Array
@@ -62,6 +68,7 @@ class View:
     size: int
     keep: int = 0
     shared: bool = False
+    apart: Mask | None = None
 
     @property
     def summed(self) -> bool:
@@ -75,8 +82,20 @@ def retained(views: Sequence[View], order: Array) -> float:
 
 
 def unstructured(views: Sequence[View]) -> float:
-    """Mean share of saliency kept at the views' densities when every entry stands alone: no order can reach more."""
-    return float(np.mean([_top_sum(view.matrix, _share(view)) / _total(view) for view in views]))
+    """Mean share of saliency in as many entries, chosen one by one, as groups keep: no order can reach more."""
+    return float(np.mean([_largest(view.matrix, _entries(view)) / _total(view) for view in views]))
+
+
+def contests(view: View, channels: int) -> list[tuple[slice, slice | Mask]]:
+    """Which sums `[groups, features]` of so many channels compete with each other: all that are of equally many."""
+    features = [slice(None)] if view.apart is None else [~view.apart, view.apart]
+    return [(groups, part) for groups in equal_spans(channels, view.size) for part in features]
+
+
+def least_kept(sums: Array, density: float) -> float:
+    """The smallest of those sums that are kept when all compete; infinite where none is."""
+    dropped = sums.size - rounded(density * sums.size)
+    return float(np.partition(sums.reshape(-1), dropped)[dropped]) if dropped < sums.size else np.inf
 
 
 def by_norm(views: Sequence[View], block: int = 0) -> Array:
@@ -198,7 +217,7 @@ class _Task:
         rows = self.matrix[members]
         rows[np.arange(len(members)), place] = 0.0
         rest = np.empty((len(members), self.matrix.shape[1]), np.float32)
-        rest[:, self.summed] = rows[:, :, self.summed].sum(axis=1) - thresholds
+        rest[:, self.summed] = rows[:, :, self.summed].sum(axis=1) - thresholds[(width < self.size).astype(np.intp)]
         for view, span in zip(self.views, self.spans, strict=True):
             if view.shared:
                 rest[:, span] = rows[:, :, span].max(axis=1) - self.matrix[:, span].max(axis=0)
@@ -209,16 +228,18 @@ class _Task:
         return rest
 
     def _thresholds(self, groups: Array) -> Array:
-        """Per feature of views whose groups compete, the smallest sum that is kept, float32."""
-        found = [np.zeros(0, np.float32)]
+        """The smallest sum that is kept per feature of views whose groups compete, float32 `[2, features]`.
+
+        First among whole groups, then in a smaller last one.
+        """
+        found = [np.zeros((2, 0), np.float32)]
         for view, span in zip(self.views, self.spans, strict=True):
             if view.summed:
-                flat = self.matrix[groups.reshape(-1), span].reshape(self.number, self.size, -1).sum(axis=1).reshape(-1)
-                kept = min(max(rounded(view.density * flat.size), 1), flat.size)
-                found.append(
-                    np.full(span.stop - span.start, np.partition(flat, flat.size - kept)[flat.size - kept], np.float32)
-                )
-        return np.concatenate(found)
+                sums = self.matrix[groups.reshape(-1), span].reshape(self.number, self.size, -1).sum(axis=1)
+                found.append(np.zeros((2, sums.shape[1]), np.float32))
+                for part, features in contests(view, self.count):
+                    found[-1][int(part.start > 0), features] = least_kept(sums[part, features], view.density)
+        return np.concatenate(found, axis=1)
 
     def _sorted(self) -> Array:
         order = np.argsort(-self.matrix[: self.count].sum(axis=1), kind="stable")
@@ -253,13 +274,18 @@ def _total(view: View) -> float:
     return max(float(view.matrix.sum(dtype=np.float64)), 1e-30)
 
 
-def rounded(amount: float) -> int:
-    """The nearest whole number, halves up: how many a share of units is."""
-    return int(np.floor(amount + 0.5))
-
-
-def _share(view: View) -> float:
-    return view.keep / view.size if view.keep else view.density
+def _entries(view: View) -> int:
+    """How many entries of its matrix a view's pattern keeps, in whatever order."""
+    channels, features = view.matrix.shape
+    if view.keep:
+        whole, left = divmod(channels, view.size)
+        return int((whole * view.keep - (-left * view.keep // view.size)) * features)
+    heights = np.minimum(channels - np.arange(0, channels, view.size), view.size)
+    entries = 0
+    for groups, part in contests(view, channels):
+        sums = len(heights[groups]) * len(np.arange(features)[part])
+        entries += rounded(view.density * sums) * int(heights[groups][0])
+    return entries
 
 
 def _kept(rows: Array, view: View) -> float:
@@ -268,7 +294,9 @@ def _kept(rows: Array, view: View) -> float:
     if view.shared:
         return float((rows.sum(axis=0) - np.maximum.reduceat(rows, starts, axis=0).sum(axis=0)).sum(dtype=np.float64))
     if not view.keep:
-        return _top_sum(np.add.reduceat(rows, starts, axis=0), view.density)
+        sums = np.add.reduceat(rows, starts, axis=0)
+        parts = [sums[contest] for contest in contests(view, len(rows))]
+        return sum(_largest(part, rounded(view.density * part.size)) for part in parts)
     total = 0.0
     whole = len(rows) // view.size * view.size
     for part, size in ((rows[:whole], view.size), (rows[whole:], len(rows) - whole)):
@@ -279,12 +307,10 @@ def _kept(rows: Array, view: View) -> float:
     return total
 
 
-def _top_sum(sums: Array, density: float) -> float:
-    flat = sums.reshape(-1)
-    kept = rounded(density * flat.size)
-    if not kept:
-        return 0.0
-    return float(np.partition(flat, flat.size - kept)[flat.size - kept :].sum(dtype=np.float64))
+def _largest(entries: Array, many: int) -> float:
+    """The sum of so many of the entries, the largest ones."""
+    flat = entries.reshape(-1)
+    return float(np.partition(flat, flat.size - many)[flat.size - many :].sum(dtype=np.float64)) if many else 0.0
 
 
 def _told(order: Array, sizes: Sequence[int], *, keep: bool = False) -> Array:

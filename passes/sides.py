@@ -16,7 +16,7 @@ from edgesparse.errors import Reason
 from edgesparse.passes.couple import Coupling
 from edgesparse.passes.graph import Array
 from edgesparse.passes.layers import LayerInfo
-from edgesparse.passes.permute import View
+from edgesparse.passes.permute import View, contests, least_kept
 from edgesparse.pattern import Mask
 from edgesparse.recipe import Choice
 
@@ -72,14 +72,16 @@ class Side:
         rows, columns = (coupling.spaces.indices(coupling.axis(self.layer.weight, i), dict(order)) for i in along)
         scores = self.scores[rows][:, columns]
         high, wide = group_sizes(self.choice)
-        if self.output:
-            scores = _pooled(scores, 1, wide)
-        else:
-            scores = np.moveaxis(_pooled(scores, 0, high), 1, 0)
+        other, extent = (1, wide) if self.output else (0, high)
+        smaller = scores.shape[other] % extent > 0
+        scores = np.moveaxis(_pooled(scores, other, extent), other, 1)
+        apart = np.zeros(scores.shape[1:], np.bool_)
+        apart[-1] = True
         pattern = self.choice.pattern
         share = 1.0 if self.choice.density is None else self.choice.density
         keep = pattern.n if pattern.kind == "nm" else 0
-        return View(np.ascontiguousarray(scores.reshape(len(scores), -1)), share, self.group, keep)
+        matrix = np.ascontiguousarray(scores.reshape(len(scores), -1))
+        return View(matrix, share, self.group, keep, apart=apart.reshape(-1) if smaller else None)
 
     def view(self, coupling: Coupling, order: Mapping[int, Array]) -> View:
         """What the set's channels have at stake when all channels are in `order`: as `whole`, in the set's own rows.
@@ -94,7 +96,9 @@ class Side:
             parts = [part.reshape(place.repeat, place.size, -1) for part in parts]
             parts = [np.moveaxis(part, 0, 1).reshape(place.size, -1) for part in parts]
         share = _share_kept(whole, mine) if mine else whole.density
-        return replace(whole, matrix=np.ascontiguousarray(np.concatenate(parts, axis=1)), density=share)
+        matrix = np.ascontiguousarray(np.concatenate(parts, axis=1))
+        apart = whole.apart if whole.apart is None else np.tile(whole.apart, matrix.shape[1] // len(whole.apart))
+        return replace(whole, matrix=matrix, density=share, apart=apart)
 
 
 def group_sizes(choice: Choice) -> tuple[int, int]:
@@ -166,8 +170,10 @@ def spaces_of(coupling: Coupling, layer: LayerInfo, *, output: bool) -> set[int]
 def kept_sums(view: View) -> Mask:
     """Which groups' entries are kept where whole groups compete, bool `[groups, features]`."""
     sums = np.add.reduceat(view.matrix, np.arange(0, len(view.matrix), view.size), axis=0)
-    kept = min(max(int(np.floor(view.density * sums.size + 0.5)), 1), sums.size)
-    return np.asarray(sums >= np.partition(sums.reshape(-1), sums.size - kept)[sums.size - kept])
+    kept = np.empty(sums.shape, np.bool_)
+    for contest in contests(view, len(view.matrix)):
+        kept[contest] = sums[contest] >= least_kept(sums[contest], view.density)
+    return kept
 
 
 def _share_kept(view: View, parts: Iterable[slice]) -> float:

@@ -105,15 +105,46 @@ def test_best_among_all_masks(text, density, shape, seed) -> None:
         pytest.skip("the pattern does not fit the shape")
     saliency = _saliency(shape, seed) + 0.5
     mask = P.best_mask(pattern, saliency, density)
-    unit_count = np.count_nonzero(P._pool(mask.astype(int), P._unit(pattern, shape)))
+    sizes = P._pool(np.ones(shape, int), P._unit(pattern, shape))
+
+    def kept_by_size(one: np.ndarray) -> list[int]:
+        """How many units of each size are kept: smaller last ones, too, are as many as the density says."""
+        kept = P._pool(one.astype(int), P._unit(pattern, shape)) > 0
+        return [np.count_nonzero(kept[sizes == size]) for size in np.unique(sizes)]
+
     best = 0.0
     for bits in itertools.product((False, True), repeat=int(np.prod(shape))):
         other = np.array(bits).reshape(shape)
-        if P.keeps(pattern, other):
-            count = np.count_nonzero(P._pool(other.astype(int), P._unit(pattern, shape)))
-            if count == unit_count:
-                best = max(best, float(saliency[other].sum()))
+        if P.keeps(pattern, other) and kept_by_size(other) == kept_by_size(mask):
+            best = max(best, float(saliency[other].sum()))
     assert saliency[mask].sum() == pytest.approx(best, rel=1e-12)
+
+
+@pytest.mark.parametrize("text", ["group:8x1", "group:1x8", "block:8x1"])
+@pytest.mark.parametrize("weak", [slice(0, 8), slice(8, 10)])
+def test_no_channels_are_given_up_for_the_size_of_their_group(text: str, weak: slice) -> None:
+    """Ten classes are groups of eight and of two: each keeps the eighth of its own that is best."""
+    pattern, scores = SparsePattern.parse(text), np.random.default_rng(0).random((10, 64, 1))
+    scores[weak] *= 1e-3
+    across = text == "group:1x8"
+    mask = P.best_mask(pattern, scores.transpose(1, 0, 2) if across else scores, 0.125)
+    assert P.keeps(pattern, mask)
+    mask = mask.transpose(1, 0, 2) if across else mask
+    assert mask.sum(axis=1)[:, 0].tolist() == [8] * 10
+    for part in (slice(0, 8), slice(8, 10)):
+        sums = scores[part].sum(axis=0)[:, 0]
+        assert set(np.flatnonzero(mask[part][0, :, 0])) == set(np.argsort(-sums)[:8])
+
+
+@given(st.sampled_from([(8, 1), (4, 4), (3, 2)]), shapes, st.floats(0, 1))
+def test_units_of_every_size_are_kept_at_the_density(extent: tuple[int, int], shape: tuple, density: float) -> None:
+    pattern, (cout, cin, _) = SparsePattern("group", *extent), shape
+    mask = P.best_mask(pattern, _saliency(shape, 0) + 1, density)
+    kept = P._pool(mask.astype(int), (*extent, 1)) > 0
+    whole = cout // extent[0], cin // extent[1]
+    for part in (kept[: whole[0]], kept[whole[0] :]):
+        for units in (part[:, : whole[1]], part[:, whole[1] :]):
+            assert np.count_nonzero(units) == np.floor(density * units.size + 0.5)
 
 
 def test_rounding_is_half_up() -> None:

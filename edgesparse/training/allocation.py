@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesparse.errors import UsageError
-from edgesparse.pattern import Array, Mask, Shape3, SparsePattern, best_mask
+from edgesparse.pattern import Array, Shape3, SparsePattern
 
 ALLOCATIONS = ("uniform", "erk", "lamp")
 
@@ -100,18 +100,6 @@ def even_tails(pattern: SparsePattern, scores: Array) -> NDArray[np.float64]:
 def whole_rows(pattern: SparsePattern, rows: int) -> int:
     """So many of the output channels are in groups of the full height; where none are, all."""
     return (rows - rows % pattern.n or rows) if pattern.kind in ("group", "block") else rows
-
-
-def layer_mask(pattern: SparsePattern, scores: Array, density: float | None) -> Mask:
-    """`best_mask`, with smaller last groups of output channels competing among themselves, at the same density.
-
-    Where ten classes are groups of eight and of two, sums over units would have the two given up first, and means
-    the eight: whole classes would be lost.
-    """
-    whole = whole_rows(pattern, scores.shape[0])
-    if whole == scores.shape[0]:
-        return best_mask(pattern, scores, density)
-    return np.concatenate([best_mask(pattern, part, density) for part in (scores[:whole], scores[whole:])])
 
 
 def _erk(shapes: Sequence[Shape3], sizes: NDArray[np.float64], budget: float) -> NDArray[np.float64]:

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from edgesparse.errors import UnsupportedError, UsageError
-from edgesparse.pattern import Array, Mask, SparsePattern
-from edgesparse.training.allocation import even_tails, layer_mask, unit_energy, unit_numbers, whole_rows
+from edgesparse.pattern import Array, Mask, SparsePattern, best_mask
+from edgesparse.training.allocation import even_tails, unit_energy, unit_numbers, whole_rows
 from edgesparse.training.methods import Method, check_positive, check_shares
 from edgesparse.training.run import NotFiniteError, Run, has_pattern
 
@@ -141,12 +141,12 @@ class Rigl(Method):
             density = float(units.mean())
             # a weight of exactly zero inside the mask still goes before all that is outside
             inside = np.where(mask, strength[name] + 1e-30, 0.0)
-            stays = layer_mask(pattern, inside, density * (1.0 - share)) & mask
+            stays = best_mask(pattern, inside, density * (1.0 - share)) & mask
             top = grow[name].sum() + 1.0
             wanted = np.where(stays, top, grow[name])
             rows = self._alive(pattern, inside, grow[name], mask, share)
             if rows.all():
-                masks[name] = layer_mask(pattern, wanted, density)
+                masks[name] = best_mask(pattern, wanted, density)
             else:
                 masks[name] = _on_rows(pattern, wanted, density, rows)
         for name, layer in run.layers.items():
@@ -190,7 +190,7 @@ def _on_rows(pattern: SparsePattern, scores: Array, density: float, rows: Mask) 
     found = np.zeros(scores.shape, np.bool_)
     left = scores[rows]
     more = unit_energy(pattern, scores).size / unit_energy(pattern, left).size
-    found[rows] = layer_mask(pattern, left, min(density * more, 1.0))
+    found[rows] = best_mask(pattern, left, min(density * more, 1.0))
     return found
 
 

@@ -9,7 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from edgesparse.errors import UnsupportedError, UsageError
-from edgesparse.training.allocation import even_tails, layer_mask, unit_energy, whole_rows
+from edgesparse.pattern import best_mask
+from edgesparse.training.allocation import even_tails, unit_energy, whole_rows
 from edgesparse.training.methods import Method, check_positive, check_shares
 from edgesparse.training.run import Run
 from edgesparse.training.shrinking import unit_sums
@@ -135,7 +136,7 @@ class AutoSparse(Method):
         for (name, layer), ratio in zip(run.layers.items(), ratios, strict=True):
             kept = max(int(chosen[at : at + ratio.size].sum()), 1) / ratio.size
             at += ratio.size
-            masks[name] = layer_mask(run.patterns[name], scores[name], _at_least(kept, layer.shape, run, name))
+            masks[name] = best_mask(run.patterns[name], scores[name], _at_least(kept, layer.shape, run, name))
             self.memory["threshold"][name] = level * scale[name]
             norms = np.sqrt(unit_sums(run.patterns[name], scores[name]))
             threshold = np.full_like(norms, self.memory["threshold"][name])

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from edgesparse.errors import EdgesparseError, PatternError
-from edgesparse.pattern import Array, Mask, SparsePattern, fixed_density, keeps
-from edgesparse.training.allocation import allocate, even_tails, layer_mask
+from edgesparse.pattern import Array, Mask, SparsePattern, best_mask, fixed_density, keeps
+from edgesparse.training.allocation import allocate, even_tails
 from edgesparse.training.layers import Layer, Tensor
 
 
@@ -82,7 +82,7 @@ class Run:
         found = allocate(self.allocation, patterns, wanted, [scores[name] for name in names])
         masks = {}
         for name, pattern, density in zip(names, patterns, found, strict=True):
-            masks[name] = layer_mask(pattern, scores[name], None if pattern.fixed else density)
+            masks[name] = best_mask(pattern, scores[name], None if pattern.fixed else density)
         return masks
 
     def set_masks(self, masks: Mapping[str, Mask]) -> None:

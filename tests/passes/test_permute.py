@@ -86,6 +86,7 @@ def test_never_worse_than_given(
     assert np.array_equal(found, search(views, seed=1))
     for order in (plain, found, by_norm(views)):
         assert retained(views, order) == pytest.approx(by_mask(views, order), abs=1e-5)
+        assert retained(views, order) <= unstructured(views) + 1e-6
     assert retained(views, found) >= retained(views, plain)
 
 

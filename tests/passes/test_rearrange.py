@@ -15,9 +15,11 @@ from onnx.reference import ReferenceEvaluator
 from edgesparse.passes import run_passes, sparsify_passes
 from edgesparse.passes.balance import even_order
 from edgesparse.passes.base import infer_shapes
+from edgesparse.passes.couple import couple
 from edgesparse.passes.layers import LayerInfo, canonical_weight, weight_layers
-from edgesparse.passes.rearrange import rearrange
-from edgesparse.passes.sides import group_sizes
+from edgesparse.passes.permute import retained, unstructured
+from edgesparse.passes.rearrange import rearrange, stakes_of
+from edgesparse.passes.sides import group_sizes, kept_sums
 from edgesparse.pattern import SparsePattern, best_mask
 from edgesparse.recipe import Choice, Recipe
 
@@ -128,6 +130,33 @@ def test_a_layer_of_several_sets_counts(load, text: str, shapes: dict, chosen: s
     assert np.abs(before - outputs(model)).max() <= 1e-12 * max(np.abs(before).max(), 1.0)
     assert kept(model, layer, wanted[chosen]) > first + 0.01
     assert reports[-1].found == pytest.approx(kept(model, layer, wanted[chosen]), abs=1e-5)
+
+
+@pytest.mark.parametrize("text", ["group:4x4", "block:4x4", "group:8x1", "group:1x4", "block:4x1"])
+def test_smaller_last_groups_are_seen_as_they_are_pruned(load, text: str) -> None:
+    """Ten inputs and eleven outputs: from either side a layer retains what the pruner's mask of it does."""
+    rng = np.random.default_rng(6)
+    weights = {"w0": rng.gamma(0.3, size=(10, 7, 1, 1)), "w1": rng.gamma(0.3, size=(11, 10, 3, 3))}
+    model = load(
+        "g (double[1,7,3,3] x) => (double[1,11,1,1] y){ [first] a = Conv(x, w0)  r = Relu(a)  [last] y = Conv(r, w1) }",
+        weights,
+    )
+    infer_shapes(model)
+    wanted = {"last": Choice(SparsePattern.parse(text), 0.4)}
+    coupling = couple(model)
+    sides = {side.output: side for sides in stakes_of(model, coupling, wanted, {}).seen.values() for side in sides}
+    layer = next(one for one in weight_layers(model) if one.name == "last")
+    ((space,),) = coupling.axis(layer.weight, 1)
+    assert len(sides) == sum(size > 1 for size in group_sizes(wanted["last"]))
+    for order in ({}, {space: rng.permutation(10)}):
+        scores = np.square(canonical_weight(model, layer))[:, order.get(space, np.arange(10))]
+        share = scores[best_mask(wanted["last"].pattern, scores, 0.4)].sum() / scores.sum()
+        for side in sides.values():
+            view = side.whole(coupling, order)
+            assert retained([view], np.arange(len(view.matrix))) == pytest.approx(share, abs=1e-5)
+            assert share <= unstructured([view]) + 1e-6
+            sums = np.add.reduceat(view.matrix, np.arange(0, len(view.matrix), view.size), axis=0)
+            assert sums[kept_sums(view)].sum() / sums.sum() == pytest.approx(share, abs=1e-5)
 
 
 def test_layers_that_cannot_be_searched_for_are_heeded(load) -> None:

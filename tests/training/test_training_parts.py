@@ -11,13 +11,12 @@ from loops import Loop, recipe, small
 from torch import nn
 
 from edgesparse.errors import UsageError
-from edgesparse.pattern import SparsePattern, best_mask, keeps
+from edgesparse.pattern import SparsePattern
 from edgesparse.training import Sparsifier
 from edgesparse.training.allocation import (
     ALLOCATIONS,
     allocate,
     even_tails,
-    layer_mask,
     unit_energy,
     unit_numbers,
 )
@@ -51,25 +50,6 @@ def test_smaller_last_groups_count_as_whole_ones(name: str) -> None:
     pattern = SparsePattern.parse(name)
     found = unit_energy(pattern, even_tails(pattern, np.ones((10, 7, 3))))
     assert found == pytest.approx(found[0])
-
-
-@pytest.mark.parametrize("weak", [slice(0, 8), slice(8, 10)])
-def test_no_group_of_classes_is_given_up_for_its_size(weak: slice) -> None:
-    pattern, scores = SparsePattern("group", 8, 1), np.random.default_rng(0).random((10, 64, 1))
-    scores[weak] *= 1e-3
-    mask = layer_mask(pattern, scores, 0.125)
-    assert keeps(pattern, mask)
-    assert mask.reshape(10, 64).sum(axis=1).tolist() == [8] * 10
-    for part in (slice(0, 8), slice(8, 10)):  # the best ones of each
-        sums = scores[part].sum(axis=0)[:, 0]
-        assert set(np.flatnonzero(mask[part][0, :, 0])) == set(np.argsort(-sums)[:8])
-
-
-def test_whole_groups_compete_in_all_of_the_layer() -> None:
-    scores = np.random.default_rng(0).random((16, 8, 1))
-    for name in ("group:8x1", "fanin", "unstructured"):
-        pattern = SparsePattern.parse(name)
-        np.testing.assert_array_equal(layer_mask(pattern, scores, 0.25), best_mask(pattern, scores, 0.25))
 
 
 def test_erk_is_proportional_until_full() -> None:
