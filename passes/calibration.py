@@ -59,8 +59,8 @@ def ports(model: ir.Model) -> tuple[Port, ...]:
 def read_samples(path: str | Path, model: ir.Model, settings: Calibration | None = None) -> Samples:
     """Samples from a folder (pictures, .npy and .npz files, by name), or from one .npy or .npz file.
 
-    A .npy holds one sample for a model of one input, or several along the first axis where the model takes one at a
-    time. A .npz holds an array per input name. Raises UsageError where there is nothing, or a file does not fit.
+    A .npy holds an array for a model of one input, a .npz one per input name: one sample, or several along the first
+    axis where the model takes one at a time. Raises UsageError where there is nothing, or a file does not fit.
     """
     settings = settings or Calibration()
     inputs = ports(model)
@@ -123,6 +123,7 @@ def check(feeds: Feeds, port: Port) -> Array:
         raise UsageError(
             f"calibration data of shape {'x'.join(map(str, array.shape))} for input {port.name!r}",
             why=f"the input is {want}",
+            fix="give samples of that shape; files may hold several along the first axis where all inputs take one",
         )
     if array.dtype != port.dtype and not np.can_cast(array.dtype, port.dtype, "same_kind"):
         raise UsageError(f"calibration data of {array.dtype} for input {port.name!r}", why=f"it takes {port.dtype}")
@@ -149,17 +150,23 @@ def _read(file: Path, inputs: tuple[Port, ...], settings: Calibration) -> Iterat
         raise UsageError(f"cannot read calibration data {file}", why=str(error).splitlines()[0][:200]) from error
     if not isinstance(loaded, np.ndarray):
         try:
-            yield {name: loaded[name] for name in loaded.files}
+            feeds: Feeds = {name: loaded[name] for name in loaded.files}
         except ValueError as error:
             raise UsageError(f"cannot read calibration data {file}", why=str(error).splitlines()[0][:200]) from error
-        return
-    feeds = _named(loaded, inputs, str(file))
-    first = inputs[0].dims[0] if inputs[0].dims else None
-    if first == 1 and loaded.ndim == len(inputs[0].dims) and len(loaded) > 1:
-        for i in range(len(loaded)):
-            yield {inputs[0].name: np.asarray(loaded[i : i + 1])}
     else:
-        yield feeds
+        feeds = _named(loaded, inputs, str(file))
+    for number in range(many := _several(feeds, inputs)):
+        yield {port.name: np.asarray(feeds[port.name][number : number + 1]) for port in inputs} if many > 1 else feeds
+
+
+def _several(feeds: Feeds, inputs: tuple[Port, ...]) -> int:
+    """How many samples there are along the first axis of all inputs alike; 1 where an input does not take one."""
+    lengths = set()
+    for port in inputs:
+        array = feeds.get(port.name, np.empty(()))
+        one_at_a_time = port.dims[:1] == (1,) and array.ndim == len(port.dims)
+        lengths.add(len(array) if one_at_a_time else 1)
+    return max(lengths.pop(), 1) if len(lengths) == 1 else 1
 
 
 def _image_port(inputs: tuple[Port, ...]) -> Port:

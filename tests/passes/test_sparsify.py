@@ -130,6 +130,21 @@ def test_samples_from_files(net: ir.Model, tmp_path: Path) -> None:  # noqa: F81
     assert len(list(several)) == len(list(several)) == 1
 
 
+def test_several_samples_by_input_name(load, tmp_path: Path) -> None:
+    """Along the first axis of all inputs alike; a file that has more for one input than for another fits none."""
+    model = load("g (float[1,4] x, float[1,4] z) => (float[1,4] y) { y = Add(x, z) }")
+    rng = np.random.default_rng(0)
+    x, z = rng.normal(size=(2, 5, 4)).astype(np.float32)
+    np.savez(tmp_path / "a.npz", x=x, z=z)
+    found = list(read_samples(tmp_path / "a.npz", model))
+    np.testing.assert_array_equal(np.concatenate([one["x"] for one in found]), x)
+    np.testing.assert_array_equal(np.concatenate([one["z"] for one in found]), z)
+    assert all(one["x"].shape == (1, 4) for one in found)
+    np.savez(tmp_path / "b.npz", x=x, z=z[:2])
+    with pytest.raises(UsageError, match="shape 5x4 for input 'x'"):
+        read_samples(tmp_path / "b.npz", model)
+
+
 def test_pictures(load, tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     model = load("g (float[1,3,8,8] x) => (float[1,3,8,8] y) { y = Relu(x) }")
