@@ -155,8 +155,12 @@ def _read(file: Path, inputs: tuple[Port, ...], settings: Calibration) -> Iterat
             raise UsageError(f"cannot read calibration data {file}", why=str(error).splitlines()[0][:200]) from error
     else:
         feeds = _named(loaded, inputs, str(file))
-    for number in range(many := _several(feeds, inputs)):
-        yield {port.name: np.asarray(feeds[port.name][number : number + 1]) for port in inputs} if many > 1 else feeds
+    many = _several(feeds, inputs)
+    if many == 1:
+        yield feeds
+        return
+    for number in range(many):
+        yield {port.name: np.asarray(feeds[port.name][number : number + 1]) for port in inputs}
 
 
 def _several(feeds: Feeds, inputs: tuple[Port, ...]) -> int:
