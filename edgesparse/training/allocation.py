@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesparse.errors import UsageError
-from edgesparse.pattern import Array, Shape3, SparsePattern
+from edgesparse.pattern import Array, Shape3, SparsePattern, equal_spans
 
 ALLOCATIONS = ("uniform", "erk", "lamp")
 
@@ -97,9 +97,15 @@ def even_tails(pattern: SparsePattern, scores: Array) -> NDArray[np.float64]:
     return table
 
 
-def whole_rows(pattern: SparsePattern, rows: int) -> int:
-    """So many of the output channels are in groups of the full height; where none are, all."""
-    return (rows - rows % pattern.n or rows) if pattern.kind in ("group", "block") else rows
+def leftovers(pattern: SparsePattern, shape: Shape3) -> list[tuple[slice, slice]]:
+    """Output and input channels of a layer's smaller last groups, which compete apart (`best_mask`)."""
+    if pattern.kind not in ("group", "block"):
+        return []
+    rows, columns = (
+        [slice(span.start * extent, min(span.stop * extent, length)) for span in equal_spans(length, extent)]
+        for length, extent in zip(shape, (pattern.n, pattern.m), strict=False)
+    )
+    return [(high, wide) for high in rows for wide in columns][1:]
 
 
 def _erk(shapes: Sequence[Shape3], sizes: NDArray[np.float64], budget: float) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgesparse.errors import UnsupportedError, UsageError
 from edgesparse.pattern import Array, Mask, SparsePattern, best_mask
-from edgesparse.training.allocation import even_tails, unit_energy, unit_numbers, whole_rows
+from edgesparse.training.allocation import even_tails, unit_energy, unit_numbers
 from edgesparse.training.methods import Method, check_positive, check_shares
 from edgesparse.training.run import NotFiniteError, Run, has_pattern
 
@@ -163,7 +163,7 @@ class Rigl(Method):
         height = pattern.n if pattern.kind == "group" else 1
         if pattern.kind not in ("fanin", "group") or self.ablate == 0.0:
             return every
-        whole = whole_rows(pattern, mask.shape[0])
+        whole = len(mask) // height * height or len(mask)
         inside, grow, mask = inside[:whole], grow[:whole], mask[:whole]
         units = SparsePattern("group", height, pattern.m if pattern.kind == "group" else 1)
         kept = unit_energy(units, mask) > 0

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgesparse.errors import UnsupportedError, UsageError
 from edgesparse.pattern import best_mask
-from edgesparse.training.allocation import even_tails, unit_energy, whole_rows
+from edgesparse.training.allocation import even_tails, leftovers, unit_energy
 from edgesparse.training.methods import Method, check_positive, check_shares
 from edgesparse.training.run import Run
 from edgesparse.training.shrinking import unit_sums
@@ -140,10 +140,10 @@ class AutoSparse(Method):
             self.memory["threshold"][name] = level * scale[name]
             norms = np.sqrt(unit_sums(run.patterns[name], scores[name]))
             threshold = np.full_like(norms, self.memory["threshold"][name])
-            whole = whole_rows(run.patterns[name], len(norms))
             # smaller last groups compete among themselves: their own border where the layer's takes all
-            border = norms[whole:].max(where=~masks[name][whole:], initial=0.0)
-            threshold[whole:] = np.minimum(threshold[whole:], border)
+            for part in leftovers(run.patterns[name], layer.shape):
+                border = norms[part].max(where=~masks[name][part], initial=0.0)
+                threshold[part] = np.minimum(threshold[part], border)
             factor = np.maximum(0.0, 1.0 - threshold / np.maximum(norms, 1e-30))
             self.memory["factor"][name] = layer.tensor(np.where(masks[name], factor, 0.0))
         run.set_masks(masks)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from edgesparse.pattern import Array, SparsePattern
-from edgesparse.training.allocation import even_tails, unit_energy, unit_numbers, whole_rows
+from edgesparse.training.allocation import even_tails, leftovers, unit_energy, unit_numbers
 from edgesparse.training.layers import Tensor
 from edgesparse.training.methods import Method, check_positive, check_shares
 from edgesparse.training.run import Run
@@ -96,8 +96,7 @@ class GroupProximal(SoftShrinkage):
             kept = float((unit_energy(pattern, masks[name]) > 0).sum())
             left = envelope_shares(norms, kept, strength)(np.sqrt(unit_sums(pattern, scores[name])))
             factor = (1.0 + strength) * left / (left + strength) if strength > 0 else np.ones_like(left)
-            rows = layer.shape[0]
-            if pattern.fixed or pattern.kind == "fanin" or whole_rows(pattern, rows) < rows:
+            if pattern.fixed or pattern.kind == "fanin" or leftovers(pattern, layer.shape):
                 # units compete within rows, or parts of them: the best of each are spared
                 factor = np.where(masks[name], 1.0, factor)
             layer.weight.data.mul_(layer.tensor(factor))

@@ -195,13 +195,18 @@ def test_the_loss_falls(method: str) -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.parametrize(("across", "pattern"), [(False, "group:8x1"), (True, "group:2x8")])
 @pytest.mark.parametrize("method", [name for name in methods() if name != "given"])
-def test_no_method_gives_up_whole_classes(method: str) -> None:
-    model, sparsifier = one_layer(10, 64, pattern="group:8x1", density=0.125, steps=20, method=method)
+def test_no_method_gives_up_whole_channels(method: str, across: bool, pattern: str) -> None:
+    """Ten outputs, and ten inputs, in groups of eight: the last two are weaker, and keep some of their weights."""
+    shape = (64, 10) if across else (10, 64)
+    model, sparsifier = one_layer(*shape, pattern=pattern, density=0.125, steps=20, method=method)
+    share = torch.tensor([1.0] * 8 + [0.1] * 2)
+    share = share if across else share[:, None]
     with torch.no_grad():
-        model[0].weight[8:] *= 0.1
+        model[0].weight.mul_(share)
     for _ in range(20):
-        model[0].weight.grad = torch.randn(10, 64) * torch.tensor([1.0] * 8 + [0.1] * 2)[:, None]
+        model[0].weight.grad = torch.randn(shape) * share
         sparsifier.step()
     sparsifier.finalize()
-    assert (model[0].weight != 0).any(dim=1).all()
+    assert (model[0].weight != 0).any(dim=0 if across else 1).all()
