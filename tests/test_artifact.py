@@ -219,6 +219,19 @@ def test_what_a_killed_writer_left_is_taken_over(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_a_place_is_not_looked_at_while_another_writes_there(tmp_path: Path) -> None:
+    """Between its renames there may be anything: that is not for a second writer to judge."""
+    with artifact.claim(tmp_path / "a"):
+        (tmp_path / "a").write_text("in between")
+        with pytest.raises(UsageError, match="cannot write") as caught:
+            artifact.write(tmp_path / "a", toy.manifest(), SMALL)
+        assert "another edgesparse" in str(caught.value.why)
+    with pytest.raises(UsageError, match="cannot write") as caught:
+        artifact.write(tmp_path / "a", toy.manifest(), SMALL)
+    assert "not a folder" in str(caught.value.why)
+    assert os.listdir(tmp_path) == ["a"]
+
+
 def contend(path: str) -> int:
     done = 0
     for _ in range(30):

@@ -149,7 +149,6 @@ def claim(path: Path, *, force: bool = False) -> Iterator[Claim]:
         The place cannot be written.
     """
     place = path.absolute()
-    check_place(place, force=force)
     workshop = place.parent / f".{place.name}.partial"
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -163,6 +162,7 @@ def claim(path: Path, *, force: bool = False) -> Iterator[Claim]:
             fix="wait for it to end, or choose another output",
         )
     try:
+        check_place(place, force=force)  # only now: nobody moves what is looked at
         yield Claim(place, workshop, force)
     finally:
         shutil.rmtree(workshop, ignore_errors=True)

@@ -57,9 +57,10 @@ void es_pool_add(uint32_t *counter, uint32_t value) {
 __attribute__((export_name("serve"))) void es_web_serve(int index) {
     for (uint32_t seen = 0;; seen++) {
         wait_while(&pool.runs, seen);
-        if (!pool.work)
+        const es_work work = __atomic_load_n(&pool.work, __ATOMIC_ACQUIRE);
+        if (!work)
             return;
-        pool.work(pool.context, &pool, seen + 1, index, pool.threads);
+        work(pool.context, &pool, seen + 1, index, pool.threads);
     }
 }
 
@@ -72,7 +73,7 @@ es_pool *es_pool_create(int threads) {
 void es_pool_destroy(es_pool *it) {
     if (!it)
         return;
-    it->work = NULL;
+    __atomic_store_n(&it->work, NULL, __ATOMIC_RELEASE);
     advance(&it->runs);
 }
 

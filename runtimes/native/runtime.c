@@ -274,10 +274,11 @@ int es_set_threads(es_model *model, int32_t threads) {
 #ifdef ES_THREADS
     es_pool_destroy(model->pool);
     model->pool = NULL;
-    __atomic_store_n(&model->done, 0, __ATOMIC_RELAXED);
-    for (int strip = 0; strip < model->program->strip_count; strip++)
-        __atomic_store_n(&model->begun[strip], 0, __ATOMIC_RELAXED);
     if (threads > 1) {
+        /* Not when a pool ends: web workers are not joined, and one may still come late to the last run. */
+        __atomic_store_n(&model->done, 0, __ATOMIC_RELAXED);
+        for (int strip = 0; strip < model->program->strip_count; strip++)
+            __atomic_store_n(&model->begun[strip], 0, __ATOMIC_RELAXED);
         model->pool = es_pool_create(threads);
         if (!model->pool)
             return ES_NO_THREADS;
