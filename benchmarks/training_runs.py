@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -126,8 +127,7 @@ def run(task: Task, data: Any, teacher: Teacher, key: Key, export: Path | None) 
             rechosen(fit, model, recipe, allocation, seed)
         name = "gradual" if method == "safs" else method
         sparsifier = Sparsifier(model, recipe, steps=fit.steps(epochs), method=name, allocation=allocation)
-        # weights that go back train anew, at full rates
-        fit.train(model, sparsifier, epochs, getattr(sparsifier.method, "rounds", 1))
+        fit.train(model, sparsifier, epochs, sparsifier.method.begins)
     row: dict[str, Any] = {
         "seconds": round(fit.seconds, 1),
         "overhead": round(fit.spent / (fit.seconds - fit.spent), 4),
@@ -153,18 +153,19 @@ class Fit:
         """Optimizer steps of so many epochs."""
         return max(int(len(self.classes) // self.task.batch * epochs), 1)
 
-    def train(self, model: Any, sparsifier: Sparsifier | None, epochs: float, cycles: int = 1) -> None:
-        """From a rate of zero over the highest back to zero, so many times."""
+    def train(self, model: Any, sparsifier: Sparsifier | None, epochs: float, begins: Sequence[float] = (0.0,)) -> None:
+        """From a rate of zero over the highest back to zero, anew at each of these shares of the steps."""
         steps = self.steps(epochs)
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.task.rate, weight_decay=1e-2, fused=True)
         model.train()
         began = time.perf_counter()
-        cycle = math.ceil(steps / cycles)
+        bounds = [math.ceil(share * steps) for share in (*begins, 1.0)]
+        lengths = dict(zip(bounds, (end - at for at, end in itertools.pairwise(bounds)), strict=False))
         schedule: Any = None
         for step, rows in enumerate(self.batches(steps)):
-            if step % cycle == 0:
+            if step in lengths:
                 schedule = torch.optim.lr_scheduler.OneCycleLR(
-                    optimizer, max_lr=self.task.rate, total_steps=max(cycle, 10), pct_start=0.2
+                    optimizer, max_lr=self.task.rate, total_steps=max(lengths[step], 10), pct_start=0.2
                 )
             batch, flips = self.task.augmented(self.inputs[rows])
             optimizer.zero_grad()
@@ -215,7 +216,10 @@ def soup(fit: Fit, model: Any, recipe: Recipe, allocation: str, epochs: float) -
 
 
 def swamp(fit: Fit, model: Any, recipe: Recipe, allocation: str, epochs: float, rounds: int = 3) -> Sparsifier:
-    """SWAMP (2305.14852): rounds of pruning, in each of which two particles train and meet in their mean."""
+    """SWAMP (2305.14852): rounds of pruning, in each of which two particles train and meet in their mean.
+
+    Half of the epochs are the last round's.
+    """
     models = [model, copy.deepcopy(model)]
     final = recipe.density if recipe.density is not None else 0.5
     particles: list[Sparsifier] = []
@@ -224,7 +228,7 @@ def swamp(fit: Fit, model: Any, recipe: Recipe, allocation: str, epochs: float, 
         particles = [Sparsifier(one, step, steps=1, allocation=allocation) for one in models]
         for one in particles:
             one.finalize()
-            fit.train(one.model, one, epochs / rounds)
+            fit.train(one.model, one, epochs / 2 if number == rounds else epochs / 2 / (rounds - 1))
         if number < rounds:
             meet(particles)
     return fit.averaged(particles)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass
 from typing import ClassVar
 
+from edgesparse.errors import UsageError
 from edgesparse.training.methods import Method, check_positive, check_shares
 from edgesparse.training.run import Run
 
@@ -22,7 +24,7 @@ class Gradual(Method):
     source: ClassVar[str] = "1710.01878"
 
     begin: float = 0.0
-    end: float = 0.75
+    end: float = 0.5
     updates: int = 50
 
     def __post_init__(self) -> None:
@@ -44,22 +46,34 @@ class Gradual(Method):
 
 @dataclass
 class Rewinding(Method):
-    """Iterative pruning with weight rewinding: Renda, Frankle and Carbin, 2003.02389; Frankle et al., 1903.01611.
+    """Iterative pruning with rewinding: Renda, Frankle and Carbin, 2003.02389; Frankle et al., 1903.01611.
 
-    The steps are split into `rounds` of equal length. Weights are remembered at share `rewind` of the first round; at
-    the end of each round the same share of the remaining units is pruned by magnitude, and what is left goes back to
-    the remembered values. The last round trains at the final density. The learning rate is the user's to restart.
+    The steps are split into `rounds`; at the end of each but the last one the same share of the remaining units is
+    pruned by magnitude, and training goes back in time. The last round, share `last` of the steps, trains at the final
+    density; the others are of equal length. What goes back is the learning rate, which is the user's to restart at the
+    shares `begins`, and with `weights` also the kept weights, to the values at share `rewind` of the first round.
     """
 
     name: ClassVar[str] = "rewinding"
-    source: ClassVar[str] = "2003.02389"
+    source: ClassVar[str] = "2003.02389, 1903.01611"
 
-    rounds: int = 3
+    rounds: int = 5
+    last: float = 0.5
+    weights: bool = False
     rewind: float = 0.1
 
     def __post_init__(self) -> None:
         check_shares(rewind=self.rewind)
-        check_positive(rounds=self.rounds)
+        check_shares(last=self.last)
+        check_positive(last=self.last)
+        if self.rounds < 2:
+            raise UsageError(f"setting rounds is {self.rounds}", why="the first round is dense", fix="take 2 or more")
+
+    @property
+    def begins(self) -> tuple[float, ...]:
+        """Where the rounds begin."""
+        before = self.rounds - 1
+        return (*((1.0 - self.last) * number / before for number in range(before)), 1.0 - self.last)
 
     def start(self, run: Run) -> None:
         super().start(run)
@@ -68,20 +82,20 @@ class Rewinding(Method):
 
     def step(self, run: Run) -> None:
         run.apply()
-        length = run.steps / self.rounds
-        if self.memory["round"] == 0 and run.step <= self.rewind * length:
+        if self.weights and run.step <= self.rewind * self.begins[1] * run.steps:
             self._remember(run)
-        due = min(int(run.step / length), self.rounds - 1)
+        due = bisect.bisect_right(self.begins, run.step / run.steps) - 1
         if due > self.memory["round"]:
             self.memory["round"] = due
-            share = due / max(self.rounds - 1, 1)
+            share = due / (self.rounds - 1)
             overall = sum(run.targets.values()) / len(run.targets)
             # densities fall geometrically, as each round prunes the same share of what is left
             pruned = (1.0 - overall**share) / (1.0 - overall)
             run.set_masks(run.project(run.scores(run.weights()), min(pruned, 1.0)))
-            for name, weight in run.weights().items():
+            for name, weight in run.weights().items() if self.weights else ():
                 weight.data.copy_(self.memory["weights"][name])
             run.apply()
 
     def _remember(self, run: Run) -> None:
-        self.memory["weights"] = {name: weight.detach().clone() for name, weight in run.weights().items()}
+        if self.weights:
+            self.memory["weights"] = {name: weight.detach().clone() for name, weight in run.weights().items()}

@@ -26,6 +26,11 @@ class Method:
 
     memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    @property
+    def begins(self) -> tuple[float, ...]:
+        """Shares of the steps at which the learning rate, the user's, shall begin anew; the first is 0."""
+        return (0.0,)
+
     def start(self, run: Run) -> None:
         """Set the first masks and what must be remembered."""
         run.set_masks(run.project(run.scores(run.weights()), 0.0))

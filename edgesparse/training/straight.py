@@ -19,18 +19,18 @@ class SrSte(Method):
     done to W' is done to W, so every optimizer works as it is, and the decay (lr included) is a step of its own, as
     in AdamW. `end` is the share of the steps after which the mask is fixed.
 
-    Until share `ramp` (0: sparse from the start, as in the paper) the network gets sparse little by little, which is
-    progressive gradient flow for high sparsity (Bambhaniya et al., 2402.04744): with `flow` "structure" the projection
-    goes from dense to sparse by the cubic schedule, with "mask" it is the final one, and what is outside runs at a
-    factor that falls from 1 to 0.
+    Until share `ramp` (0: sparse from the start, as in the first paper) the network gets sparse little by little, which
+    is progressive gradient flow for high sparsity (Bambhaniya et al., 2402.04744): with `flow` "structure" the
+    projection goes from dense to sparse by the cubic schedule, with "mask" it is the final one, and what is outside
+    runs at a factor that falls from 1 to 0.
     """
 
     name: ClassVar[str] = "sr-ste"
     source: ClassVar[str] = "2102.04010, 2402.04744"
 
     decay: float = 2e-4
-    ramp: float = 0.0
-    end: float = 0.85
+    ramp: float = 0.4
+    end: float = 0.6
     every: int = 4
     flow: str = "structure"
 

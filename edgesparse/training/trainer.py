@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
 import math
 import time
@@ -235,9 +236,12 @@ class Trainer:
             self.judge.look(self.student, self.done, self._sharpness, late=late, others=others)
 
     def _rate(self, step: int) -> float:
-        """Up in the first twentieth, then down as a cosine."""
-        share = step / self.steps
-        return min(share / 0.05 + 0.01, 1.0) * (0.5 + 0.5 * math.cos(math.pi * min(share, 1.0)) + 0.01)
+        """Up in the first twentieth, then down as a cosine; so in each of the method's rounds."""
+        share = min(step / self.steps, 1.0)
+        begins = (*self.sparsifier.method.begins, 1.0)
+        number = bisect.bisect_right(begins[1:-1], share)
+        share = (share - begins[number]) / (begins[number + 1] - begins[number])
+        return min(share / 0.05 + 0.01, 1.0) * (0.5 + 0.5 * math.cos(math.pi * share) + 0.01)
 
     def _steps_in(self, seconds: float) -> int:
         """Steps that fit, from the time of some on a copy; a sixth is left for evaluation and a busier machine."""

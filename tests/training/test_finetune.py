@@ -135,6 +135,24 @@ def test_a_plan_that_takes_too_long_is_shortened(
     assert max(b - a for a, b in pairwise(sparsity[9:])) < 0.1, "and not in one jump"
 
 
+def test_each_round_of_rewinding_has_rates_of_its_own(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = Recipe.from_dict({"pattern": "unstructured", "sparsity": 0.5, "targets": ["Conv"]})
+    rates = []
+    right = trainer.Trainer._step
+
+    def step(self: trainer.Trainer) -> float:
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        return right(self)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", step)
+    where = (trained / "digits.onnx", trained / "inputs", tmp_path / "out.onnx", targets)
+    finetune(*where, Settings(steps=40, batch=4, method="rewinding", rate=1.0))
+    assert [at for at, rate in enumerate(rates) if rate < 0.0105] == [0, 5, 10, 15, 20]
+    assert all(max(rates[at : at + 5]) > 0.8 for at in (0, 5, 10, 15, 20))
+
+
 def test_fewer_inputs_than_classes_teach_by_features(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "few").mkdir()
     np.save(tmp_path / "few" / "a.npy", digits.load()[0][0][:9])

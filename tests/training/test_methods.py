@@ -9,6 +9,7 @@ from loops import Loop, recipe
 from scipy.optimize import minimize
 from torch import nn
 
+from edgesparse.errors import UsageError
 from edgesparse.pattern import SparsePattern, best_mask, keeps
 from edgesparse.recipe import Recipe
 from edgesparse.training import Sparsifier, methods
@@ -56,6 +57,33 @@ def test_the_envelope_prox_ends_in_the_projection() -> None:
     assert np.allclose((1 + 1e6) * envelope_prox(norms, 2, 1e6), [5, 4, 0, 0, 0], atol=1e-3)
     assert np.allclose(envelope_prox(norms, 2, 0.0), norms)
     assert np.allclose(envelope_prox(norms, 5, 1.0), norms / 2)
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_rewinding_prunes_the_same_share_in_each_round(back: bool) -> None:
+    """Rounds of 10, 10 and 20 steps, dense, half and a quarter; weights grow by 1 a step, and go back if told so."""
+    settings = {"rounds": 3, "last": 0.5, "weights": back, "rewind": 0.25}
+    model, sparsifier = one_layer(4, 4, pattern="unstructured", density=0.25, steps=40, method="rewinding", **settings)
+    assert sparsifier.method.begins == (0.0, 0.25, 0.5)
+    first = torch.arange(1.0, 17.0).reshape(4, 4)
+    model[0].weight.data.copy_(first)
+    kept, grown = 16, 0
+    for step in range(1, 41):
+        model[0].weight.data.add_(1.0)
+        sparsifier.step()
+        grown += 1
+        if step in (10, 20):
+            kept //= 2
+            grown = 2 if back else grown  # as after a quarter of the first round
+        expected = torch.where(first > 16 - kept, first + grown, 0.0)
+        assert torch.equal(model[0].weight.data, expected), step
+    sparsifier.finalize()
+    assert torch.equal(model[0].weight.data, torch.where(first > 12, first + grown, 0.0))
+
+
+def test_rewinding_has_a_round_to_prune_after() -> None:
+    with pytest.raises(UsageError, match="rounds is 1"):
+        one_layer(pattern="unstructured", density=0.5, steps=10, method="rewinding", rounds=1)
 
 
 def test_rigl_gives_up_dead_channels_and_keeps_the_fan_in_constant() -> None:
@@ -144,7 +172,17 @@ def test_autosparse_leaves_more_where_the_gradient_asks_for_it() -> None:
 
 def test_progressive_flow_fades_what_is_outside() -> None:
     model, sparsifier = one_layer(
-        4, 4, pattern="unstructured", density=0.5, steps=10, method="sr-ste", flow="mask", ramp=0.8, decay=0.0, every=1
+        4,
+        4,
+        pattern="unstructured",
+        density=0.5,
+        steps=10,
+        method="sr-ste",
+        flow="mask",
+        ramp=0.8,
+        end=0.85,
+        decay=0.0,
+        every=1,
     )
     weight = torch.linspace(-8, 7, 16).reshape(4, 4)
     model[0].weight.data.copy_(weight)
