@@ -206,10 +206,10 @@ def grid(file: Path) -> None:
 
 
 def starred(cell: Cell, base: dict[tuple[str, float, float], dict[int, float]]) -> str:
-    """A star if the cell's mean is no better than the baseline's, over the seeds that both have."""
+    """A star if the cell's mean is no better than the baseline's, as shown, over the seeds that both have."""
     theirs = base.get(cell.place, {})
     gaps = [value - theirs[seed] for seed, value in cell.accuracy.items() if seed in theirs]
-    return " *" if gaps and cell.method != "random" and statistics.mean(gaps) <= 0 else ""
+    return " *" if gaps and cell.method != "random" and round(statistics.mean(gaps), 2) <= 0 else ""
 
 
 def baseline(cells: list[Cell]) -> dict[tuple[str, float, float], dict[int, float]]:
