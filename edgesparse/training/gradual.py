@@ -82,7 +82,7 @@ class Rewinding(Method):
 
     def step(self, run: Run) -> None:
         run.apply()
-        if self.weights and run.step <= self.rewind * self.begins[1] * run.steps:
+        if run.step <= self.rewind * self.begins[1] * run.steps:
             self._remember(run)
         due = bisect.bisect_right(self.begins, run.step / run.steps) - 1
         if due > self.memory["round"]:
