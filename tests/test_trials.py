@@ -14,8 +14,9 @@ from edgesparse.errors import UsageError
 from edgesparse.measuring import trials
 from edgesparse.measuring.trials import Subject, tune_in_place
 from edgesparse.pipeline import compile_model
+from edgesparse.planning.algorithms import WINOGRAD, job_name
 from edgesparse.planning.decide import Choice
-from edgesparse.planning.place import WINOGRAD, Jobs
+from edgesparse.planning.place import Jobs
 from edgesparse.recipe import Recipe
 from edgesparse.target import Target
 
@@ -119,11 +120,11 @@ def test_winograd_stands_beside_the_other_ways(own_cache: Path, tmp_path: Path) 
     assert artifact is not None
     verify(artifact.path, run=True)
     first, second, third = (str(layer["name"]) for layer in artifact.manifest.layers)
-    assert set(met) == {first, second, third, f"{first}{WINOGRAD}", f"{second}{WINOGRAD}"}
+    assert set(met) == {first, second, third, *(job_name(name, WINOGRAD.name) for name in (first, second))}
     assert all(min(times) > 0 for times in met.values())
     by_name = {str(layer["name"]): layer for layer in artifact.manifest.layers}
     for name in (first, second):
-        faster = min(met[f"{name}{WINOGRAD}"]) <= 0.85 * min(met[name])
+        faster = min(met[job_name(name, WINOGRAD.name)]) <= 0.85 * min(met[name])
         assert str(by_name[name]["kernel"]).startswith("winograd dense:") == faster
 
 

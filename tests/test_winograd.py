@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from edgesparse.graph.ops import Conv
 from edgesparse.graph.recognise import recognise
 from edgesparse.kernels.winograd import transformed
 from edgesparse.passes import model_from_proto
-from edgesparse.planning import place as placing
-from edgesparse.planning.place import Jobs, place, winograd_job
+from edgesparse.planning.algorithms import ALGORITHMS, WINOGRAD, other_jobs
+from edgesparse.planning.place import Jobs, place
 from edgesparse.planning.plan import plan
 from edgesparse.target import Target
 
@@ -40,7 +41,8 @@ def network() -> onnx.ModelProto:
 @pytest.mark.parametrize("target", [HOST_TARGETS[0], HOST_TARGETS[-1]], ids=lambda target: target.name)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_network(target: Target, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placing, "_MARGIN", float("inf"))  # wherever it is possible
+    always = replace(WINOGRAD, margin=float("inf"))  # wherever it is possible
+    monkeypatch.setitem(ALGORITHMS, WINOGRAD.name, always)
     proto = network()
     feeds = feeds_of(proto)
     found = compiled_outputs(proto, tmp_path, target, feeds, threads=threads, tune=True)["y"]
@@ -78,9 +80,8 @@ def placements(speed: float) -> list[tuple[bool, str]]:
         return {name: [speed if "winograd" in name else 1.0] * len(job[1]) for name, job in jobs.items()}
 
     placed = place(graph, plan(graph, V4), V4, measure=measure)
-    return [
-        (placed[op.name].winograd, str(placed[op.name].record()["kernel"])) for op in graph.ops if isinstance(op, Conv)
-    ]
+    convolutions = [placed[op.name] for op in graph.ops if isinstance(op, Conv)]
+    return [(each.algorithm == WINOGRAD.name, str(each.record()["kernel"])) for each in convolutions]
 
 
 def test_measurement_decides() -> None:
@@ -103,4 +104,4 @@ def test_where_it_is_not_possible(node: str) -> None:
     used = {name: value for name, value in weights.items() if f", {name})" in node}
     text = f"g (float[1,4,28,28] x) => (float[1,4,N,M] y) {{ {node} }}"
     graph = recognise(model_from_proto(onnx.shape_inference.infer_shapes(text_model(text, used, opset=20))))
-    assert [winograd_job(op, plan(graph, V4)) for op in graph.ops] == [None]
+    assert [other_jobs(op, plan(graph, V4), V4, 1.0) for op in graph.ops] == [{}]

@@ -17,7 +17,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from edgesparse.costing.caches import Caches, mixed, reused, shares, together
-from edgesparse.kernels import Depthwise, GlobalPool, KernelSpec, Panel, Pointwise, Pool, Spmm, Transpose, Window
+from edgesparse.kernels import (
+    Depthwise,
+    GlobalPool,
+    KernelSpec,
+    Panel,
+    Pointwise,
+    Pool,
+    Spmm,
+    StrassenIn,
+    Transpose,
+    Window,
+)
+from edgesparse.kernels.strassen import PARTS
 from edgesparse.kernels.window import Block
 from edgesparse.target import Target
 
@@ -130,6 +142,9 @@ def count(
         whole, rest = divmod(spec.pixels, spec.lanes)
         terms = Terms({"point.vector": extent * whole, "point.single": extent * rest, "point.channel": extent})
         terms["flops"] += extent * spec.pixels
+    elif isinstance(spec, StrassenIn):
+        terms = Terms({"point.vector": extent * PARTS * len(spec.starts), "point.channel": extent})
+        terms["flops"] += extent * PARTS * spec.pixels
     elif isinstance(spec, GlobalPool):
         terms = Terms({"global.channel": extent})
     elif isinstance(spec, Transpose):
@@ -235,9 +250,8 @@ def _product(
         stores = run.repeat * groups * spec.group * wide
         terms["sparse.pair"] += run.repeat * pairs * (not spec.dense)
         terms["product.tile"] += run.repeat * groups
-        terms["product.store"] += stores
-        if spec.epilogue.residual != "none":
-            terms["product.residual"] += stores
+        terms["product.store"] += stores * spec.outputs
+        terms["product.residual"] += stores * spec.residuals
         if spec.epilogue.activation not in _CHEAP:
             terms["product.special"] += stores
         if run.singles:  # the tile has the column and the weights already

@@ -23,6 +23,7 @@ from edgesparse.kernels import Depthwise, GlobalPool, KernelSpec, Panel, Pool, S
 from edgesparse.lowering import arena
 from edgesparse.lowering.lower import Lowered, Part, lower
 from edgesparse.lowering.program import Call, Program
+from edgesparse.planning.algorithms import algorithm_of
 from edgesparse.planning.gathering import PADDED, PANEL, SHIFTED
 from edgesparse.planning.place import Placement, place
 from edgesparse.planning.plan import Plan
@@ -193,10 +194,13 @@ def placed_as(
     for record in records:
         mine = found.get(str(record.get("name")))
         text = str(record.get("kernel"))
-        product = read_product(text.removeprefix("winograd "))
+        algorithm = algorithm_of(text)
+        product = read_product(text.partition(" ")[2] if algorithm else text)
         if mine is not None and mine.product is not None and product is not None:
             other = read_product(str(record.get("runner_up")))
-            found[mine.op] = replace(mine, product=product, runner_up=other, winograd=text.startswith("winograd "))
+            found[mine.op] = replace(
+                mine, product=product, runner_up=other, algorithm=algorithm.name if algorithm else ""
+            )
     return found
 
 

@@ -1,9 +1,9 @@
 """The kernel families. An instance of a family is a frozen spec: it has a `symbol` (its C name) and `build()`s its TIR.
 
 Families: `Spmm` (sparse and dense products), `Depthwise`, `Pool`, `Panel` (windows), `WinogradIn`, `WinogradOut`,
-`Pointwise`, `GlobalPool`, `Transpose`, `Norm`, `Attention`, `Interleave` (pixels of several images), `Gates`
-(recurrences), `Largest` (TopK), `Probe` and `LoadProbe` (the roofline). A spec is all there is to know of a kernel:
-equal specs are one kernel, compiled once.
+`StrassenIn`, `StrassenProduct`, `Pointwise`, `GlobalPool`, `Transpose`, `Norm`, `Attention`, `Interleave` (pixels of
+several images), `Gates` (recurrences), `Largest` (TopK), `Probe` and `LoadProbe` (the roofline). A spec is all there is
+to know of a kernel: equal specs are one kernel, compiled once.
 """
 
 from edgesparse.kernels.attention import Attention
@@ -16,6 +16,7 @@ from edgesparse.kernels.pointwise import GlobalPool, Pointwise, Transpose
 from edgesparse.kernels.probe import LoadProbe, Probe
 from edgesparse.kernels.recurrent import Gates
 from edgesparse.kernels.spmm import Spmm
+from edgesparse.kernels.strassen import StrassenIn, StrassenProduct
 from edgesparse.kernels.topk import Largest
 from edgesparse.kernels.window import Window
 from edgesparse.kernels.winograd import WinogradIn, WinogradOut
@@ -35,6 +36,8 @@ KernelSpec = (
     | Largest
     | Probe
     | LoadProbe
+    | StrassenIn
+    | StrassenProduct
     | WinogradIn
     | WinogradOut
 )
@@ -55,6 +58,8 @@ __all__ = [
     "Pool",
     "Probe",
     "Spmm",
+    "StrassenIn",
+    "StrassenProduct",
     "Transpose",
     "Window",
     "WinogradIn",

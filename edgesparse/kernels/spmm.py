@@ -89,6 +89,16 @@ class Spmm:
         return f"es_spmm_f32_{pattern}_{self.pixels}px_{self.vectors}x{self.lanes}_{self.epilogue.name}"
 
     @property
+    def outputs(self) -> int:
+        """How many places a result is stored in."""
+        return 1
+
+    @property
+    def residuals(self) -> int:
+        """How many values are added to a result as it is stored."""
+        return int(self.epilogue.residual != "none")
+
+    @property
     def tail_limit(self) -> int:
         """Pixels left over that are done one by one: where each fills a good part of a vector, or, joined to a tile,
         costs less of its time than a vector that overlaps would.

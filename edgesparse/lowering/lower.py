@@ -45,8 +45,10 @@ from edgesparse.lowering.columns import lower_attention, lower_linear, lower_nor
 from edgesparse.lowering.emitter import Emitter, Place, bits_of
 from edgesparse.lowering.program import ARENA, Layout, Port, Program, Ref
 from edgesparse.lowering.recurrent import lower_recurrence
+from edgesparse.lowering.strassen import lower_strassen, strassen_levels
 from edgesparse.lowering.upsample import lower_interleave
 from edgesparse.lowering.winograd import lower_winograd
+from edgesparse.planning.algorithms import WINOGRAD
 from edgesparse.planning.gathering import PANEL, Gathering, window_of
 from edgesparse.planning.order import Step
 from edgesparse.planning.packing import pack
@@ -119,8 +121,13 @@ class _Lowering(Emitter):
         where: Gathering | None = None,
     ) -> None:
         """``y = epilogue(weight x + bias)`` over one call's pixels, as placed; `first_row` is its place in the bias."""
-        chosen = self.placements[op.name].product
+        placement = self.placements[op.name]
+        chosen = placement.product
         assert chosen is not None
+        levels = strassen_levels(self.plan, op, placement, pixels) if where is None else 0
+        if levels:
+            lower_strassen(self, op, chosen, levels, pixels, x, y, residual)
+            return
         key = f"{op.name}/{tag}"
         if key not in self.packs:
             held = near(pixels, self.target)
@@ -172,7 +179,7 @@ class _Lowering(Emitter):
             return
         placement = self.placements[op.name]
         # A thread's share may begin or end within a band: a row without its partner goes the usual way.
-        if placement.winograd and placement.product is not None and (step.last - step.first) % 2 == 0:
+        if placement.algorithm == WINOGRAD.name and placement.product is not None and (step.last - step.first) % 2 == 0:
             lower_winograd(self, op, step, placement.product, y, residual)
             return
         assert placement.product is not None

@@ -15,6 +15,7 @@ from typing import Any
 from edgesparse.measuring import stats
 from edgesparse.measuring.bench import Measured, Outcome
 from edgesparse.measuring.memory import Memory
+from edgesparse.planning.algorithms import algorithm_of
 
 SCHEMA = "edgesparse.bench/1"
 
@@ -271,14 +272,15 @@ def layer_times(
 def layer_flops(record: Mapping[str, Any]) -> float:
     """Return the operations that a layer of a manifest really does: 2 per multiply-add that its kernel makes.
 
-    A dense kernel makes all of them, whatever the density, and Winograd's algorithm 16 of 36.
+    A dense kernel makes all of them, whatever the density, or by an algorithm with fewer the share that this has.
     """
     macs, density = record.get("macs"), record.get("density")
     if not isinstance(macs, int | float):
         return 0.0
     kernel = str(record.get("kernel"))
-    if kernel.startswith("winograd"):
-        return 2.0 * macs * 16 / 36
+    algorithm = algorithm_of(kernel)
+    if algorithm is not None:
+        return 2.0 * macs * algorithm.share
     dense = kernel.startswith("dense") or not isinstance(density, int | float)
     return 2.0 * macs * (1.0 if dense else float(density or 0.0))
 

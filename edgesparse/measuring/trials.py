@@ -25,8 +25,9 @@ from edgesparse.errors import UsageError
 from edgesparse.graph.recognise import recognise
 from edgesparse.passes.load import data_files
 from edgesparse.pipeline import compile_model
+from edgesparse.planning.algorithms import split_name
 from edgesparse.planning.decide import Choice, Considered, decide
-from edgesparse.planning.place import WINOGRAD, Jobs, Measure, place
+from edgesparse.planning.place import Jobs, Measure, place
 from edgesparse.planning.products import Job, Product
 from edgesparse.planning.tune import job_key
 from edgesparse.portable import fingerprint, prepare
@@ -183,33 +184,33 @@ def _measure_candidates(
     unknown = {name: job for name, job in jobs.items() if name not in found}
     if not unknown:
         return found
-    ranks: dict[bool, int] = {}
+    ranks: dict[str, int] = {}
     for name, (_, products) in unknown.items():
-        winograd = name.endswith(WINOGRAD)
-        ranks[winograd] = max(ranks.get(winograd, 0), len(products))
-    variants = [(winograd, rank) for winograd, count in sorted(ranks.items()) for rank in range(count)]
+        _, algorithm = split_name(name)
+        ranks[algorithm] = max(ranks.get(algorithm, 0), len(products))
+    variants = [(algorithm, rank) for algorithm, count in sorted(ranks.items()) for rank in range(count)]
     made = []
-    for index, (winograd, rank) in enumerate(variants):
+    for index, (algorithm, rank) in enumerate(variants):
         tick(0.5 + 0.3 * index / len(variants), f"building variant {index + 1} of {len(variants)}")
         options = {"depth_first": choice.depth_first, "band_pixels": choice.band_pixels}
-        made.append(_compiled(subject, room / f"variant{index}", measure=_take(rank, winograd), **options))
+        made.append(_compiled(subject, room / f"variant{index}", measure=_take(rank, algorithm), **options))
     tick(0.8, "measuring kernels")
     profiles = dict(zip(variants, _profiles(made, device, seconds), strict=True))
     for name, (_, products) in unknown.items():
-        winograd, layer = name.endswith(WINOGRAD), name.removesuffix(WINOGRAD)
-        found[name] = [profiles[winograd, rank][layer] for rank in range(len(products))]
+        layer, algorithm = split_name(name)
+        found[name] = [profiles[algorithm, rank][layer] for rank in range(len(products))]
         cache.put(keys[name], json.dumps(found[name]).encode())
     return found
 
 
-def _take(rank: int, winograd: bool) -> Measure:
-    """Makes every layer run its candidate of this rank, or its last one; by Winograd's algorithm, or none."""
+def _take(rank: int, algorithm: str) -> Measure:
+    """Makes every layer run its candidate of this rank, or its last one; by an algorithm, where it can have it."""
 
     def measure(jobs: Jobs) -> Mapping[str, list[float]]:
         return {
             name: [float(index != min(rank, len(products) - 1)) for index in range(len(products))]
             for name, (_, products) in jobs.items()
-            if winograd or not name.endswith(WINOGRAD)
+            if split_name(name)[1] in ("", algorithm)
         }
 
     return measure

@@ -14,8 +14,8 @@ from typing import Any
 from edgesparse.costing.costs import table_for
 from edgesparse.errors import Reason
 from edgesparse.graph.ops import Attention, Conv, Fallback, Graph, Linear, Op, Recurrence
-from edgesparse.kernels import Epilogue
 from edgesparse.pattern import SparsePattern, find_pattern
+from edgesparse.planning.algorithms import ALGORITHMS, job_name, other_jobs
 from edgesparse.planning.plan import Plan
 from edgesparse.planning.products import Job, Product, candidates, cost, job_of
 from edgesparse.target import Target
@@ -47,8 +47,8 @@ class Placement:
         Of `predicted`: "ns" or "cycles".
     reason:
         Why the layer is not sparse, or not in its own pattern.
-    winograd:
-        The product is one of the 16 of a dense 3x3 convolution by Winograd's algorithm.
+    algorithm:
+        Of `planning.algorithms`: the product is one of those that this algorithm makes of the layer's; "" for none.
     """
 
     op: str
@@ -66,7 +66,7 @@ class Placement:
     measured_us: float | None = None
     runner_up_us: float | None = None
     reason: Reason | None = None
-    winograd: bool = False
+    algorithm: str = ""
 
     def record(self) -> dict[str, Any]:
         """The placement as JSON values, for the manifest and `inspect`."""
@@ -77,7 +77,7 @@ class Placement:
             "shape": list(self.shape),
             "pattern": str(self.pattern) if self.pattern else None,
             "density": self.density,
-            "kernel": f"{'winograd ' * self.winograd}{self.product}" if self.product else self.kind,
+            "kernel": f"{self.algorithm} {self.product}".lstrip() if self.product else self.kind,
             "runner_up": str(self.runner_up) if self.runner_up else None,
             "macs": self.macs,
             "bytes": self.stored,
@@ -129,14 +129,15 @@ def place(
         return {op.name: _placement(op, graph, plan, target, dense, jobs.get(op.name), None) for op in graph.ops}
     others = {}
     for op in graph.ops:
-        other = winograd_job(op, plan)
-        if other is not None and (dense or jobs[op.name][0].used.mean() >= _WINOGRAD_FROM):
-            others[f"{op.name}{WINOGRAD}"] = (other, candidates(other, target, dense_only=True)[:_MOST])
+        if op.name in jobs:
+            density = 1.0 if dense else float(jobs[op.name][0].used.mean())
+            for name, job in other_jobs(op, plan, target, density).items():
+                others[job_name(op.name, name)] = (job, candidates(job, target, dense_only=True)[:_MOST])
     times = measure({**jobs, **others})
     found = {}
     for op in graph.ops:
         usual = _placement(op, graph, plan, target, dense, jobs.get(op.name), times.get(op.name))
-        found[op.name] = _by_winograd(usual, others, times, target, dense)
+        found[op.name] = _by_algorithms(usual, others, times, target, dense)
     return found
 
 
@@ -161,55 +162,35 @@ def _of_all_kinds(job: Job, taken: list[Product], ranked: list[Product]) -> list
     return [*kept, *missing]
 
 
-#: What is added to a layer's name for its products by Winograd's algorithm.
-WINOGRAD = "/winograd"
-
-#: Density from which Winograd's algorithm, which skips no zero but makes 16 products of 36, is worth a measurement.
-_WINOGRAD_FROM = 0.3
-
-#: Winograd's products must take less than this share of the usual one with its gathering: additions, and the fetching
-#: of almost twice the weights, are not in them.
-_MARGIN = 0.85
-
-
-def winograd_job(op: Op, plan: Plan) -> Job | None:
-    """The 16 products of a layer by Winograd's algorithm, where it is possible: 3x3, stride 1, bands of even size."""
-    if not isinstance(op, Conv) or op.kernel != (3, 3) or op.groups != 1:
-        return None
-    if op.strides != (1, 1) or op.dilations != (1, 1):
-        return None
-    layout = plan.layouts[op.output]
-    if layout.width % 2 or layout.rows % 2 or layout.height % 2 or layout.width < _LEAST_WIDTH:
-        return None
-    return Job(op.weight[:, :, 4], layout.rows * layout.width // 4, 16 * layout.bands * layout.images, Epilogue())
-
-
-#: Columns below which a row has too few pieces to fill a vector.
-_LEAST_WIDTH = 8
-
-
-def _by_winograd(
+def _by_algorithms(
     usual: Placement, others: Jobs, times: Mapping[str, list[float]], target: Target, dense: bool
 ) -> Placement:
-    """The placement with Winograd's products instead, where they are measured to be the faster way."""
-    name = f"{usual.op}{WINOGRAD}"
-    if name not in times or usual.product is None or usual.pattern is None or usual.measured_us is None:
+    """The placement by the algorithm with fewer multiplications measured to be the fastest, if any is faster."""
+    if usual.product is None or usual.pattern is None or usual.measured_us is None:
         return usual
-    (job, products), measured = others[name], times[name]
-    best = min(range(len(products)), key=lambda index: measured[index])
-    if measured[best] * 1e6 > _MARGIN * usual.measured_us:
-        return usual
-    return replace(
-        usual,
-        product=products[best],
-        runner_up=usual.product,
-        stored=16 * sum(part.nbytes for part in job.sizes(products[best])),
-        predicted=cost(job, products[best], target),
-        measured_us=round(measured[best] * 1e6, 2),
-        runner_up_us=usual.measured_us,
-        reason=_dense_reason(usual.op, usual.pattern, dense),
-        winograd=True,
-    )
+    least, found = usual.measured_us, usual
+    for algorithm in ALGORITHMS.values():
+        name = job_name(usual.op, algorithm.name)
+        if name not in times:
+            continue
+        (job, products), measured = others[name], times[name]
+        best = min(range(len(products)), key=lambda index: measured[index])
+        wanted = measured[best] * 1e6 / algorithm.margin
+        if wanted > least:
+            continue
+        least = wanted
+        found = replace(
+            usual,
+            product=products[best],
+            runner_up=usual.product,
+            stored=algorithm.products * sum(part.nbytes for part in job.sizes(products[best])),
+            predicted=cost(job, products[best], target),
+            measured_us=round(measured[best] * 1e6, 2),
+            runner_up_us=usual.measured_us,
+            reason=_dense_reason(usual.op, usual.pattern, dense),
+            algorithm=algorithm.name,
+        )
+    return found
 
 
 def _placement(

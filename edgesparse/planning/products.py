@@ -10,7 +10,7 @@ import numpy as np
 from edgesparse.costing.costs import table_for
 from edgesparse.costing.counts import Terms, count, shape_of
 from edgesparse.graph.ops import Conv, Linear, Op, Recurrence
-from edgesparse.kernels import Epilogue, Panel, Spmm, Window
+from edgesparse.kernels import Epilogue, Panel, Spmm, StrassenIn, StrassenProduct, Window
 from edgesparse.planning.gathering import PANEL, Gathering, forms, window_of
 from edgesparse.planning.packing import COLUMNS_AHEAD, Size, sizes
 from edgesparse.planning.plan import Plan
@@ -45,7 +45,8 @@ class Product:
 class Job:
     """A weight matrix ``[N, K]`` and the bands it meets: pixels of a band, and how many such bands.
 
-    Those of a k x k convolution are seen through a `window`.
+    Those of a k x k convolution are seen through a `window`. With `levels` it is one of the products that a larger one
+    was made of by Strassen's algorithm, as often as it was halved.
     """
 
     weight: np.ndarray
@@ -53,6 +54,7 @@ class Job:
     bands: int
     epilogue: Epilogue
     window: Window | None = None
+    levels: int = 0
     _sizes: dict[tuple[int, bool], tuple[Size, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @functools.cached_property
@@ -75,7 +77,15 @@ class Job:
         """The kernel of a product for groups of `group` rows."""
         depth = self.weight.shape[1]
         where = self.gathering(product.form) if self.window else None
-        return kernel_of(product, group, self.pixels, depth, self.epilogue, target, where)
+        spec = kernel_of(product, group, self.pixels, depth, self.epilogue, target, where)
+        return StrassenProduct.of(spec, (1,), (False,)) if self.levels else spec  # most have one addend
+
+    def differences(self, target: Target) -> list[tuple[StrassenIn, int]]:
+        """Of a product with `levels`: what makes its input, and that of those it is a part of, with their channels."""
+        return [
+            (StrassenIn(self.pixels << level, target.lanes), self.weight.shape[1] << level)
+            for level in range(self.levels)
+        ]
 
     def sizes(self, product: Product) -> tuple[Size, ...]:
         """What the weights take when packed for a product."""

@@ -21,7 +21,8 @@ from edgesparse.building.build import build_kernels, toolchain
 from edgesparse.building.link import link_objects
 from edgesparse.environment import record
 from edgesparse.errors import CompileError
-from edgesparse.kernels import KernelSpec, Panel, Spmm
+from edgesparse.kernels import KernelSpec, Panel, Spmm, StrassenIn
+from edgesparse.kernels.strassen import PARTS, PRODUCTS
 from edgesparse.planning.packing import Packed, pack
 from edgesparse.planning.place import Jobs
 from edgesparse.planning.plan import pitch_of
@@ -45,28 +46,32 @@ def measure_products(
     found: dict[str, list[float]] = {}
     machine = str(record()["cpu"])
     open_jobs: dict[str, tuple[Job, list[Product]]] = {}
+    same: dict[str, list[str]] = {}
     for name, (job, products) in jobs.items():
-        known = cache.get(job_key("tune", job, products, target, machine))
+        key = job_key("tune", job, products, target, machine)
+        known = cache.get(key)
         if known is not None:
             found[name] = [float(value) for value in json.loads(known)]
         else:
-            open_jobs[name] = (job, products)
+            open_jobs.setdefault(same.setdefault(key, [name])[0], (job, products))
+            same[key].append(name)
     if not open_jobs:
         return found
     with tempfile.TemporaryDirectory(prefix="edgesparse-tune-") as folder:
         library = _library(open_jobs, target, Path(folder), tick)
-        for index, (name, (job, products)) in enumerate(open_jobs.items()):
+        for index, (key, (first, *others)) in enumerate(same.items()):
             if tick:
-                tick(0.5 + 0.5 * index / len(open_jobs), f"measuring {name}")
-            found[name] = _measure(library, job, products, target)
-            cache.put(job_key("tune", job, products, target, machine), json.dumps(found[name]).encode())
+                tick(0.5 + 0.5 * index / len(same), f"measuring {first}")
+            found[first] = _measure(library, *open_jobs[first], target)
+            found |= dict.fromkeys(others, found[first])
+            cache.put(key, json.dumps(found[first]).encode())
     return found
 
 
 def job_key(kind: str, job: Job, products: list[Product], target: Target, machine: str) -> str:
     """Key of the times of a layer's candidates: where its non-zeros lie, target, machine, and the tools' versions."""
     used = np.packbits(job.used).tobytes()
-    about = (job.weight.shape, job.pixels, job.bands, job.epilogue, job.window, target, machine)
+    about = (job.weight.shape, job.pixels, job.bands, job.epilogue, job.window, job.levels, target, machine)
     return cache.key_of(kind, *map(str, about), *map(str, products), toolchain(), used)
 
 
@@ -85,6 +90,7 @@ def _library(jobs: Jobs, target: Target, folder: Path, tick: Callable[[float, st
             specs: list[KernelSpec] = [spec for spec, _ in _specs(job, product, target)]
             if job.window is not None:
                 specs.append(Panel(job.gathering(product.form).copied, target.lanes))
+            specs += [spec for spec, _ in job.differences(target)]
             for spec in specs:
                 kernels.setdefault(spec.symbol, (spec, name))
 
@@ -127,12 +133,15 @@ def _runner(library: ctypes.CDLL, job: Job, product: Product, target: Target) ->
     pitch = pitch_of(job.pixels)
     rows, depth = job.weight.shape
     bands = min(job.bands, max(1, (64 << 20) // (4 * pitch * (rows + depth))))
-    y, residual = _aligned((bands, rows, pitch)), _aligned((bands, rows, pitch))
+    # Of seven products that are made of one, each reads a fourth of its input and is added to a fourth of its output.
+    products, parts = PRODUCTS**job.levels, 4**job.levels
+    rooms = -(-bands // products) * parts
+    y, residual = _aligned((rooms, rows, pitch)), _aligned((rooms, rows, pitch))
     bias = np.zeros(rows, np.float32)
-    x = _aligned((bands, depth, pitch) if job.window is None else (1, 1, 1))
+    x = _aligned((rooms, depth, pitch) if job.window is None else (1, 1, 1))
     if job.window is None:
         x[:] = rng.random((1, depth, pitch), dtype=np.float32)
-        sources = [(x[band].ctypes.data, 0) for band in range(bands)]
+        sources = [(x[room].ctypes.data, 0) for room in range(rooms)]
         gather = None
     else:
         gather = _Gather(job, product, target, bands, rng)
@@ -146,25 +155,29 @@ def _runner(library: ctypes.CDLL, job: Job, product: Product, target: Target) ->
         args = [pitch, pitch]
         if part.start is None or part.column is None:
             args += [gather.where.pitch if gather else pitch, part.depth]
+            args += [0, 0, pitch, pitch] if job.levels else []
         else:
             tables += [part.start, gather.where.offsets(part) if gather else part.offsets(pitch)]
         function = getattr(library, spec.symbol)
         function.restype = None
-        plans.append((function, part, tables, np.array([*args, *[0] * 4], np.int32), spec.epilogue.residual != "none"))
+        plans.append((function, part, tables, np.array([*args, *[0] * 4], np.int32), spec.residuals > 0))
 
+    differences = [_Differences(library, *each) for each in job.differences(target)]
     calls: Calls = []
     for band in range(bands):
+        calls += [each.call for level, each in enumerate(differences, 1) if band % PRODUCTS**level == 0]
         if gather:
             calls.append(gather.call(library, band))
-        for x_at, pixel in sources if gather else sources[band : band + 1]:
+        room = band // products * parts + band % products % parts
+        for x_at, pixel in sources if gather else sources[room : room + 1]:
             for function, part, tables, table, residual_too in plans:
                 at = 4 * (part.first * pitch + pixel)
                 pointers = [x_at, *(each.ctypes.data for each in tables), bias.ctypes.data + 4 * part.first]
                 if residual_too:
-                    pointers.append(residual[band].ctypes.data + at)
-                pointers += [y[band].ctypes.data + at, table.ctypes.data]
+                    pointers.append(residual[room].ctypes.data + at)
+                pointers += [y[room].ctypes.data + at, table.ctypes.data]
                 calls.append((function, [ctypes.c_void_p(pointer) for pointer in pointers], part.groups))
-    kept = (plans, x, y, residual, bias, gather)
+    kept = (plans, x, y, residual, bias, gather, differences)
     nothing = min(_seconds(calls, share=0) for _ in range(_ROUNDS))  # what calling from here takes by itself
 
     def run() -> float:
@@ -207,6 +220,20 @@ class _Gather:
         function.restype = None
         arrays = (self.image[band + 1], self.block, self.table)
         return function, [ctypes.c_void_p(array.ctypes.data) for array in arrays], self.channels
+
+
+class _Differences:
+    """The call that makes the differences of an input's parts, of so many channels each."""
+
+    def __init__(self, library: ctypes.CDLL, spec: StrassenIn, channels: int) -> None:
+        wide, pitch = pitch_of(2 * spec.pixels), pitch_of(spec.pixels)
+        self.input, self.made = _aligned((2 * channels, wide)), _aligned((PARTS * channels, pitch))
+        self.table = np.array([wide, pitch, channels * pitch], np.int32)
+        parts = [self.input[row:, pixel:] for row in (0, channels) for pixel in (0, spec.pixels)]
+        function = getattr(library, spec.symbol)
+        function.restype = None
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in (*parts, self.made, self.table)]
+        self.call = (function, pointers, channels)
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:

@@ -1,0 +1,156 @@
+"""Dense products by Strassen's algorithm: the right numbers in every form, taken only where measured to be faster."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from networks import HOST_TARGETS, compiled_outputs, feeds_of, onnx_outputs, text_model
+
+from edgesparse.artifacts.artifact import open_artifact
+from edgesparse.graph.ops import Conv, Graph, Linear
+from edgesparse.graph.recognise import recognise
+from edgesparse.measuring.report import layer_flops
+from edgesparse.passes import model_from_proto
+from edgesparse.planning import algorithms
+from edgesparse.planning.algorithms import ALGORITHMS, STRASSEN, levels_for, other_jobs, split_name
+from edgesparse.planning.place import Jobs, Placement, place
+from edgesparse.planning.plan import plan
+from edgesparse.runtimes.local import LocalRunner
+from edgesparse.target import Target
+
+V4 = Target.parse("x86-64-v4")
+TARGETS = [HOST_TARGETS[0], HOST_TARGETS[-1]]
+#: A clip, a residual before the activation, groups that leave rows over, a linear layer with a bias.
+NETWORK = """a = Conv(x, w) b = Clip(a, lo, hi) c = Conv(b, v) d = Add(c, b) e = HardSwish(d)
+    f = Conv<strides=[2,2], kernel_shape=[3,3], pads=[1,1,1,1], group=72>(e, k) g = Conv(f, u) h = Relu(g)
+    i = Reshape(h, s) j = MatMul(i, m) y = Add(j, n)"""
+
+
+def network(height: int, width: int) -> onnx.ModelProto:
+    rng = np.random.default_rng(height)
+    shapes = {"w": (72, 68, 1, 1), "v": (72, 72, 1, 1), "k": (72, 1, 3, 3), "u": (80, 72, 1, 1), "m": (80, 96)}
+    weights: dict[str, Any] = {
+        name: (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    half = ((height + 1) // 2) * ((width + 1) // 2)
+    weights |= {"lo": np.float32(-0.5), "hi": np.float32(2.0), "n": rng.standard_normal(96).astype(np.float32)}
+    weights["s"] = np.array([half, 80])
+    return text_model(f"g (float[1,68,{height},{width}] x) => (float[{half},96] y) {{ {NETWORK} }}", weights, opset=20)
+
+
+@pytest.fixture
+def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is measured, it is taken where it is possible, halving twice where that is."""
+    for algorithm in STRASSEN:
+        monkeypatch.setitem(ALGORITHMS, algorithm.name, replace(algorithm, margin=float("inf")))
+    monkeypatch.setattr(algorithms, "_LEAST_SIDE", 4)
+
+
+def kernels_of(artifact: Path) -> list[str]:
+    return [str(layer["kernel"]) for layer in open_artifact(artifact).manifest.layers]
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+@pytest.mark.parametrize(("size", "least"), [((14, 14), 4), ((9, 11), 2), ((24, 26), 3)], ids=str)
+def test_a_network(target: Target, size: tuple[int, int], least: int, tmp_path: Path) -> None:
+    """A plane, one of an odd number of pixels, bands."""
+    proto = network(*size)
+    feeds = feeds_of(proto)
+    found = compiled_outputs(proto, tmp_path, target, feeds, tune=True)["y"]
+    kernels = kernels_of(tmp_path / "artifact")
+    assert sum(kernel.startswith("strassen2 dense:") for kernel in kernels) >= min(least, 1 + 2 * (target.lanes < 16))
+    assert sum(kernel.startswith("strassen") for kernel in kernels) >= least
+    expected = onnx_outputs(proto.SerializeToString(), feeds)["y"]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-6 * np.abs(expected).max())
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("size", [(14, 14), (24, 26)], ids=str)
+def test_threads_share_the_products(size: tuple[int, int], tmp_path: Path) -> None:
+    """Rows of all seven products go to one thread, or each has its own pixels: bits do not depend on how many run."""
+    proto = network(*size)
+    feeds = feeds_of(proto)
+    compiled_outputs(proto, tmp_path, TARGETS[0], feeds, threads=3, tune=True)
+    assert sum(kernel.startswith("strassen") for kernel in kernels_of(tmp_path / "artifact")) >= 3
+    expected = onnx_outputs(proto.SerializeToString(), feeds)["y"]
+    found = []
+    for threads in (1, 2, 3):
+        with LocalRunner(tmp_path / "artifact", threads=threads) as runner:
+            found += [runner.run(feeds)["y"] for _ in range(5)]
+    np.testing.assert_allclose(found[0], expected, rtol=0, atol=3e-6 * np.abs(expected).max())
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+
+
+def square(density: float = 1.0) -> Graph:
+    rng = np.random.default_rng(2)
+    w = rng.standard_normal((128, 128, 1, 1)).astype(np.float32)
+    w[rng.random((16, 8, 128, 1, 1)).reshape(w.shape) >= density] = 0
+    text = "g (float[1,128,14,14] x) => (float[1,128,14,14] y) { y = Conv(x, w) }"
+    return recognise(model_from_proto(text_model(text, {"w": w}, opset=20)))
+
+
+def placed(speed: dict[str, float], *, density: float = 1.0, dense: bool = False) -> Placement:
+    """How a layer is placed if products by the algorithms take so much of the time of the others."""
+    graph = square(density)
+
+    def measure(jobs: Jobs) -> dict[str, list[float]]:
+        return {name: [speed.get(split_name(name)[1], 1.0)] * len(job[1]) for name, job in jobs.items()}
+
+    return place(graph, plan(graph, V4), V4, measure=measure, dense=dense)[graph.ops[0].name]
+
+
+def test_measurement_decides() -> None:
+    assert placed({"strassen": 0.98, "strassen2": 0.98}).algorithm == ""
+    assert placed({"strassen": 0.93, "strassen2": 0.96}).algorithm == "strassen"
+    both = placed({"strassen": 0.93, "strassen2": 0.9})
+    assert both.algorithm == "strassen2"
+    record = both.record()
+    assert str(record["kernel"]).startswith("strassen2 dense:")
+    assert record["bytes"] == 49 * 4 * 32 * 32
+    assert layer_flops(record) == pytest.approx(2 * 128 * 128 * 196 * 49 / 64)
+
+
+def test_few_zeros_only() -> None:
+    fast = {"strassen": 0.5, "strassen2": 0.5}
+    assert placed(fast, density=0.9).algorithm
+    assert not placed(fast, density=0.5).algorithm
+    assert placed(fast, density=0.5, dense=True).algorithm
+
+
+def test_without_measurement_it_is_not_taken() -> None:
+    graph = square()
+    assert not place(graph, plan(graph, V4), V4)[graph.ops[0].name].algorithm
+
+
+@pytest.mark.parametrize(
+    ("node", "shape", "found"),
+    [
+        ("y = Conv(x, w)", (128, 128, 1, 1), {"strassen", "strassen2"}),
+        ("y = Conv(x, w)", (64, 128, 1, 1), {"strassen"}),
+        ("y = Conv(x, w)", (129, 128, 1, 1), set()),
+        ("y = Conv<group=2>(x, w)", (128, 64, 1, 1), set()),
+        ("y = Conv<strides=[4,4]>(x, w)", (128, 128, 1, 1), set()),
+        ("a = Conv(x, w) b = Relu(a) y = Add(b, x)", (128, 128, 1, 1), set()),
+        ("a = Conv(x, w) b = Add(a, x) y = Relu(b)", (128, 128, 1, 1), {"strassen", "strassen2"}),
+    ],
+)
+def test_where_it_is_possible(node: str, shape: tuple[int, ...], found: set[str]) -> None:
+    text = f"g (float[1,128,14,14] x) => (float[1,N,M,K] y) {{ {node} }}"
+    proto = onnx.shape_inference.infer_shapes(text_model(text, {"w": np.ones(shape, np.float32)}, opset=20))
+    graph = recognise(model_from_proto(proto))
+    ops = [op for op in graph.ops if isinstance(op, (Conv, Linear))]
+    assert set(other_jobs(ops[0], plan(graph, V4), V4, 1.0)) == found
+
+
+def test_a_share_of_the_pixels_is_halved_less_often() -> None:
+    assert [levels_for(pixels, 2, 49) for pixels in (196, 195, 98, 97, 49)] == [2, 2, 1, 1, 0]
+    assert split_name("a/strassen2") == ("a", "strassen2")
+    assert split_name("a/b") == ("a/b", "")
