@@ -5,6 +5,9 @@
 writes a table (Markdown), all figures (JSON) and a plot (SVG). 1x1 convolutions are pruned by magnitude; the first
 convolution, depthwise and fully connected layers stay dense, as is usual in the literature. Density 1 runs the dense
 kernels. OpenVINO joins where it is installed (`pip install openvino`).
+
+Beside the speedup stands what bounds it: the share of the cores' peak at which a program makes its multiply-adds, all
+other work included, and the speedup that it would have if that were all of the peak (least times, as the peak is one).
 """
 
 from __future__ import annotations
@@ -20,9 +23,12 @@ import click
 import numpy as np
 
 from edgesparse import environment
+from edgesparse.artifacts.artifact import open_artifact
 from edgesparse.measuring import memory
 from edgesparse.measuring.bench import Contender, Plan, measure
 from edgesparse.measuring.contenders import ArtifactContender, OrtContender
+from edgesparse.measuring.peak import peak_gflops
+from edgesparse.measuring.report import layer_flops
 from edgesparse.measuring.stats import compare
 from edgesparse.models import model_path
 from edgesparse.models import spec as model_spec
@@ -94,6 +100,8 @@ def main(model: str, pattern: str, densities: str, target: str, threads: int, se
     feeds = {spec.input_name: np.random.default_rng(0).standard_normal(spec.input_shape).astype(np.float32)}
     chosen = Target.parse(target)
     output.mkdir(parents=True, exist_ok=True)
+    work: dict[str, float] = {}
+    fastest = [peak_gflops(chosen)]
     with tempfile.TemporaryDirectory() as room:
         peaks = {ORT: memory.measure("onnx", path, threads=threads).peak_bytes}
         for text in densities.split(","):
@@ -102,6 +110,7 @@ def main(model: str, pattern: str, densities: str, target: str, threads: int, se
                 path, target=chosen, output=place, recipe=recipe_for(path, pattern, float(text)), threads=threads
             )
             peaks[text] = memory.measure("artifact", place, threads=threads).peak_bytes
+            work[text] = sum(layer_flops(layer) for layer in open_artifact(place).manifest.layers) / 1e9
 
         def load() -> list[Contender]:
             made: list[Contender] = [OrtContender(ORT, path, feeds, threads=threads)]
@@ -112,6 +121,8 @@ def main(model: str, pattern: str, densities: str, target: str, threads: int, se
             return made
 
         outcome = measure(load(), Plan(seconds=seconds, threads=threads), again=load)
+    fastest.append(peak_gflops(chosen))
+    peak = threads * max(fastest)
     base = outcome[ORT]
     rows: list[dict[str, Any]] = []
     for item in outcome.measured:
@@ -126,6 +137,7 @@ def main(model: str, pattern: str, densities: str, target: str, threads: int, se
                 "runs": item.stats.n,
                 "peak_mb": round(peaks[item.name] / 1e6, 1) if item.name in peaks else None,
                 "unstable": list(item.unstable),
+                **_bound(work.get(item.name), item.stats.min, base.stats.min, peak),
             }
         )
     report = {
@@ -134,6 +146,7 @@ def main(model: str, pattern: str, densities: str, target: str, threads: int, se
         "pattern": pattern,
         "target": str(chosen),
         "threads": threads,
+        "peak_gflops": round(peak, 1),
         "environment": environment.record(),
         "rows": rows,
     }
@@ -144,21 +157,31 @@ def main(model: str, pattern: str, densities: str, target: str, threads: int, se
     click.echo(text)
 
 
+def _bound(gflop: float | None, seconds: float, base: float, peak: float) -> dict[str, float | None]:
+    """The work of a program in 10^9 operations, its share of the peak, and its speedup at all of the peak."""
+    if not gflop:
+        return {"gflop": None, "of_peak": None, "at_peak": None}
+    at_peak = gflop / peak
+    return {"gflop": round(gflop, 4), "of_peak": round(at_peak / seconds, 3), "at_peak": round(base / at_peak, 2)}
+
+
 def table(report: dict[str, Any]) -> str:
     """The figures as a Markdown table."""
     lines = [
         f"{report['model']}, {report['pattern']} on 1x1 layers, {report['target']}, {report['threads']} thread(s), "
-        f"{report['environment']['cpu']}",
+        f"{report['environment']['cpu']}, peak {report['peak_gflops']} GFLOP/s",
         "",
-        "| | median ms | least ms | speedup over onnxruntime | 95 % interval | peak MB | runs |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| | median ms | least ms | speedup over onnxruntime | 95 % interval | of peak | at peak | peak MB | runs |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in report["rows"]:
         name = row["name"] if row["name"][0].isalpha() else f"density {row['name']}"
         peak = row["peak_mb"] if row["peak_mb"] is not None else "-"
         low, high = row["interval"]
         mark = " (unstable)" if row["unstable"] else ""
-        cells = (name + mark, row["ms"], row["min_ms"], row["speedup"], f"{low} to {high}", peak, row["runs"])
+        share, bound = ("-", "-") if row["of_peak"] is None else (f"{100 * row['of_peak']:.0f} %", row["at_peak"])
+        times = (row["ms"], row["min_ms"], row["speedup"], f"{low} to {high}")
+        cells = (name + mark, *times, share, bound, peak, row["runs"])
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
