@@ -92,9 +92,19 @@ def _tell(text: str) -> None:
 @click.option("--densities", default="1,0.7,0.5,0.3,0.2,0.1,0.05", show_default=True)
 @click.option("--target", default="native", show_default=True)
 @click.option("--threads", default=1, show_default=True)
+@click.option("--strassen", is_flag=True, help="As `compile --strassen`.")
 @click.option("--seconds", default=10.0, show_default=True, help="Timed seconds of each contender.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("out/density"), show_default=True)
-def main(model: str, pattern: str, densities: str, target: str, threads: int, seconds: float, output: Path) -> None:
+def main(
+    model: str,
+    pattern: str,
+    densities: str,
+    target: str,
+    threads: int,
+    strassen: bool,
+    seconds: float,
+    output: Path,
+) -> None:
     """Measure speedup over density."""
     path, spec = model_path(model), model_spec(model)
     feeds = {spec.input_name: np.random.default_rng(0).standard_normal(spec.input_shape).astype(np.float32)}
@@ -107,7 +117,12 @@ def main(model: str, pattern: str, densities: str, target: str, threads: int, se
         for text in densities.split(","):
             place = Path(room) / text
             compile_model(
-                path, target=chosen, output=place, recipe=recipe_for(path, pattern, float(text)), threads=threads
+                path,
+                target=chosen,
+                output=place,
+                recipe=recipe_for(path, pattern, float(text)),
+                threads=threads,
+                strassen=strassen,
             )
             peaks[text] = memory.measure("artifact", place, threads=threads).peak_bytes
             work[text] = sum(layer_flops(layer) for layer in open_artifact(place).manifest.layers) / 1e9
@@ -146,6 +161,7 @@ def main(model: str, pattern: str, densities: str, target: str, threads: int, se
         "pattern": pattern,
         "target": str(chosen),
         "threads": threads,
+        "strassen": strassen,
         "peak_gflops": round(peak, 1),
         "environment": environment.record(),
         "rows": rows,

@@ -68,6 +68,7 @@ def compile_model(
     depth_first: bool | None = None,
     band_pixels: int | None = None,
     threads: int = 1,
+    strassen: bool = False,
 ) -> Artifact | None:
     """Compile an ONNX model.
 
@@ -96,6 +97,9 @@ def compile_model(
         Run chains of wide maps band by band, or layer by layer; pixels of a band. None: by the cost model.
     threads:
         The most threads that the compiled model can use; the results are the same for any number.
+    strassen:
+        Dense 1x1 and linear layers by Strassen's algorithm where it is measured to be faster. Its rounding is that of the
+        largest values of a layer.
 
     Raises
     ------
@@ -105,6 +109,13 @@ def compile_model(
     tick = progress or (lambda share, text: None)
     if not 1 <= threads <= MOST_STRIPS:
         raise UsageError(f"a program of {threads} threads", why=f"it may have 1 to {MOST_STRIPS}")
+    measured = target.runs_here() if tune is None else tune
+    if strassen and measure is None and not measured:
+        raise UsageError(
+            f"Strassen's algorithm for target {target.name}",
+            why="it is taken only where it is measured to be faster, and nothing is measured here",
+            fix="measure on a device with --tune and --tune-on, or leave it out",
+        )
     # Weights lie in mapped files from the model to the artifact, so that memory need not hold them all.
     with artifact.claim(output, force=force) as slot:
         record = Steps(output, stop_after, tuple(dump_after), COMPILER_STEPS)
@@ -127,9 +138,9 @@ def compile_model(
         parts = _fallback_parts(graph, target, tick)
         tick(0.3, "sample outputs")
         sampled = _samples(mapped, _infos(graph, graph.inputs), _infos(graph, graph.outputs), seed)
-        if measure is None and (target.runs_here() if tune is None else tune):
+        if measure is None and measured:
             measure = _measured_here(target, tick)
-        placements = place(graph, layout, target, dense=dense, measure=measure)
+        placements = place(graph, layout, target, dense=dense, measure=measure, strassen=strassen)
         if record.done("place", lambda: describe_placements(placements)):
             return None
         lowered = lower(graph, layout, placements, parts, target)

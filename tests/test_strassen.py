@@ -12,6 +12,8 @@ import pytest
 from networks import HOST_TARGETS, compiled_outputs, feeds_of, onnx_outputs, text_model
 
 from edgesparse.artifacts.artifact import open_artifact
+from edgesparse.artifacts.verify import verify
+from edgesparse.cli import main
 from edgesparse.graph.ops import Conv, Graph, Linear
 from edgesparse.graph.recognise import recognise
 from edgesparse.measuring.report import layer_flops
@@ -63,7 +65,7 @@ def test_a_network(target: Target, size: tuple[int, int], least: int, tmp_path: 
     """A plane, one of an odd number of pixels, bands."""
     proto = network(*size)
     feeds = feeds_of(proto)
-    found = compiled_outputs(proto, tmp_path, target, feeds, tune=True)["y"]
+    found = compiled_outputs(proto, tmp_path, target, feeds, tune=True, strassen=True)["y"]
     kernels = kernels_of(tmp_path / "artifact")
     assert sum(kernel.startswith("strassen2 dense:") for kernel in kernels) >= min(least, 1 + 2 * (target.lanes < 16))
     assert sum(kernel.startswith("strassen") for kernel in kernels) >= least
@@ -77,7 +79,7 @@ def test_threads_share_the_products(size: tuple[int, int], tmp_path: Path) -> No
     """Rows of all seven products go to one thread, or each has its own pixels: bits do not depend on how many run."""
     proto = network(*size)
     feeds = feeds_of(proto)
-    compiled_outputs(proto, tmp_path, TARGETS[0], feeds, threads=3, tune=True)
+    compiled_outputs(proto, tmp_path, TARGETS[0], feeds, threads=3, tune=True, strassen=True)
     assert sum(kernel.startswith("strassen") for kernel in kernels_of(tmp_path / "artifact")) >= 3
     expected = onnx_outputs(proto.SerializeToString(), feeds)["y"]
     found = []
@@ -97,14 +99,14 @@ def square(density: float = 1.0) -> Graph:
     return recognise(model_from_proto(text_model(text, {"w": w}, opset=20)))
 
 
-def placed(speed: dict[str, float], *, density: float = 1.0, dense: bool = False) -> Placement:
+def placed(speed: dict[str, float], *, density: float = 1.0, dense: bool = False, asked: bool = True) -> Placement:
     """How a layer is placed if products by the algorithms take so much of the time of the others."""
     graph = square(density)
 
     def measure(jobs: Jobs) -> dict[str, list[float]]:
         return {name: [speed.get(split_name(name)[1], 1.0)] * len(job[1]) for name, job in jobs.items()}
 
-    return place(graph, plan(graph, V4), V4, measure=measure, dense=dense)[graph.ops[0].name]
+    return place(graph, plan(graph, V4), V4, measure=measure, dense=dense, strassen=asked)[graph.ops[0].name]
 
 
 def test_measurement_decides() -> None:
@@ -125,9 +127,13 @@ def test_few_zeros_only() -> None:
     assert placed(fast, density=0.5, dense=True).algorithm
 
 
+def test_nobody_gets_it_unasked() -> None:
+    assert not placed({"strassen": 0.5, "strassen2": 0.5}, asked=False).algorithm
+
+
 def test_without_measurement_it_is_not_taken() -> None:
     graph = square()
-    assert not place(graph, plan(graph, V4), V4)[graph.ops[0].name].algorithm
+    assert not place(graph, plan(graph, V4), V4, strassen=True)[graph.ops[0].name].algorithm
 
 
 @pytest.mark.parametrize(
@@ -147,10 +153,30 @@ def test_where_it_is_possible(node: str, shape: tuple[int, ...], found: set[str]
     proto = onnx.shape_inference.infer_shapes(text_model(text, {"w": np.ones(shape, np.float32)}, opset=20))
     graph = recognise(model_from_proto(proto))
     ops = [op for op in graph.ops if isinstance(op, (Conv, Linear))]
-    assert set(other_jobs(ops[0], plan(graph, V4), V4, 1.0)) == found
+    assert set(other_jobs(ops[0], plan(graph, V4), V4, 1.0, strassen=True)) == found
 
 
 def test_a_share_of_the_pixels_is_halved_less_often() -> None:
     assert [levels_for(pixels, 2, 49) for pixels in (196, 195, 98, 97, 49)] == [2, 2, 1, 1, 0]
     assert split_name("a/strassen2") == ("a", "strassen2")
     assert split_name("a/b") == ("a/b", "")
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    w = np.random.default_rng(3).standard_normal((128, 128, 1, 1)).astype(np.float32)
+    text = "g (float[1,128,14,14] x) => (float[1,128,14,14] y) { y = Conv(x, w) }"
+    (tmp_path / "model.onnx").write_bytes(text_model(text, {"w": w}, opset=20).SerializeToString())
+    stored = {}
+    for flag in ([], ["--strassen"]):
+        out = tmp_path / f"out{len(flag)}"
+        assert main(["compile", str(tmp_path / "model.onnx"), "-o", str(out), *flag]) == 0
+        verify(out, run=True)
+        stored[len(flag)] = sum(int(layer["bytes"]) for layer in open_artifact(out).manifest.layers)
+    assert stored == {0: 4 * 128 * 128, 1: 49 * 4 * 32 * 32}
+    foreign = ["compile", str(tmp_path / "model.onnx"), "-o", str(tmp_path / "arm"), "-t", "cortex-a76", "--strassen"]
+    assert main(foreign) == 2
+    told = capsys.readouterr().err
+    assert "nothing is measured here" in told
+    assert "--tune-on" in told
+    assert not (tmp_path / "arm").exists()

@@ -49,6 +49,11 @@ def step_options(function: F) -> F:
     help="Measure plans and tiles inside the whole network for so long, e.g. 60s or 2m.",
 )
 @click.option("--tune-on", metavar="DEVICE", help="With --tune: measure there, e.g. ssh://pi.  [default: here]")
+@click.option(
+    "--strassen",
+    is_flag=True,
+    help="Dense layers with fewer multiplications where faster: more weights, coarser rounding.",
+)
 @click.option("--band-pixels", type=click.IntRange(1, 1 << 20), help="Pixels of a band.  [default: by the cost model]")
 @step_options
 @common.seed_option
@@ -70,6 +75,7 @@ def compile_(
     order: str,
     tune: float | None,
     tune_on: str | None,
+    strassen: bool,
     band_pixels: int | None,
     stop_after: str | None,
     dump_after: tuple[str, ...],
@@ -97,7 +103,7 @@ def compile_(
         from edgesparse.measuring.trials import Subject, tune_in_place
 
         with console.progress("tune") as tick:
-            subject = Subject(model, chosen, pruning, fixed, threads)
+            subject = Subject(model, chosen, pruning, fixed, threads, strassen)
             tuned = tune_in_place(subject, tune, device=tune_on, asked=plan, progress=tick)
         plan, measure = tuned.plan, tuned.measure
         for tried, seconds in tuned.plans:
@@ -120,6 +126,7 @@ def compile_(
             measure=measure,
             depth_first=plan.depth_first,
             band_pixels=plan.band_pixels,
+            strassen=strassen,
         )
     if artifact is None:
         console.result(f"stopped after {stop_after}; no artifact was written")

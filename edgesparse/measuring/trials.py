@@ -64,6 +64,7 @@ class Subject:
     recipe: Recipe | None = None
     shapes: Mapping[str, tuple[int, ...]] | None = None
     threads: int = 1
+    strassen: bool = False
 
 
 def tune_in_place(
@@ -112,7 +113,8 @@ def tune_in_place(
             jobs.update(found)
             return {}
 
-        place(graph, decide(graph, target, choice, strips=subject.threads).plan, target, measure=note)
+        layout = decide(graph, target, choice, strips=subject.threads).plan
+        place(graph, layout, target, measure=note, strassen=subject.strassen)
         left = seconds * (1 - _FOR_PLANS) if plans else seconds
         times = _measure_candidates(subject, machine, device, choice, jobs, Path(room), left, tick)
     return Tuned(choice, lambda wanted: {name: times[name] for name in wanted if name in times}, tuple(plans))
@@ -192,8 +194,9 @@ def _measure_candidates(
     made = []
     for index, (algorithm, rank) in enumerate(variants):
         tick(0.5 + 0.3 * index / len(variants), f"building variant {index + 1} of {len(variants)}")
-        options = {"depth_first": choice.depth_first, "band_pixels": choice.band_pixels}
-        made.append(_compiled(subject, room / f"variant{index}", measure=_take(rank, algorithm), **options))
+        options: dict[str, Any] = {"depth_first": choice.depth_first, "band_pixels": choice.band_pixels}
+        options |= {"measure": _take(rank, algorithm), "strassen": subject.strassen}
+        made.append(_compiled(subject, room / f"variant{index}", **options))
     tick(0.8, "measuring kernels")
     profiles = dict(zip(variants, _profiles(made, device, seconds), strict=True))
     for name, (_, products) in unknown.items():

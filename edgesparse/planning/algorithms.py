@@ -72,10 +72,10 @@ def split_name(job: str) -> tuple[str, str]:
     return (layer, last) if layer and last in ALGORITHMS else (job, "")
 
 
-def other_jobs(op: Op, plan: Plan, target: Target, density: float) -> dict[str, Job]:
+def other_jobs(op: Op, plan: Plan, target: Target, density: float, *, strassen: bool = False) -> dict[str, Job]:
     """The products of a layer by every algorithm that it can have and that is worth a measurement, by name."""
     found = {WINOGRAD.name: _winograd_job(op, plan)} if density >= WINOGRAD.from_density else {}
-    for algorithm in STRASSEN:
+    for algorithm in STRASSEN if strassen else ():
         if density >= algorithm.from_density:
             found[algorithm.name] = _strassen_job(op, plan, target, algorithm.levels)
     return {name: job for name, job in found.items() if job is not None}

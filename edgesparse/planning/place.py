@@ -106,7 +106,13 @@ Measure = Callable[[Jobs], Mapping[str, list[float]]]
 
 
 def place(
-    graph: Graph, plan: Plan, target: Target, *, dense: bool = False, measure: Measure | None = None
+    graph: Graph,
+    plan: Plan,
+    target: Target,
+    *,
+    dense: bool = False,
+    measure: Measure | None = None,
+    strassen: bool = False,
 ) -> dict[str, Placement]:
     """Decide for every operation.
 
@@ -116,6 +122,8 @@ def place(
         Use the dense kernels everywhere, as the baseline of `bench` does.
     measure:
         Gives the seconds of the candidates; without it the cost model decides.
+    strassen:
+        Measure Strassen's algorithm, too: its rounding is that of the largest values, so nobody gets it unasked.
     """
     jobs: dict[str, tuple[Job, list[Product]]] = {}
     for op in graph.ops:
@@ -131,7 +139,7 @@ def place(
     for op in graph.ops:
         if op.name in jobs:
             density = 1.0 if dense else float(jobs[op.name][0].used.mean())
-            for name, job in other_jobs(op, plan, target, density).items():
+            for name, job in other_jobs(op, plan, target, density, strassen=strassen).items():
                 others[job_name(op.name, name)] = (job, candidates(job, target, dense_only=True)[:_MOST])
     times = measure({**jobs, **others})
     found = {}
