@@ -98,8 +98,7 @@ def compile_model(
     threads:
         The most threads that the compiled model can use; the results are the same for any number.
     strassen:
-        Dense 1x1 and linear layers by Strassen's algorithm where it is measured to be faster. Its rounding is that of the
-        largest values of a layer.
+        Dense 1x1 and linear layers by Strassen's algorithm where it is measured to be faster; its rounding is coarser.
 
     Raises
     ------

@@ -16,6 +16,7 @@ from edgesparse.artifacts.verify import verify
 from edgesparse.cli import main
 from edgesparse.graph.ops import Conv, Graph, Linear
 from edgesparse.graph.recognise import recognise
+from edgesparse.lowering import strassen as lowering
 from edgesparse.measuring.report import layer_flops
 from edgesparse.passes import model_from_proto
 from edgesparse.planning import algorithms
@@ -89,6 +90,27 @@ def test_threads_share_the_products(size: tuple[int, int], tmp_path: Path) -> No
     np.testing.assert_allclose(found[0], expected, rtol=0, atol=3e-6 * np.abs(expected).max())
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("scaled", [True, False])
+def test_small_channels_keep_their_digits(scaled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels a thousand times as large, or as small, as those that they are mixed with: inputs and outputs."""
+    if not scaled:
+        monkeypatch.setattr(lowering, "_factors", lambda large, small, axis: np.ones(large.shape[1 - axis]))
+    rng = np.random.default_rng(5)
+    weight = rng.standard_normal((128, 128)) / 11
+    sizes = [2.0 ** rng.integers(-10, 11, 128) for _ in range(2)]
+    stored = (weight * sizes[0][:, None] / sizes[1]).astype(np.float32)
+    x = (np.maximum(rng.standard_normal((128, 196)), 0) * sizes[1][:, None]).astype(np.float32)
+    text = "g (float[1,128,14,14] x) => (float[1,128,14,14] y) { y = Conv(x, w) }"
+    proto = text_model(text, {"w": stored.reshape(128, 128, 1, 1)}, opset=20)
+    feeds = {"x": x.reshape(1, 128, 14, 14)}
+    found = compiled_outputs(proto, tmp_path, TARGETS[0], feeds, tune=True, strassen=True)["y"].reshape(128, 196)
+    assert kernels_of(tmp_path / "artifact")[0].startswith("strassen2 ")
+    exact = stored.astype(np.float64) @ x.astype(np.float64)
+    worst = (np.abs(found - exact).max(axis=1) / np.abs(exact).max(axis=1)).max()
+    assert worst < 6e-6 if scaled else worst > 1e-3
 
 
 def square(density: float = 1.0) -> Graph:

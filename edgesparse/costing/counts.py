@@ -250,7 +250,7 @@ def _product(
         stores = run.repeat * groups * spec.group * wide
         terms["sparse.pair"] += run.repeat * pairs * (not spec.dense)
         terms["product.tile"] += run.repeat * groups
-        terms["product.store"] += stores * spec.outputs
+        terms["product.store"] += stores * spec.stores
         terms["product.residual"] += stores * spec.residuals
         if spec.epilogue.activation not in _CHEAP:
             terms["product.special"] += stores

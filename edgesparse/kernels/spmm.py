@@ -89,7 +89,7 @@ class Spmm:
         return f"es_spmm_f32_{pattern}_{self.pixels}px_{self.vectors}x{self.lanes}_{self.epilogue.name}"
 
     @property
-    def outputs(self) -> int:
+    def stores(self) -> int:
         """How many places a result is stored in."""
         return 1
 

@@ -5,6 +5,10 @@ Inputs, pixels and output channels are each cut in two. Of the four parts of the
 give is added up as it is stored (`StrassenProduct`), so that no pass over the outputs is left. Each product may be cut
 again. (Strassen, Gaussian elimination is not optimal, 1969; Winograd, On multiplication of 2x2 matrices, 1971; adding
 up in the stores: Huang et al., Strassen's algorithm reloaded, 2016.)
+
+The sums mix a channel of one half with one of the other, of the inputs and of the outputs. Where one of both is much
+larger, the other would get its rounding. So both are brought to one size by powers of two, which are exact (scaling
+after Ballard et al., Improving the numerical stability of fast matrix multiplication, 2016).
 """
 
 from __future__ import annotations
@@ -19,6 +23,9 @@ from edgesparse.kernels.tiles import vector_starts
 #: Products, and parts made of the input, for one that is cut.
 PRODUCTS, PARTS = 7, 4
 
+#: What is done to a result as it is stored: something is added, its row is scaled, the layer's epilogue.
+ADDEND, SCALE, EPILOGUE = "a", "s", "e"
+
 #: Place of the pitches of outputs and addends in a product's arguments.
 _PITCHES_AT = AFFINE_AT + 2
 
@@ -27,9 +34,9 @@ _PITCHES_AT = AFFINE_AT + 2
 class StrassenIn:
     """The four differences of an input's parts: ``b - a``, ``d - (b - a)``, ``d - b``, ``d - (b - a) - c``.
 
-    a and b are the first half of the channels at the first and the last `pixels` pixels, c and d the second half.
-    Pointers: a, b, c, d, y ``[4][channels][pitch]``. Arguments: pitch of the input and of y, elements from part to part
-    in y. Range: channels, of one half.
+    a and b are the first half of the channels at the first and the last `pixels` pixels, c and d the second half, each
+    channel times its factor. Pointers: a, b, c, d, factors ``[channels]``, y ``[4][channels][pitch]``. Arguments: pitch
+    of the input and of y, elements from part to part in y. Range: channels, of one half.
     """
 
     pixels: int
@@ -48,79 +55,78 @@ class StrassenIn:
         return (*((start, self.lanes) for start in vectors), *((pixel, 1) for pixel in range(whole, self.pixels)))
 
     def build(self) -> Any:
-        pointers = [(name, "float32") for name in ("a", "b", "c", "d", "y")]
+        pointers = [(name, "float32") for name in ("a", "b", "c", "d", "factors", "y")]
         return kernel(self.symbol, pointers, self._body)
 
     def _body(self, body: Body) -> None:
         pitch, made, part = body.arg(0), body.arg(1), body.arg(2)
         with body.loop(body.begin, body.end) as channel:
             row, out = body.let(channel * pitch), body.let(channel * made)
+            factor = body.let(body["factors"][channel])
             for start, lanes in self.starts:
                 a, b, c, d = (body.let(body.load(name, row + start, lanes)) for name in "abcd")
+                by = body.spread(factor, lanes)
                 first = body.let(b - a)
-                second = body.let(d - first)
-                for number, value in enumerate((first, second, d - b, second - c)):
+                second = body.let(d * by - first)
+                for number, value in enumerate((first, second, d * by - b, second - c * by)):
                     body.store("y", out + (number * part + start), value, lanes)
 
 
 @dataclass(frozen=True)
 class StrassenProduct(Spmm):
-    """A dense product that is stored in several places, with something else added in each.
+    """A dense product that is stored in several places, in each with something of its own done to it.
 
     Attributes
     ----------
-    addends:
-        For each output, how many addends it has.
-    finished:
-        For each output, whether it is one of the layer's, and gets the epilogue; the others are parts of such.
+    forms:
+        For each output the steps, in letters: `ADDEND`, `SCALE`, `EPILOGUE`.
 
-    Pointers: x, w, b, then for each output its addends and itself. Arguments: those of a dense `Spmm`, the first two
-    unused, then for each of these pointers its pitch.
+    Pointers: x, w, b, then for each output its addends and scales ``[G*N]``, in the order of the steps, and itself.
+    Arguments: those of a dense `Spmm`, the first two unused, then for each of these addends and outputs its pitch.
     """
 
-    addends: tuple[int, ...] = ()
-    finished: tuple[bool, ...] = ()
+    forms: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, spec: Spmm, addends: tuple[int, ...], finished: tuple[bool, ...]) -> StrassenProduct:
+    def of(cls, spec: Spmm, forms: tuple[str, ...]) -> StrassenProduct:
         """The same product with other outputs."""
-        return cls(
-            **{field.name: getattr(spec, field.name) for field in fields(spec)}, addends=addends, finished=finished
-        )
+        return cls(**{field.name: getattr(spec, field.name) for field in fields(spec)}, forms=forms)
 
     @property
     def symbol(self) -> str:
-        outputs = "".join(
-            f"{'y' if done else 'p'}{count}" for count, done in zip(self.addends, self.finished, strict=True)
-        )
-        return f"{super().symbol}_{outputs}"
+        return f"{super().symbol}_{'_'.join(f'y{form}' for form in self.forms)}"
 
     @property
-    def outputs(self) -> int:
-        return len(self.addends)
+    def stores(self) -> int:
+        return len(self.forms)
 
     @property
     def residuals(self) -> int:
-        return sum(self.addends)
+        return "".join(self.forms).count(ADDEND)
 
     def build(self) -> Any:
-        names = [name for output in self._names for name in output]
-        return kernel(self.symbol, [(name, "float32") for name in ("x", "w", "b", *names)], self._body)
-
-    @property
-    def _names(self) -> list[list[str]]:
-        """For each output, the names of its addends, then its own."""
-        return [[*(f"r{at}_{number}" for number in range(count)), f"y{at}"] for at, count in enumerate(self.addends)]
+        names = ["x", "w", "b"]
+        for number, form in enumerate(self.forms):
+            names += [_name(number, at) for at, step in enumerate(form) if step != EPILOGUE] + [_name(number)]
+        return kernel(self.symbol, [(name, "float32") for name in names], self._body)
 
     def _finish(self, body: Body, row: Any, pixel: Any, value: Any, lanes: int) -> None:
-        at = _PITCHES_AT
-        value = body.let(value)
-        for (*addends, output), finished in zip(self._names, self.finished, strict=True):
+        pitch_at, value = _PITCHES_AT, body.let(value)
+        for number, form in enumerate(self.forms):
             result = value
-            for name in addends:
-                result = body.let(result + body.load(name, row * body.arg(at) + pixel, lanes))
-                at += 1
-            if finished:
-                result = self.epilogue.apply(body, result, lanes, None, AFFINE_AT)
-            body.store(output, row * body.arg(at) + pixel, result, lanes)
-            at += 1
+            for at, step in enumerate(form):
+                if step == ADDEND:
+                    result = result + body.load(_name(number, at), row * body.arg(pitch_at) + pixel, lanes)
+                    pitch_at += 1
+                elif step == SCALE:
+                    result = result * body.spread(body[_name(number, at)][row], lanes)
+                else:
+                    result = self.epilogue.apply(body, result, lanes, None, AFFINE_AT)
+                result = body.let(result)
+            body.store(_name(number), row * body.arg(pitch_at) + pixel, result, lanes)
+            pitch_at += 1
+
+
+def _name(output: int, step: int | None = None) -> str:
+    """The pointer of an output, or of one of its steps."""
+    return f"y{output}" if step is None else f"r{output}_{step}"

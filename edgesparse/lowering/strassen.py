@@ -8,7 +8,7 @@ import numpy as np
 
 from edgesparse.graph.ops import Conv, Linear, Op, Recurrence
 from edgesparse.kernels import Epilogue, StrassenIn, StrassenProduct
-from edgesparse.kernels.strassen import PARTS
+from edgesparse.kernels.strassen import ADDEND, EPILOGUE, PARTS, SCALE
 from edgesparse.lowering.emitter import Emitter, bits_of
 from edgesparse.lowering.program import Ref
 from edgesparse.planning.algorithms import ALGORITHMS, halved, levels_for
@@ -33,15 +33,32 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Output:
-    """Where a product goes, what is added to it there, and whether that is the layer's output."""
+    """Where a product goes, and the steps before: additions, scales of its rows, the epilogue."""
 
     y: _Part
-    addends: tuple[_Part, ...] = ()
-    finished: bool = False
+    steps: tuple[tuple[str, _Part], ...] = ()
 
-    def at(self, row: int, pixel: int, *more: _Part) -> _Output:
-        """A part of it, with `more` added."""
-        return _Output(self.y.at(row, pixel), (*more, *(each.at(row, pixel) for each in self.addends)), self.finished)
+    @property
+    def form(self) -> str:
+        return "".join(step for step, _ in self.steps)
+
+    @property
+    def places(self) -> list[_Part]:
+        """What its kernel takes: the parts of the steps that have one, and where it goes."""
+        return [*(part for step, part in self.steps if step != EPILOGUE), self.y]
+
+    @property
+    def pitches(self) -> list[int]:
+        return [*(part.pitch for step, part in self.steps if step == ADDEND), self.y.pitch]
+
+    def at(self, row: int, pixel: int) -> _Output:
+        """A part of it."""
+        steps = ((step, part.at(row, pixel if step == ADDEND else 0)) for step, part in self.steps)
+        return _Output(self.y.at(row, pixel), tuple(steps))
+
+    def after(self, *steps: tuple[str, _Part]) -> _Output:
+        """The same with steps before its own."""
+        return _Output(self.y, (*steps, *self.steps))
 
 
 @dataclass(frozen=True)
@@ -51,9 +68,16 @@ class _Strassen:
     product: Product
 
     def multiply(
-        self, key: str, weight: np.ndarray, bias: Ref | None, x: _Part, pixels: int, outputs: list[_Output], levels: int
+        self,
+        key: str,
+        weight: np.ndarray,
+        bias: np.ndarray | None,
+        x: _Part,
+        pixels: int,
+        outputs: list[_Output],
+        levels: int,
     ) -> None:
-        """The product of `weight` ``[N, K]`` (float64) with `pixels` pixels of x and the bias, cut `levels` times."""
+        """The product of `weight` ``[N, K]`` with `pixels` pixels of x and the bias (float64), cut `levels` times."""
         if not levels:
             self._multiply(key, weight, bias, x, pixels, outputs)
             return
@@ -61,28 +85,38 @@ class _Strassen:
         half = -(-pixels // 2)
         last = pixels - half  # of an odd number of pixels the one in the middle is computed twice
         (a, b), (c, d) = ((x.at(row, 0), x.at(row, last)) for row in (0, depth))
-        t1, t2, t3, t4 = self._differences(levels, (a, b, c, d), depth, half)
-        p1, u2, u3, u4 = (self._room(levels, name, rows, half) for name in ("p1", "u2", "u3", "u4"))
-        w11, w12, w21, w22 = weight[:rows, :depth], weight[:rows, depth:], weight[rows:, :depth], weight[rows:, depth:]
+        # Second channels as large as the first, of the weights and so, on the whole, of the input; then second rows.
+        columns = _factors(weight[:, depth:], weight[:, :depth], 0)
+        even = weight / np.concatenate([np.ones(depth), columns])
+        scales = _factors(even[rows:], even[:rows], 1)
+        even = even / np.concatenate([np.ones(rows), scales])[:, None]
+        t1, t2, t3, t4 = self._differences(f"{key}/columns", levels, columns, (a, b, c, d), half)
+        p1, u2, u3, u4 = ((ADDEND, self._room(levels, name, rows, half)) for name in ("p1", "u2", "u3", "u4"))
+        w11, w12, w21, w22 = even[:rows, :depth], even[:rows, depth:], even[rows:, :depth], even[rows:, depth:]
         s1 = w21 + w22
         s2 = s1 - w11
-        low = Ref(bias.name, bias.offset + 4 * rows) if bias else None
+        high, low = (None, None) if bias is None else (bias[:rows], bias[rows:] / scales)
+        back = (SCALE, self._constant(f"{key}/scales", scales))
 
-        def multiply(number: int, w: np.ndarray, b: Ref | None, x: _Part, *outputs: _Output) -> None:
+        def multiply(number: int, w: np.ndarray, b: np.ndarray | None, x: _Part, *outputs: _Output) -> None:
             self.multiply(f"{key}.{number}", w, b, x, half, list(outputs), levels - 1)
 
-        multiply(1, w11, None, a, _Output(p1))
-        multiply(2, w12, bias, c, *(each.at(0, 0, p1) for each in outputs))
-        multiply(3, s2, None, t2, _Output(u2, (p1,)))
-        multiply(4, s1, None, t1, _Output(u4, (u2,)))
-        multiply(5, w12 - s2, bias, d, *(each.at(0, last, u4) for each in outputs))
-        multiply(6, w11 - w21, low, t3, _Output(u3, (u2,)), *(each.at(rows, last, u4) for each in outputs))
-        multiply(7, -w22, None, t4, *(each.at(rows, 0, u3) for each in outputs))
+        multiply(1, w11, None, a, _Output(p1[1]))
+        multiply(2, w12 * columns, high, c, *(each.at(0, 0).after(p1) for each in outputs))
+        multiply(3, s2, None, t2, _Output(u2[1], (p1,)))
+        multiply(4, s1, None, t1, _Output(u4[1], (u2,)))
+        multiply(5, (w12 - s2) * columns, high, d, *(each.at(0, last).after(u4) for each in outputs))
+        below = (each.at(rows, last).after(u4, back) for each in outputs)
+        multiply(6, w11 - w21, low, t3, _Output(u3[1], (u2,)), *below)
+        multiply(7, -w22, None, t4, *(each.at(rows, 0).after(u3, back) for each in outputs))
 
-    def _differences(self, level: int, parts: tuple[_Part, ...], channels: int, pixels: int) -> list[_Part]:
+    def _differences(
+        self, name: str, level: int, factors: np.ndarray, parts: tuple[_Part, ...], pixels: int
+    ) -> list[_Part]:
+        channels = len(factors)
         made = self._room(level, "differences", PARTS * channels, pixels)
         spec = StrassenIn(pixels, self.emitter.target.lanes)
-        refs = [*(part.ref for part in parts), made.ref]
+        refs = [*(part.ref for part in parts), self._constant(name, factors).ref, made.ref]
         self.emitter.call(spec, refs, [parts[0].pitch, made.pitch, channels * made.pitch], channels)
         return [made.at(number * channels, 0) for number in range(PARTS)]
 
@@ -91,38 +125,52 @@ class _Strassen:
         name = f"strassen{self.emitter.strip}:{self.op.name}:{level}:{what}"
         return _Part(Ref(self.emitter.buffer(name, 4 * rows * pitch)), pitch)
 
+    def _constant(self, name: str, values: np.ndarray) -> _Part:
+        return _Part(self.emitter.constant(name, lambda: values.astype(np.float32)), 1)
+
     def _multiply(
-        self, key: str, weight: np.ndarray, bias: Ref | None, x: _Part, pixels: int, outputs: list[_Output]
+        self, key: str, weight: np.ndarray, bias: np.ndarray | None, x: _Part, pixels: int, outputs: list[_Output]
     ) -> None:
         emitter, op = self.emitter, self.op
         if key not in emitter.packs:
             emitter.packs[key] = pack(weight.astype(np.float32), self.product.group, dense=True)
-        rows = weight.shape[0]
-        bias = bias or emitter.constant(f"nothing{rows}", lambda: np.zeros(rows, np.float32))
-        finished = tuple(output.finished for output in outputs)
+        rows = len(weight)
+        start = self._constant(
+            f"nothing{rows}" if bias is None else f"{key}/bias", np.zeros(rows) if bias is None else bias
+        )
+        forms = tuple(output.form for output in outputs)
         # In one kernel only what has the layer's epilogue: the others are then the same for all layers.
-        epilogue = replace(op.epilogue, residual="none") if any(finished) else Epilogue()
+        epilogue = replace(op.epilogue, residual="none") if EPILOGUE in "".join(forms) else Epilogue()
         affine = bits_of(op.affine) if isinstance(op, Conv) and op.epilogue.affine else [0, 0]
         for number, part in enumerate(emitter.packs[key]):
-            spec = StrassenProduct.of(
-                kernel_of(self.product, part.group, pixels, weight.shape[1], epilogue, emitter.target),
-                tuple(len(output.addends) for output in outputs),
-                finished,
-            )
-            places = [place.at(part.first, 0) for output in outputs for place in (*output.addends, output.y)]
+            usual = kernel_of(self.product, part.group, pixels, weight.shape[1], epilogue, emitter.target)
+            places = [place for output in outputs for place in output.at(part.first, 0).places]
             refs = [
                 x.ref,
                 emitter.constant(f"{key}/values{number}", lambda part=part: part.values),  # type: ignore[misc]
-                Ref(bias.name, bias.offset + 4 * part.first),
+                start.at(part.first, 0).ref,
                 *(place.ref for place in places),
             ]
-            args: list[int | Ref] = [0, 0, x.pitch, part.depth, *affine, *(place.pitch for place in places)]
+            pitches = [pitch for output in outputs for pitch in output.pitches]
+            args: list[int | Ref] = [0, 0, x.pitch, part.depth, *affine, *pitches]
             # A thread's share of the rows reads and adds up nothing but its own rows of other products.
             along = f"{_SHARES}{op.name}" if len(emitter.packs[key]) == 1 else ""
-            emitter.call(spec, refs, args, part.groups, along=along)
+            emitter.call(StrassenProduct.of(usual, forms), refs, args, part.groups, along=along)
             if along and emitter.cut is not None:
                 emitter.cut = replace(emitter.cut, value=along)
 
+
+def _factors(large: np.ndarray, small: np.ndarray, axis: int) -> np.ndarray:
+    """Powers of two by which one half of the rows (`axis` 1) or columns is larger than the other, by their norms."""
+    norms = [np.linalg.norm(each, axis=axis) for each in (large, small)]
+    known = (norms[0] > 0) & (norms[1] > 0)
+    ratio = np.divide(norms[0], norms[1], out=np.ones_like(norms[0]), where=known)
+    found: np.ndarray = np.exp2(np.clip(np.round(np.log2(ratio)), -_MOST, _MOST))
+    return found
+
+
+#: Powers of two by which two channels are brought together: beyond it, the smaller is nothing beside the larger.
+_MOST = 24
 
 #: Before a layer's name: the rows that each thread has of all of its products. No value is called so.
 _SHARES = "@strassen:"
@@ -149,8 +197,9 @@ def lower_strassen(
     residual: Spot | None,
 ) -> None:
     """The product of one band, or of all rows of a linear layer: differences of the input, and 7 products, or 49."""
-    bias = emitter.constant(f"{op.name}/bias", lambda: np.ascontiguousarray(op.bias, np.float32))
+    bias = op.bias.astype(np.float64)
     weight = op.weight[:, :, 0].astype(np.float64)
-    output = _Output(_Part(*y), (_Part(*residual),) if residual else (), finished=True)
+    steps = [*([(ADDEND, _Part(*residual))] if residual else []), (EPILOGUE, _Part(*y))]
+    output = _Output(_Part(*y), tuple(steps))
     strassen = _Strassen(emitter, op, product)
     strassen.multiply(f"{op.name}/strassen{levels}", weight, bias, _Part(*x), pixels, [output], levels)

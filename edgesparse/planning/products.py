@@ -11,6 +11,7 @@ from edgesparse.costing.costs import table_for
 from edgesparse.costing.counts import Terms, count, shape_of
 from edgesparse.graph.ops import Conv, Linear, Op, Recurrence
 from edgesparse.kernels import Epilogue, Panel, Spmm, StrassenIn, StrassenProduct, Window
+from edgesparse.kernels.strassen import ADDEND
 from edgesparse.planning.gathering import PANEL, Gathering, forms, window_of
 from edgesparse.planning.packing import COLUMNS_AHEAD, Size, sizes
 from edgesparse.planning.plan import Plan
@@ -78,7 +79,7 @@ class Job:
         depth = self.weight.shape[1]
         where = self.gathering(product.form) if self.window else None
         spec = kernel_of(product, group, self.pixels, depth, self.epilogue, target, where)
-        return StrassenProduct.of(spec, (1,), (False,)) if self.levels else spec  # most have one addend
+        return StrassenProduct.of(spec, (ADDEND,)) if self.levels else spec  # most have one addend
 
     def differences(self, target: Target) -> list[tuple[StrassenIn, int]]:
         """Of a product with `levels`: what makes its input, and that of those it is a part of, with their channels."""

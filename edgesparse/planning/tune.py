@@ -23,13 +23,14 @@ from edgesparse.environment import record
 from edgesparse.errors import CompileError
 from edgesparse.kernels import KernelSpec, Panel, Spmm, StrassenIn
 from edgesparse.kernels.strassen import PARTS, PRODUCTS
+from edgesparse.planning.algorithms import split_name
 from edgesparse.planning.packing import Packed, pack
 from edgesparse.planning.place import Jobs
 from edgesparse.planning.plan import pitch_of
 from edgesparse.planning.products import Job, Product, near
 from edgesparse.target import Target
 
-#: Seconds to spend on one layer at most, and rounds to make at least.
+#: Seconds to spend on one candidate at most, and rounds to make at least.
 _BUDGET, _ROUNDS = 0.06, 5
 
 
@@ -45,26 +46,33 @@ def measure_products(
     """
     found: dict[str, list[float]] = {}
     machine = str(record()["cpu"])
-    open_jobs: dict[str, tuple[Job, list[Product]]] = {}
-    same: dict[str, list[str]] = {}
-    for name, (job, products) in jobs.items():
-        key = job_key("tune", job, products, target, machine)
-        known = cache.get(key)
-        if known is not None:
-            found[name] = [float(value) for value in json.loads(known)]
-        else:
-            open_jobs.setdefault(same.setdefault(key, [name])[0], (job, products))
-            same[key].append(name)
-    if not open_jobs:
+    ways: dict[str, list[str]] = {}
+    for name in jobs:
+        ways.setdefault(split_name(name)[0], []).append(name)
+    same: dict[str, list[list[str]]] = {}
+    for names in ways.values():
+        keys = [job_key("tune", *jobs[name], target, machine) for name in names]
+        same.setdefault(cache.key_of("ways", *keys), []).append(names)
+    known = {key: data for key in same if (data := cache.get(key)) is not None}
+    for key, data in known.items():
+        for names in same[key]:
+            found |= {
+                name: [float(value) for value in times] for name, times in zip(names, json.loads(data), strict=True)
+            }
+    unknown = {key: layers for key, layers in same.items() if key not in known}
+    if not unknown:
         return found
     with tempfile.TemporaryDirectory(prefix="edgesparse-tune-") as folder:
-        library = _library(open_jobs, target, Path(folder), tick)
-        for index, (key, (first, *others)) in enumerate(same.items()):
+        library = _library(
+            {name: jobs[name] for (first, *_) in unknown.values() for name in first}, target, Path(folder), tick
+        )
+        for index, (key, layers) in enumerate(unknown.items()):
             if tick:
-                tick(0.5 + 0.5 * index / len(same), f"measuring {first}")
-            found[first] = _measure(library, *open_jobs[first], target)
-            found |= dict.fromkeys(others, found[first])
-            cache.put(key, json.dumps(found[first]).encode())
+                tick(0.5 + 0.5 * index / len(unknown), f"measuring {layers[0][0]}")
+            times = _measure(library, [jobs[name] for name in layers[0]], target)
+            for names in layers:
+                found |= dict(zip(names, times, strict=True))
+            cache.put(key, json.dumps(times).encode())
     return found
 
 
@@ -110,8 +118,9 @@ def _library(jobs: Jobs, target: Target, folder: Path, tick: Callable[[float, st
     return ctypes.CDLL(str(out))
 
 
-def _measure(library: ctypes.CDLL, job: Job, products: list[Product], target: Target) -> list[float]:
-    runs = [_runner(library, job, product, target) for product in products]
+def _measure(library: ctypes.CDLL, ways: list[tuple[Job, list[Product]]], target: Target) -> list[list[float]]:
+    """Seconds of all candidates of one layer, by way: all in turn, as only what was measured side by side compares."""
+    runs = [_runner(library, job, product, target) for job, products in ways for product in products]
     best = [run() for run in runs]
     deadline = time.perf_counter() + _BUDGET * len(runs)
     rounds = 0
@@ -120,7 +129,8 @@ def _measure(library: ctypes.CDLL, job: Job, products: list[Product], target: Ta
         rounds += 1
         if rounds >= 400:
             break
-    return best
+    times = iter(best)
+    return [[next(times) for _ in products] for _, products in ways]
 
 
 Pointers = list[ctypes.c_void_p]
@@ -228,11 +238,13 @@ class _Differences:
     def __init__(self, library: ctypes.CDLL, spec: StrassenIn, channels: int) -> None:
         wide, pitch = pitch_of(2 * spec.pixels), pitch_of(spec.pixels)
         self.input, self.made = _aligned((2 * channels, wide)), _aligned((PARTS * channels, pitch))
+        self.factors = np.ones(channels, np.float32)
         self.table = np.array([wide, pitch, channels * pitch], np.int32)
         parts = [self.input[row:, pixel:] for row in (0, channels) for pixel in (0, spec.pixels)]
         function = getattr(library, spec.symbol)
         function.restype = None
-        pointers = [ctypes.c_void_p(array.ctypes.data) for array in (*parts, self.made, self.table)]
+        arrays = (*parts, self.factors, self.made, self.table)
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
         self.call = (function, pointers, channels)
 
 
