@@ -48,7 +48,7 @@ class Algorithm:
 
 WINOGRAD = Algorithm("winograd", PLACES / 36, PLACES, 0, 0.3, 0.85)
 STRASSEN = tuple(
-    Algorithm(name, (PRODUCTS / 8) ** levels, PRODUCTS**levels, levels, 0.7, 0.97)
+    Algorithm(name, (PRODUCTS / 8) ** levels, PRODUCTS**levels, levels, 0.7, 0.93)
     for levels, name in ((1, "strassen"), (2, "strassen2"))
 )
 

@@ -161,7 +161,8 @@ def _runner(library: ctypes.CDLL, job: Job, product: Product, target: Target) ->
         ]
     plans = []
     for spec, part in _specs(job, product, target):
-        tables: list[np.ndarray] = [np.ascontiguousarray(part.values)]
+        # Each of those products has weights of its own, as far away as the layer's.
+        tables: list[np.ndarray] = [np.tile(part.values, (products, 1))]
         args = [pitch, pitch]
         if part.start is None or part.column is None:
             args += [gather.where.pitch if gather else pitch, part.depth]
@@ -182,7 +183,9 @@ def _runner(library: ctypes.CDLL, job: Job, product: Product, target: Target) ->
         for x_at, pixel in sources if gather else sources[room : room + 1]:
             for function, part, tables, table, residual_too in plans:
                 at = 4 * (part.first * pitch + pixel)
-                pointers = [x_at, *(each.ctypes.data for each in tables), bias.ctypes.data + 4 * part.first]
+                own = band % products * part.values.nbytes
+                pointers = [x_at, tables[0].ctypes.data + own, *(each.ctypes.data for each in tables[1:])]
+                pointers.append(bias.ctypes.data + 4 * part.first)
                 if residual_too:
                     pointers.append(residual[room].ctypes.data + at)
                 pointers += [y[room].ctypes.data + at, table.ctypes.data]
