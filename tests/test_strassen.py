@@ -213,6 +213,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert main(["compile", str(tmp_path / "model.onnx"), "-o", str(out), *flag]) == 0
         verify(out, run=True)
         stored[len(flag)] = sum(int(layer["bytes"]) for layer in open_artifact(out).manifest.layers)
+    capsys.readouterr()
+    assert main(["explain", str(tmp_path / "out1")]) == 0
+    assert "strassen2 dense:" in capsys.readouterr().out
     assert stored == {0: 4 * 128 * 128, 1: 49 * 4 * 32 * 32}
     foreign = ["compile", str(tmp_path / "model.onnx"), "-o", str(tmp_path / "arm"), "-t", "cortex-a76", "--strassen"]
     assert main(foreign) == 2

@@ -188,7 +188,7 @@ def _layer(
         placement.kind,
         str(placement.pattern) if placement.pattern else "",
         placement.density,
-        str(placement.product or placement.kind),
+        placement.kernel,
         str(placement.runner_up or ""),
         dense.time / total,
         dense.time / sparse.time if sparse.time else 1.0,

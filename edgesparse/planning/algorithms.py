@@ -35,7 +35,7 @@ class Algorithm:
         Density from which it is worth a measurement.
     margin:
         What is measured of it must take less than this share of the usual way. Of Winograd's that is the products
-        alone, without the transforms; nothing has the fetching of more weights in it.
+        alone, without the transforms; in none do more weights come from as far away as in a whole network.
     """
 
     name: str

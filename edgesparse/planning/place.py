@@ -68,6 +68,11 @@ class Placement:
     reason: Reason | None = None
     algorithm: str = ""
 
+    @property
+    def kernel(self) -> str:
+        """How it runs, as it is told: its family, or its product after the algorithm."""
+        return f"{self.algorithm} {self.product}".lstrip() if self.product else self.kind
+
     def record(self) -> dict[str, Any]:
         """The placement as JSON values, for the manifest and `inspect`."""
         return {
@@ -77,7 +82,7 @@ class Placement:
             "shape": list(self.shape),
             "pattern": str(self.pattern) if self.pattern else None,
             "density": self.density,
-            "kernel": f"{self.algorithm} {self.product}".lstrip() if self.product else self.kind,
+            "kernel": self.kernel,
             "runner_up": str(self.runner_up) if self.runner_up else None,
             "macs": self.macs,
             "bytes": self.stored,
