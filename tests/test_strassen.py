@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,17 @@ from edgesparse.graph.recognise import recognise
 from edgesparse.lowering import strassen as lowering
 from edgesparse.measuring.report import layer_flops
 from edgesparse.passes import model_from_proto
+from edgesparse.pipeline import compile_model
 from edgesparse.planning import algorithms
 from edgesparse.planning.algorithms import ALGORITHMS, STRASSEN, levels_for, other_jobs, split_name
 from edgesparse.planning.place import Jobs, Placement, place
 from edgesparse.planning.plan import plan
+from edgesparse.runtimes.device import DeviceRunner, open_device
 from edgesparse.runtimes.local import LocalRunner
 from edgesparse.target import Target
 
 V4 = Target.parse("x86-64-v4")
+needs_qemu = pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="needs qemu-user")
 TARGETS = [HOST_TARGETS[0], HOST_TARGETS[-1]]
 #: A clip, a residual before the activation, groups that leave rows over, a linear layer with a bias.
 NETWORK = """a = Conv(x, w) b = Clip(a, lo, hi) c = Conv(b, v) d = Add(c, b) e = HardSwish(d)
@@ -223,3 +227,27 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "nothing is measured here" in told
     assert "--tune-on" in told
     assert not (tmp_path / "arm").exists()
+
+
+@needs_qemu
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("name", ["armv7", "cortex-a53", "aarch64"])
+def test_on_arm(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As tuned for a device: no innermost loop touches the stack, and the numbers are right, under QEMU."""
+
+    def measure(jobs: Jobs) -> dict[str, list[float]]:
+        return {job: [float(rank) for rank in range(len(products))] for job, (_, products) in jobs.items()}
+
+    proto = network(14, 14)
+    (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
+    made = compile_model(
+        tmp_path / "model.onnx", target=Target.parse(name), output=tmp_path / name, measure=measure, strassen=True
+    )
+    assert made is not None
+    assert [str(layer["kernel"]).split()[0] for layer in made.manifest.layers].count("strassen2") == 4
+    assert "touch the stack" not in caplog.text
+    feeds = feeds_of(proto)
+    expected = onnx_outputs(proto.SerializeToString(), feeds)["y"]
+    with open_device("qemu", made) as device:
+        found = DeviceRunner(device).run(feeds)["y"]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-6 * np.abs(expected).max())

@@ -143,7 +143,7 @@ def count(
         terms = Terms({"point.vector": extent * whole, "point.single": extent * rest, "point.channel": extent})
         terms["flops"] += extent * spec.pixels
     elif isinstance(spec, StrassenIn):
-        terms = Terms({"point.vector": extent * PARTS * len(spec.starts), "point.channel": extent})
+        terms = Terms({"point.vector": extent * PARTS * spec.vectors, "point.channel": extent})
         terms["flops"] += extent * PARTS * spec.pixels
     elif isinstance(spec, GlobalPool):
         terms = Terms({"global.channel": extent})

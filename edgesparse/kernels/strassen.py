@@ -13,12 +13,12 @@ after Ballard et al., Improving the numerical stability of fast matrix multiplic
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from edgesparse.kernels.builder import Body, kernel
 from edgesparse.kernels.spmm import AFFINE_AT, Spmm
-from edgesparse.kernels.tiles import vector_starts
 
 #: Products, and parts made of the input, for one that is cut.
 PRODUCTS, PARTS = 7, 4
@@ -36,40 +36,61 @@ class StrassenIn:
 
     a and b are the first half of the channels at the first and the last `pixels` pixels, c and d the second half, each
     channel times its factor. Pointers: a, b, c, d, factors ``[channels]``, y ``[4][channels][pitch]``. Arguments: pitch
-    of the input and of y, elements from part to part in y. Range: channels, of one half.
+    of the input and of y, elements from part to part in y. Range: channels, of one half. `few` keeps LLVM from
+    unrolling a few rounds, with an address for each.
     """
 
     pixels: int
     lanes: int
+    few: bool = False
 
     @property
     def symbol(self) -> str:
-        return f"es_strassen_in_f32_{self.pixels}px_{self.lanes}"
+        return f"es_strassen_in{'n' if self.few else ''}_f32_{self.pixels}px_{self.lanes}"
 
     @property
-    def starts(self) -> tuple[tuple[int, int], ...]:
-        """Vectors of a channel, (first pixel, lanes): a last one overlaps, a few pixels go one by one."""
-        rest = self.pixels % self.lanes
-        whole = self.pixels - rest if rest <= self.lanes // 4 or self.pixels < self.lanes else self.pixels
-        vectors = vector_starts(whole, self.lanes) if whole else ()
-        return (*((start, self.lanes) for start in vectors), *((pixel, 1) for pixel in range(whole, self.pixels)))
+    def modest(self) -> Iterator[StrassenIn]:
+        """The same with fewer registers, for the same arguments; see `edgesparse.building.registers`."""
+        if not self.few:
+            yield replace(self, few=True)
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of a channel, of each part: whole ones, and a last that overlaps where many pixels are left."""
+        return self.pixels // self.lanes + self._overlaps
+
+    @property
+    def _overlaps(self) -> bool:
+        return self.pixels > self.lanes and self.pixels % self.lanes > self.lanes // 4
 
     def build(self) -> Any:
         pointers = [(name, "float32") for name in ("a", "b", "c", "d", "factors", "y")]
         return kernel(self.symbol, pointers, self._body)
 
     def _body(self, body: Body) -> None:
-        pitch, made, part = body.arg(0), body.arg(1), body.arg(2)
+        pitch, made = body.arg(0), body.arg(1)
         with body.loop(body.begin, body.end) as channel:
             row, out = body.let(channel * pitch), body.let(channel * made)
             factor = body.let(body["factors"][channel])
-            for start, lanes in self.starts:
-                a, b, c, d = (body.let(body.load(name, row + start, lanes)) for name in "abcd")
-                by = body.spread(factor, lanes)
-                first = body.let(b - a)
-                second = body.let(d * by - first)
-                for number, value in enumerate((first, second, d * by - b, second - c * by)):
-                    body.store("y", out + (number * part + start), value, lanes)
+            whole = self.pixels // self.lanes * self.lanes
+            if whole:
+                count = whole // self.lanes
+                with body.loop(0, body.rounds(count) if self.few else count) as block:
+                    self._step(body, row, out, body.let(block * self.lanes), self.lanes, factor)
+            if self._overlaps:
+                self._step(body, row, out, self.pixels - self.lanes, self.lanes, factor)
+            elif whole < self.pixels:
+                rest = self.pixels - whole
+                with body.loop(whole, body.rounds(rest) + whole if self.few else self.pixels) as pixel:
+                    self._step(body, row, out, pixel, 1, factor)
+
+    def _step(self, body: Body, row: Any, out: Any, start: Any, lanes: int, factor: Any) -> None:
+        a, b, c, d = (body.let(body.load(name, row + start, lanes)) for name in "abcd")
+        by = body.spread(factor, lanes)
+        first = body.let(b - a)
+        second = body.let(d * by - first)
+        for number, value in enumerate((first, second, d * by - b, second - c * by)):
+            body.store("y", out + number * body.arg(2) + start, value, lanes)
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ class _Strassen:
 def _factors(large: np.ndarray, small: np.ndarray, axis: int) -> np.ndarray:
     """Powers of two by which one half of the rows (`axis` 1) or columns is larger than the other, by their norms."""
     norms = [np.linalg.norm(each, axis=axis) for each in (large, small)]
-    known = (norms[0] > 0) & (norms[1] > 0)
+    known = (norms[0] > 0) & (norms[1] > 0) & np.isfinite(norms[0] + norms[1])
     ratio = np.divide(norms[0], norms[1], out=np.ones_like(norms[0]), where=known)
     found: np.ndarray = np.exp2(np.clip(np.round(np.log2(ratio)), -_MOST, _MOST))
     return found
