@@ -217,6 +217,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert main(["compile", str(tmp_path / "model.onnx"), "-o", str(out), *flag]) == 0
         verify(out, run=True)
         stored[len(flag)] = sum(int(layer["bytes"]) for layer in open_artifact(out).manifest.layers)
+    tuned = ["compile", str(tmp_path / "model.onnx"), "-o", str(tmp_path / "tuned"), "--strassen", "--tune", "1s"]
+    assert main(tuned) == 0
+    verify(tmp_path / "tuned", run=True)
+    assert kernels_of(tmp_path / "tuned")[0].startswith("strassen")
     capsys.readouterr()
     assert main(["explain", str(tmp_path / "out1")]) == 0
     assert "strassen2 dense:" in capsys.readouterr().out
