@@ -175,6 +175,7 @@ def compile_model(
                 "dense": dense,
                 "plan": decision.as_dict(),
                 "threads": threads,
+                "strassen": strassen,
                 "arena_bytes": max(each.arena_bytes for each in programs),
             },
         )

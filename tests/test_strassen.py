@@ -18,6 +18,7 @@ from edgesparse.cli import main
 from edgesparse.graph.ops import Conv, Graph, Linear
 from edgesparse.graph.recognise import recognise
 from edgesparse.lowering import strassen as lowering
+from edgesparse.measuring import session
 from edgesparse.measuring.report import layer_flops
 from edgesparse.passes import model_from_proto
 from edgesparse.pipeline import compile_model
@@ -225,6 +226,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["explain", str(tmp_path / "out1")]) == 0
     assert "strassen2 dense:" in capsys.readouterr().out
     assert stored == {0: 4 * 128 * 128, 1: 49 * 4 * 32 * 32}
+    for number, out in ((0, "out0"), (1, "out1")):
+        dense = session._dense(open_artifact(tmp_path / out), tmp_path / f"dense{number}", lambda share, text: None)
+        assert kernels_of(dense.path)[0].startswith("strassen") == bool(number)
     foreign = ["compile", str(tmp_path / "model.onnx"), "-o", str(tmp_path / "arm"), "-t", "cortex-a76", "--strassen"]
     assert main(foreign) == 2
     told = capsys.readouterr().err

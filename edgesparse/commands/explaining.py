@@ -146,7 +146,15 @@ def _measured(
                 made.append(opened)
                 continue
             out = Path(room) / ("dense" if dense else "sparse")
-            artifact = compile_model(model, target=target, output=out, shapes=shapes, dense=dense, progress=step)
+            artifact = compile_model(
+                model,
+                target=target,
+                output=out,
+                shapes=shapes,
+                dense=dense,
+                strassen=opened is not None and bool(opened.manifest.info.get("strassen")),
+                progress=step,
+            )
             assert artifact is not None
             made.append(artifact)
         tick(0.9, "timing layers")

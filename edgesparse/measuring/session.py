@@ -157,14 +157,23 @@ def _machine(artifact: Artifact, wanted: Wanted) -> tuple[float | None, Mapping[
 
 
 def _dense(artifact: Artifact, place: Path, progress: Progress) -> Artifact:
-    """Compile the portable model for the same target with every layer in the dense kernel family."""
+    """Compile the portable model for the same target with every layer in the dense kernel family.
+
+    It may have the algorithms that the artifact was allowed: neither side is to be the weaker one for that.
+    """
     from edgesparse.pipeline import compile_model
     from edgesparse.target import Target
 
     target = Target.parse(target_text(artifact.manifest.target))
     threads = int(artifact.manifest.info.get("threads", 1))
     made = compile_model(
-        artifact.file(PORTABLE), target=target, output=place, dense=True, threads=threads, progress=progress
+        artifact.file(PORTABLE),
+        target=target,
+        output=place,
+        dense=True,
+        threads=threads,
+        strassen=bool(artifact.manifest.info.get("strassen")) and target.runs_here(),
+        progress=progress,
     )
     assert made is not None, "only stop_after ends without an artifact"
     return made
